@@ -1,0 +1,260 @@
+"""config.yaml → one frozen Config. A wrong setting stops the start and says what is allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from triage.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
+
+SECRETS = {
+    "TRIAGE_DATABASE_URL": ("database", "url"),
+    "TRIAGE_WEB_TOKEN": ("web", "token"),
+}
+"""Environment variables that override config.yaml: {name: (section, key)}."""
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Storage(Section):
+    spool: Path = Path("var/spool")
+    minimum_free_gb: Annotated[float, Field(ge=0)] = 5.0
+
+
+class Database(Section):
+    url: str = "sqlite:///var/triage.db"
+
+
+class Listener(Section):
+    ae_title: AETitle = "TRIAGE"
+    host: str = "0.0.0.0"  # noqa: S104 - scanners and the PACS are other machines
+    port: Port = 11112
+    calling_ae_titles: tuple[AETitle, ...] = ()
+    peers: tuple[str, ...] = ()
+    maximum_associations: Annotated[int, Field(ge=1, le=1000)] = 25
+    timeout_seconds: Seconds = 30.0
+    maximum_pdu_bytes: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+
+    @field_validator("peers")
+    @classmethod
+    def _networks(cls, peers: tuple[str, ...]) -> tuple[str, ...]:
+        for peer in peers:
+            ip_network(peer)
+        return peers
+
+
+class Assemble(Section):
+    quiet_seconds: Seconds = 60.0
+    minimum_age_years: Annotated[float, Field(ge=0, le=120)] = 18.0
+    minimum_slices: Annotated[int, Field(ge=2)] = 20
+    minimum_coverage_mm: Annotated[float, Field(gt=0)] = 150.0
+    maximum_spacing_mm: Annotated[float, Field(gt=0)] = 10.0
+    maximum_tilt_degrees: Annotated[float, Field(ge=0, le=45)] = 10.0
+
+
+class Analysis(Section):
+    model: str = "multitask"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    lesion_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    positive_probability: Fraction = 0.5
+    positive_fraction: Fraction = 0.05
+    ct0_tolerance: Annotated[float, Field(ge=0, lt=0.25)] = 0.001
+    minimum_lung_ml: Annotated[float, Field(ge=0)] = 500.0
+    lease_seconds: Seconds = 900.0
+    maximum_attempts: Annotated[int, Field(ge=1, le=100)] = 5
+    retry_seconds: Seconds = 30.0
+
+
+class Results(Section):
+    sr: Literal["comprehensive_3d", "comprehensive", "enhanced"] = "comprehensive_3d"
+    lung_seg: bool = False
+    omit_empty_frames: bool = True
+    picture: bool = True
+
+
+class Destination(Section):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    ae_title: AETitle
+    host: Annotated[str, Field(min_length=1)]
+    port: Port
+
+
+class Delivery(Section):
+    destinations: tuple[Destination, ...] = ()
+    timeout_seconds: Seconds = 30.0
+    first_retry_seconds: Seconds = 10.0
+    longest_retry_seconds: Seconds = 3600.0
+    give_up_hours: Annotated[float, Field(gt=0)] = 72.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [d.name for d in self.destinations]
+        if len(set(names)) != len(names):
+            raise ValueError("every destination needs a name of its own")
+        if self.longest_retry_seconds < self.first_retry_seconds:
+            raise ValueError("longest_retry_seconds must not be below first_retry_seconds")
+        return self
+
+
+class TargetWaits(Section):
+    """Minutes from arrival until a study of this band should be read."""
+
+    critical: Annotated[float, Field(gt=0)] = 15.0
+    severe: Annotated[float, Field(gt=0)] = 30.0
+    positive: Annotated[float, Field(gt=0)] = 60.0
+    indeterminate: Annotated[float, Field(gt=0)] = 120.0
+    not_judged: Annotated[float, Field(gt=0)] = 120.0
+    routine: Annotated[float, Field(gt=0)] = 480.0
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        waits = [self.critical, self.severe, self.positive, self.indeterminate, self.routine]
+        if waits != sorted(waits):
+            raise ValueError("waits must grow: critical ≤ severe ≤ positive ≤ indeterminate ≤ routine")
+        if self.not_judged > self.routine:
+            raise ValueError("not_judged must not wait longer than routine")
+        return self
+
+
+class PriorityPolicy(Section):
+    ordering: Literal["deadline", "strict"] = "deadline"
+    policy: Literal["identification", "severity", "combined"] = "combined"
+    indeterminate_probability: Fraction = 0.2
+    indeterminate_fraction: Fraction = 0.01
+    severe_fraction: Fraction = 0.25
+    critical_fraction: Fraction = 0.5
+    target_wait_minutes: TargetWaits = TargetWaits()
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if not self.indeterminate_fraction <= self.severe_fraction <= self.critical_fraction:
+            raise ValueError("fractions must grow: indeterminate ≤ severe ≤ critical")
+        return self
+
+
+class Web(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    token: str = ""
+    refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if not _is_loopback(self.host) and len(self.token) < 16:
+            raise ValueError(
+                f"host {self.host!r} can be reached by others: set a token of at least 16 characters "
+                "(TRIAGE_WEB_TOKEN), or host to 127.0.0.1"
+            )
+        return self
+
+
+class Retention(Section):
+    leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
+
+
+class Config(Section):
+    """Every setting of the daemon. Relative paths are relative to the folder of config.yaml."""
+
+    storage: Storage = Storage()
+    database: Database = Database()
+    listener: Listener = Listener()
+    assemble: Assemble = Assemble()
+    analysis: Analysis = Analysis()
+    results: Results = Results()
+    delivery: Delivery = Delivery()
+    priority: PriorityPolicy = PriorityPolicy()
+    web: Web = Web()
+    retention: Retention = Retention()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.listener.port == self.web.port:
+            raise ValueError(f"listener.port and web.port are both {self.web.port}: they must differ")
+        if self.priority.indeterminate_probability > self.analysis.positive_probability:
+            raise ValueError(
+                "priority.indeterminate_probability must not exceed analysis.positive_probability"
+            )
+        if self.priority.indeterminate_fraction > self.analysis.positive_fraction:
+            raise ValueError("priority.indeterminate_fraction must not exceed analysis.positive_fraction")
+        return self
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read config.yaml and the secrets of the environment.
+
+    Raises ConfigError naming the file, the key, the value and what is allowed.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected sections such as 'listener:', got {type(data).__name__}")
+    config = parse(_with_secrets(data, environ), str(path))
+    return _anchored(config, path.resolve().parent)
+
+
+def parse(data: Mapping[str, Any], source: str = "config") -> Config:
+    """Validate plain data; raises ConfigError with one line a mistake."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(dict(e)) for e in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _explain(error: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"]) or "settings"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; see config.yaml for the keys that exist"
+    if isinstance(error["input"], BaseModel | dict):
+        return f"{key}: {message}"
+    shown = "***" if key.endswith("token") else repr(error["input"])
+    return f"{key} = {shown}: {message}"
+
+
+def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    merged = dict(data)
+    for variable, (section, key) in SECRETS.items():
+        if variable in environ:
+            merged[section] = {**(merged.get(section) or {}), key: environ[variable]}
+    return merged
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    storage = config.storage.model_copy(update={"spool": folder / config.storage.spool})
+    url = config.database.url
+    prefix = "sqlite:///"
+    if url.startswith(prefix):
+        url = prefix + str(folder / url.removeprefix(prefix))
+    database = config.database.model_copy(update={"url": url})
+    return config.model_copy(update={"storage": storage, "database": database})

@@ -1,0 +1,299 @@
+"""The nouns of the product. All are frozen; arrays inside them are never written to.
+
+Names are DICOM keywords in snake_case, the papers' terms, and the reading room's words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+Vector = tuple[float, float, float]
+
+
+class StudyState(StrEnum):
+    """Where a study stands on its one-way path."""
+
+    RECEIVING = "receiving"
+    READY = "ready"
+    ANALYZING = "analyzing"
+    ANALYZED = "analyzed"
+    REJECTED = "rejected"
+    FAILED = "failed"
+
+
+class Status(StrEnum):
+    """The four answers that are never mixed up."""
+
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
+    NOT_ANALYSABLE = "not_analysable"
+    FAILED = "failed"
+
+
+class Band(IntEnum):
+    """Urgency of a study on the worklist; a smaller number is read earlier."""
+
+    CRITICAL = 1
+    SEVERE = 2
+    POSITIVE = 3
+    INDETERMINATE = 4
+    NOT_JUDGED = 5
+    ROUTINE = 6
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+class Grade(StrEnum):
+    """CT-0…CT-4 by affected lung fraction (Goncharov et al., section 1; MosMedData)."""
+
+    CT0 = "CT-0"
+    CT1 = "CT-1"
+    CT2 = "CT-2"
+    CT3 = "CT-3"
+    CT4 = "CT-4"
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    SENT = "sent"
+    GIVEN_UP = "given_up"
+
+
+class ResultKind(StrEnum):
+    """The files one judgement leaves; all but the thumbnail are DICOM objects."""
+
+    LESION_SEG = "lesion_seg"
+    LUNG_SEG = "lung_seg"
+    SR = "sr"
+    PICTURE = "picture"
+    THUMBNAIL = "thumbnail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """One received DICOM object: where its bytes lie, and the header facts kept at arrival."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    digest: str
+    """SHA-256 (hex) of the data set as received, file meta information left out."""
+    modality: str = ""
+    image_type: tuple[str, ...] = ()
+    rows: int = 0
+    columns: int = 0
+    number_of_frames: int = 1
+    instance_number: int | None = None
+    image_position_patient: Vector | None = None
+    image_orientation_patient: tuple[float, ...] | None = None
+    pixel_spacing: tuple[float, float] | None = None
+    slice_thickness: float | None = None
+    gantry_detector_tilt: float | None = None
+    rescale_slope: float | None = None
+    rescale_intercept: float | None = None
+    convolution_kernel: str = ""
+    body_part_examined: str = ""
+    series_description: str = ""
+    patient_id: str = ""
+    patient_name: str = ""
+    patient_age_years: float | None = None
+    accession_number: str = ""
+    study_date: str = ""
+    study_description: str = ""
+    requested_procedure_priority: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The chosen axial lung series, slices ordered along the normal of the slice plane.
+
+    ``spacing`` is (z, y, x) in mm; ``orientation`` is ImageOrientationPatient.
+    """
+
+    instances: tuple[Instance, ...]
+    spacing: Vector
+    orientation: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def study_instance_uid(self) -> str:
+        return self.instances[0].study_instance_uid
+
+    @property
+    def series_instance_uid(self) -> str:
+        return self.instances[0].series_instance_uid
+
+    @property
+    def content_digest(self) -> str:
+        """Same slices with the same bytes give the same digest, in whatever order they came."""
+        parts = sorted(f"{i.sop_instance_uid}:{i.digest}" for i in self.instances)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """HU on the series' own grid: ``array[k]`` is ``series.instances[k]``.
+
+    array: int16 (z, y, x) in HU; spacing: (z, y, x) in mm; orientation: ImageOrientationPatient
+    (direction of a row's growing column index, then of a column's growing row index, LPS).
+    """
+
+    array: NDArray[np.int16]
+    spacing: Vector
+    orientation: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+    @property
+    def voxel_ml(self) -> float:
+        z, y, x = self.spacing
+        return z * y * x / 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a network says of a volume; masks have exactly ``volume.array.shape``.
+
+    ``probability`` is in [0, 1]. ``probability_kind`` is "classifier" for a network's own output and
+    "score" for a documented monotone rule. ``lesion_mask`` is None for a network that only
+    classifies: its affected fraction is unknown, never 0.
+    """
+
+    probability: float
+    probability_kind: str
+    calibrated: bool
+    lung_mask: Mask
+    lesion_mask: Mask | None
+
+
+@dataclass(frozen=True, slots=True)
+class Severity:
+    """How much of the lungs is affected. Fractions in [0, 1], volumes in ml; None is unknown."""
+
+    affected_fraction: float | None
+    affected_left: float | None
+    affected_right: float | None
+    grade: Grade | None
+    lung_volume_ml: float
+    lesion_volume_ml: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The network that judged: its name in the registry, the hash of its weights, its limits."""
+
+    name: str
+    version: str
+    summary: str
+    calibrated: bool
+    card: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One revision of the answer for one study: the object that the API, SR and page speak of."""
+
+    study_instance_uid: str
+    patient_id: str
+    status: Status
+    reason: str
+    series_instance_uid: str | None = None
+    probability: float | None = None
+    probability_kind: str | None = None
+    calibrated: bool = False
+    affected_fraction: float | None = None
+    affected_left: float | None = None
+    affected_right: float | None = None
+    grade: Grade | None = None
+    lung_volume_ml: float | None = None
+    lesion_volume_ml: float | None = None
+    model: str | None = None
+    model_version: str | None = None
+    content_key: str = ""
+    """Same series content, weights and analysis settings give the same key: nothing is redone."""
+    revision: int = 1
+    supersedes: str | None = None
+    """SOP Instance UID of the structured report that this revision replaces."""
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[ResultKind, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultObject:
+    """One written DICOM result: the bytes at ``path`` are what every destination gets."""
+
+    kind: ResultKind
+    path: Path
+    sop_instance_uid: str
+    sop_class_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """Place of a study on the worklist and the sentence that explains it."""
+
+    band: Band
+    score: float
+    due_at: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One study as the database keeps it."""
+
+    study_instance_uid: str
+    state: StudyState
+    arrived_at: datetime
+    last_received_at: datetime
+    patient_id: str = ""
+    patient_name: str = ""
+    accession_number: str = ""
+    study_date: str = ""
+    study_description: str = ""
+    stat: bool = False
+    reason: str = ""
+    attempts: int = 0
+    notes: tuple[str, ...] = ()
+    closed_at: datetime | None = None
+    closed_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One object owed to one destination."""
+
+    delivery_id: int
+    study_instance_uid: str
+    destination: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    path: Path
+    state: DeliveryState
+    attempts: int = 0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorklistEntry:
+    """One row of the worklist: the study, why it stands where it stands, and what was found."""
+
+    study: Study
+    priority: Priority
+    result: Result | None
+    slices: int
+    deliveries: Mapping[DeliveryState, int]
