@@ -15,7 +15,11 @@ def _needs(what: str, present: bool) -> pytest.MarkDecorator:
 
 
 needs_data = _needs(f"real data at {DATA}", (DATA / "dicom").is_dir())
-needs_dcmtk = _needs("dcmtk (storescu, dcmsend, dsrdump)", bool(shutil.which("storescu") and shutil.which("dsrdump")))
+needs_dcmtk = _needs(
+    "dcmtk (storescu, dcmsend, dsrdump)", bool(shutil.which("storescu") and shutil.which("dsrdump"))
+)
 needs_dicom3tools = _needs("dicom3tools (dciodvfy, dcsrdump)", bool(shutil.which("dciodvfy")))
 needs_orthanc = _needs("orthanc", bool(shutil.which("Orthanc")))
-needs_chromium = _needs("chromium and chromedriver", bool(shutil.which("chromium") and shutil.which("chromedriver")))
+needs_chromium = _needs(
+    "chromium and chromedriver", bool(shutil.which("chromium") and shutil.which("chromedriver"))
+)

@@ -284,6 +284,7 @@ class Delivery:
     sop_class_uid: str
     path: Path
     state: DeliveryState
+    created_at: datetime
     attempts: int = 0
     last_error: str = ""
 

@@ -1,0 +1,269 @@
+"""The database keeps what it promised: states, revisions, deliveries, and order."""
+
+import multiprocessing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from triage.config import PriorityPolicy
+from triage.db import Database, Registered
+from triage.domain import (
+    Band,
+    DeliveryState,
+    Grade,
+    Instance,
+    Priority,
+    Result,
+    ResultKind,
+    ResultObject,
+    Status,
+    StudyState,
+)
+from triage.errors import ConfigError, Retryable
+from triage.priority import pending
+
+NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
+POLICY = PriorityPolicy()
+
+
+def an_instance(study: str = "1.2", sop: str = "1.2.3.1", digest: str = "d1") -> Instance:
+    return Instance(
+        study_instance_uid=study,
+        series_instance_uid=study + ".3",
+        sop_instance_uid=sop,
+        sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        path=Path("/spool") / study / sop,
+        digest=digest,
+        patient_id="P1",
+        patient_name="Doe^Jane",
+        accession_number="A1",
+        image_position_patient=(0.0, 0.0, 1.5),
+        image_type=("ORIGINAL", "PRIMARY", "AXIAL"),
+    )
+
+
+def an_answer(study: str = "1.2", key: str = "k1", status: Status = Status.POSITIVE) -> Result:
+    return Result(
+        study_instance_uid=study,
+        patient_id="P1",
+        status=status,
+        reason="because",
+        probability=0.9,
+        affected_fraction=0.3,
+        grade=Grade.CT2,
+        content_key=key,
+        seconds={"read": 1.0},
+        files={ResultKind.SR: Path("/spool/sr.dcm")},
+    )
+
+
+def objects(key: str = "k1") -> list[ResultObject]:
+    return [
+        ResultObject(
+            ResultKind.SR, Path("/spool/sr.dcm"), f"2.25.1{len(key)}", "1.2.840.10008.5.1.4.1.1.88.34"
+        ),
+        ResultObject(ResultKind.THUMBNAIL, Path("/spool/t.png"), "", ""),
+    ]
+
+
+def place(band: Band = Band.SEVERE, minutes: float = 30) -> Priority:
+    return Priority(band, 0.5, NOW + timedelta(minutes=minutes), "right lung 30 % affected")
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Database:
+    database = Database(f"sqlite:///{tmp_path}/triage.db")
+    database.migrate()
+    return database
+
+
+def register(db: Database, received: Instance, now: datetime = NOW, judgeable: bool = True) -> Registered:
+    return db.register(received, now, judgeable=judgeable, stat=False, pending=pending(now, False, POLICY))
+
+
+def judged(db: Database, key: str = "k1") -> None:
+    seen = db.quiet_study(NOW + timedelta(days=1))
+    assert seen is not None
+    assert db.mark_ready(seen)
+    claimed = db.claim("me", NOW, 60)
+    assert claimed is not None
+    assert db.finish(claimed, an_answer(key=key), objects(key), ["PACS"], place(), NOW)
+
+
+def test_instances_come_back_as_they_were_registered(db: Database) -> None:
+    assert register(db, an_instance()) is Registered.NEW
+    assert db.instances("1.2") == [an_instance()]
+
+
+def test_the_same_instance_again_changes_nothing(db: Database) -> None:
+    register(db, an_instance())
+    judged(db)
+    assert register(db, an_instance(), NOW + timedelta(hours=1)) is Registered.SAME
+    entry = db.entry("1.2")
+    assert entry is not None
+    assert entry.study.state is StudyState.ANALYZED
+
+
+def test_other_bytes_under_a_known_uid_are_noted_and_never_replace(db: Database) -> None:
+    register(db, an_instance())
+    assert register(db, an_instance(digest="other")) is Registered.CONFLICT
+    entry = db.entry("1.2")
+    assert entry is not None
+    assert "different content" in entry.study.notes[0]
+    assert db.instances("1.2")[0].digest == "d1"
+
+
+def test_objects_that_are_not_ct_images_never_reopen_a_study(db: Database) -> None:
+    register(db, an_instance())
+    judged(db)
+    assert register(db, an_instance(sop="2.25.12"), judgeable=False) is Registered.NEW
+    entry = db.entry("1.2")
+    assert entry is not None
+    assert entry.study.state is StudyState.ANALYZED
+
+
+def test_a_late_slice_reopens_and_brings_a_closed_study_back(db: Database) -> None:
+    register(db, an_instance())
+    judged(db)
+    assert db.close_study("1.2", "read", NOW)
+    assert db.worklist(NOW, "deadline", 7) == []
+    register(db, an_instance(sop="1.2.3.2"), NOW + timedelta(minutes=5))
+    (entry,) = db.worklist(NOW, "deadline", 7)
+    assert entry.study.state is StudyState.RECEIVING
+    assert entry.priority == place()  # it keeps its place until it is judged anew
+
+
+def test_slices_that_come_during_the_analysis_discard_it(db: Database) -> None:
+    register(db, an_instance())
+    seen = db.quiet_study(NOW)
+    assert seen is not None
+    db.mark_ready(seen)
+    claimed = db.claim("me", NOW, 60)
+    assert claimed is not None
+    register(db, an_instance(sop="1.2.3.2"), NOW + timedelta(seconds=1))
+    assert not db.finish(claimed, an_answer(), objects(), ["PACS"], place(), NOW)
+    assert db.results("1.2") == []
+    assert db.deliveries("1.2") == []
+
+
+def test_a_revision_is_written_and_sent_only_for_a_new_answer(db: Database) -> None:
+    register(db, an_instance())
+    judged(db, "k1")
+    db.requeue("1.2", NOW)
+    judged(db, "k1")
+    assert [r.revision for r in db.results("1.2")] == [1]
+    db.requeue("1.2", NOW)
+    judged(db, "key2")
+    assert [r.revision for r in db.results("1.2")] == [2, 1]
+    assert len(db.deliveries("1.2")) == 2
+    assert db.latest_sr("1.2") == objects("key2")[0].sop_instance_uid
+
+
+def test_a_lease_is_given_back_at_boot_or_when_it_runs_out(db: Database) -> None:
+    register(db, an_instance())
+    seen = db.quiet_study(NOW)
+    assert seen is not None
+    db.mark_ready(seen)
+    assert db.claim("me", NOW, 60) is not None
+    assert db.claim("me", NOW, 60) is None
+    assert db.release_leases(NOW, owner="another") == 0
+    assert db.release_leases(NOW, owner="me") == 1
+    assert db.claim("me", NOW, 60) is not None
+    assert db.release_leases(NOW + timedelta(seconds=61)) == 1
+
+
+def test_a_failed_study_is_claimed_again_only_when_its_time_has_come(db: Database) -> None:
+    register(db, an_instance())
+    seen = db.quiet_study(NOW)
+    assert seen is not None
+    db.mark_ready(seen)
+    claimed = db.claim("me", NOW, 60)
+    assert claimed is not None
+    assert db.mark_failed(claimed, "disk full", place(), NOW + timedelta(minutes=1))
+    assert db.claim("me", NOW, 60) is None
+    again = db.claim("me", NOW + timedelta(minutes=1), 60)
+    assert again is not None
+    assert again.attempts == 2
+    assert db.mark_failed(again, "disk full", place(), None)
+    assert db.claim("me", NOW + timedelta(days=1), 60) is None
+    assert db.requeue("1.2", NOW)
+    assert db.quiet_study(NOW) is not None
+
+
+def test_deliveries_wait_are_sent_or_given_up(db: Database) -> None:
+    register(db, an_instance())
+    judged(db)
+    (owed,) = db.due_deliveries("PACS", NOW)
+    db.postpone(owed.delivery_id, "refused", NOW + timedelta(minutes=1))
+    assert db.due_deliveries("PACS", NOW) == []
+    (owed,) = db.due_deliveries("PACS", NOW + timedelta(minutes=1))
+    assert (owed.attempts, owed.last_error) == (1, "refused")
+    db.give_up(owed.delivery_id, "refused for days")
+    assert db.due_deliveries("PACS", NOW + timedelta(days=9)) == []
+    db.requeue("1.2", NOW)
+    (owed,) = db.due_deliveries("PACS", NOW)
+    db.mark_sent(owed.delivery_id, NOW)
+    (done,) = db.deliveries("1.2")
+    assert done.state is DeliveryState.SENT
+
+
+def test_closed_and_old_studies_leave_the_list_and_stay_searchable(db: Database) -> None:
+    register(db, an_instance("1.2"))
+    register(db, an_instance("1.9"), NOW + timedelta(days=6))
+    later = NOW + timedelta(days=8)
+    assert [e.study.study_instance_uid for e in db.worklist(later, "deadline", 7)] == ["1.9"]
+    assert {e.study.study_instance_uid for e in db.search("doe")} == {"1.2", "1.9"}
+    assert db.search("%") == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(Band)), st.floats(0, 1), st.integers(1, 500)), max_size=12))
+def test_both_orderings(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Band, float, int]]
+) -> None:
+    db = Database(f"sqlite:///{tmp_path_factory.mktemp('db')}/triage.db")
+    db.migrate()
+    for n, (band, score, minutes) in enumerate(rows):
+        priority = Priority(band, score, NOW + timedelta(minutes=minutes), "")
+        arrived = NOW + timedelta(seconds=n)
+        db.register(an_instance(f"1.{n + 1}"), arrived, judgeable=True, stat=False, pending=priority)
+    by_deadline = [e.priority.due_at for e in db.worklist(NOW, "deadline", 7)]
+    assert by_deadline == sorted(by_deadline)
+    strict = [
+        (Band.INDETERMINATE if e.priority.band is Band.NOT_JUDGED else e.priority.band, -e.priority.score)
+        for e in db.worklist(NOW, "strict", 7)
+    ]
+    assert strict == sorted(strict)
+    db.close()
+
+
+def _register_many(url: str, first: int) -> None:
+    db = Database(url)
+    for n in range(first, first + 25):
+        register(db, an_instance(sop=f"1.2.3.{n}"))
+
+
+def test_two_processes_write_at_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/triage.db"
+    db = Database(url)
+    db.migrate()
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_register_many, args=(url, first)) for first in (100, 200)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(db.instances("1.2")) == 50
+
+
+def test_a_lost_database_is_retryable_and_a_wrong_url_is_named(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/triage.db")  # never migrated: no tables
+    with pytest.raises(Retryable, match="database"):
+        db.quiet_study(NOW)
+    with pytest.raises(ConfigError, match="database.url"):
+        Database("nonsense://x")

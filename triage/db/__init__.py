@@ -1,0 +1,5 @@
+"""Everything the daemon must not forget: studies, instances, results, deliveries. Nobody else writes SQL."""
+
+from triage.db.database import Database, Registered
+
+__all__ = ["Database", "Registered"]

@@ -1,0 +1,525 @@
+"""Every query of the daemon. Each public method is one transaction; a busy or lost database is Retryable."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
+
+from triage.db import records
+from triage.db.engine import connect, migrate, translated
+from triage.db.tables import delivery, instance, result, study
+from triage.db.worklist import ORDERINGS, entries
+from triage.domain import (
+    Delivery,
+    DeliveryState,
+    Instance,
+    Priority,
+    Result,
+    ResultKind,
+    ResultObject,
+    Study,
+    StudyState,
+    WorklistEntry,
+)
+
+CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
+
+
+class Registered(Enum):
+    """What the database knew of an instance when it was registered."""
+
+    NEW = "new"
+    SAME = "same"
+    CONFLICT = "conflict"
+
+
+class Database:
+    """The state of the daemon. Safe to share between threads; every process opens its own."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = connect(url)
+        self._writing = self._engine.execution_options(writes=True)
+
+    def migrate(self) -> None:
+        migrate(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # --- receiving ---------------------------------------------------------------------------
+
+    def register(
+        self, received: Instance, now: datetime, *, judgeable: bool, stat: bool, pending: Priority
+    ) -> Registered:
+        """Remember an instance. Only a new judgeable one (a CT image) reopens its study.
+
+        ``pending`` is the study's place on the worklist if this is its first instance.
+        """
+        uid = received.study_instance_uid
+        with self._write() as connection:
+            known = connection.execute(
+                select(instance.c.digest).where(
+                    instance.c.study_instance_uid == uid,
+                    instance.c.sop_instance_uid == received.sop_instance_uid,
+                )
+            ).scalar()
+            if known == received.digest:
+                return Registered.SAME
+            if known is not None:
+                _add_note(connection, uid, CONFLICT_NOTE)
+                return Registered.CONFLICT
+            _ensure_study(connection, received, now, stat, pending)
+            connection.execute(insert(instance).values(**records.instance_values(received), received_at=now))
+            if judgeable:
+                _reopen(connection, uid, now)
+            return Registered.NEW
+
+    def note_conflict(self, received: Instance) -> None:
+        """Other bytes came under a known SOP Instance UID: say so on the worklist."""
+        with self._write() as connection:
+            _add_note(connection, received.study_instance_uid, CONFLICT_NOTE)
+
+    # --- assembling --------------------------------------------------------------------------
+
+    def quiet_study(self, last_received_before: datetime) -> Study | None:
+        """The study that has been quiet longest, or None."""
+        query = (
+            select(study)
+            .where(study.c.state == StudyState.RECEIVING, study.c.last_received_at <= last_received_before)
+            .order_by(study.c.last_received_at)
+            .limit(1)
+        )
+        with self._read() as connection:
+            row = connection.execute(query).mappings().first()
+            return records.study_of(row) if row else None
+
+    def instances(self, study_instance_uid: str) -> list[Instance]:
+        """All instances of the study, judgeable or not, in the order of arrival."""
+        query = (
+            select(instance)
+            .where(instance.c.study_instance_uid == study_instance_uid)
+            .order_by(instance.c.received_at, instance.c.sop_instance_uid)
+        )
+        with self._read() as connection:
+            return [records.instance_of(row) for row in connection.execute(query).mappings()]
+
+    def mark_ready(self, seen: Study) -> bool:
+        """RECEIVING → READY, unless a slice came in the meantime."""
+        with self._write() as connection:
+            return _transition(connection, seen, StudyState.READY, attempts=0, not_before=None, reason="")
+
+    def mark_rejected(self, seen: Study, answer: Result, priority: Priority, now: datetime) -> bool:
+        """→ REJECTED with its reason as a new revision, unless a slice came in the meantime."""
+        with self._write() as connection:
+            changed = _transition(
+                connection,
+                seen,
+                StudyState.REJECTED,
+                reason=answer.reason,
+                attempts=0,
+                lease_owner=None,
+                lease_until=None,
+                **records.priority_values(priority),
+            )
+            if changed and not _is_current(connection, answer):
+                _insert_result(connection, answer, now)
+            return changed
+
+    # --- analyzing ---------------------------------------------------------------------------
+
+    def claim(self, owner: str, now: datetime, lease_seconds: float) -> Study | None:
+        """READY (or FAILED and due for another try) → ANALYZING; the most urgent first."""
+        due = or_(study.c.not_before.is_(None), study.c.not_before <= now)
+        waiting = or_(
+            study.c.state == StudyState.READY,
+            (study.c.state == StudyState.FAILED) & study.c.not_before.is_not(None),
+        )
+        query = select(study).where(waiting, due).order_by(study.c.due_at, study.c.arrived_at).limit(1)
+        with self._write() as connection:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                return None
+            connection.execute(
+                update(study)
+                .where(study.c.study_instance_uid == row["study_instance_uid"])
+                .values(
+                    state=StudyState.ANALYZING,
+                    attempts=row["attempts"] + 1,
+                    lease_owner=owner,
+                    lease_until=now + timedelta(seconds=lease_seconds),
+                    not_before=None,
+                )
+            )
+            return dataclasses.replace(
+                records.study_of(row), state=StudyState.ANALYZING, attempts=row["attempts"] + 1
+            )
+
+    def release_leases(self, now: datetime, owner: str | None = None) -> int:
+        """ANALYZING → READY where the lease ran out, or where a dead process of ``owner`` held it."""
+        lost: ColumnElement[bool] = study.c.lease_until < now
+        if owner is not None:
+            lost = or_(lost, study.c.lease_owner == owner)
+        with self._write() as connection:
+            return connection.execute(
+                update(study)
+                .where(study.c.state == StudyState.ANALYZING, lost)
+                .values(state=StudyState.READY, lease_owner=None, lease_until=None)
+            ).rowcount
+
+    def result_for(self, study_instance_uid: str, content_key: str) -> Result | None:
+        """The revision that already answers exactly this content with these settings."""
+        return next((r for r in self.results(study_instance_uid) if r.content_key == content_key), None)
+
+    def finish(
+        self,
+        seen: Study,
+        answer: Result,
+        objects: Sequence[ResultObject],
+        destinations: Sequence[str],
+        priority: Priority,
+        now: datetime,
+    ) -> bool:
+        """ANALYZING → ANALYZED; result rows and outbox rows in one transaction.
+
+        False, and nothing written, when late slices reopened the study meanwhile.
+        """
+        with self._write() as connection:
+            changed = _transition(
+                connection,
+                seen,
+                StudyState.ANALYZED,
+                reason="",
+                attempts=0,
+                lease_owner=None,
+                lease_until=None,
+                **records.priority_values(priority),
+            )
+            if changed and not _is_current(connection, answer):
+                _insert_result(connection, answer, now, objects)
+                _enqueue(connection, seen.study_instance_uid, objects, destinations, now)
+            return changed
+
+    def mark_failed(self, seen: Study, reason: str, priority: Priority, retry_at: datetime | None) -> bool:
+        """ANALYZING → FAILED, to be tried again at ``retry_at`` or given up (None)."""
+        with self._write() as connection:
+            return _transition(
+                connection,
+                seen,
+                StudyState.FAILED,
+                reason=reason,
+                not_before=retry_at,
+                lease_owner=None,
+                lease_until=None,
+                **records.priority_values(priority),
+            )
+
+    # --- delivering --------------------------------------------------------------------------
+
+    def due_deliveries(self, destination: str, now: datetime, limit: int = 100) -> list[Delivery]:
+        """What this destination is owed now, oldest first."""
+        query = (
+            select(delivery)
+            .where(
+                delivery.c.destination == destination,
+                delivery.c.state == DeliveryState.PENDING,
+                delivery.c.next_attempt_at <= now,
+            )
+            .order_by(delivery.c.delivery_id)
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [records.delivery_of(row) for row in connection.execute(query).mappings()]
+
+    def mark_sent(self, delivery_id: int, now: datetime) -> None:
+        self._set_delivery(delivery_id, state=DeliveryState.SENT, sent_at=now, last_error="")
+
+    def postpone(self, delivery_id: int, error: str, next_attempt_at: datetime) -> None:
+        self._set_delivery(delivery_id, last_error=error, next_attempt_at=next_attempt_at)
+
+    def give_up(self, delivery_id: int, error: str) -> None:
+        self._set_delivery(delivery_id, state=DeliveryState.GIVEN_UP, last_error=error)
+
+    def _set_delivery(self, delivery_id: int, **values: Any) -> None:
+        with self._write() as connection:
+            connection.execute(
+                update(delivery)
+                .where(delivery.c.delivery_id == delivery_id)
+                .values(attempts=delivery.c.attempts + 1, **values)
+            )
+
+    # --- what people do ----------------------------------------------------------------------
+
+    def requeue(self, study_instance_uid: str, now: datetime) -> bool:
+        """Assemble and judge the study again, and try its undelivered objects anew."""
+        with self._write() as connection:
+            changed = connection.execute(
+                update(study)
+                .where(study.c.study_instance_uid == study_instance_uid)
+                .values(
+                    state=StudyState.RECEIVING,
+                    attempts=0,
+                    not_before=None,
+                    lease_owner=None,
+                    lease_until=None,
+                    closed_at=None,
+                    closed_reason="",
+                )
+            ).rowcount
+            connection.execute(
+                update(delivery)
+                .where(
+                    delivery.c.study_instance_uid == study_instance_uid,
+                    delivery.c.state != DeliveryState.SENT,
+                )
+                .values(state=DeliveryState.PENDING, attempts=0, created_at=now, next_attempt_at=now)
+            )
+            return changed > 0
+
+    def close_study(self, study_instance_uid: str, reason: str, now: datetime) -> bool:
+        """Take the study off the list (it was read, or need not be); it stays searchable."""
+        with self._write() as connection:
+            return (
+                connection.execute(
+                    update(study)
+                    .where(study.c.study_instance_uid == study_instance_uid)
+                    .values(closed_at=now, closed_reason=reason)
+                ).rowcount
+                > 0
+            )
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def worklist(
+        self, now: datetime, ordering: str, leave_after_days: float, limit: int = 200
+    ) -> list[WorklistEntry]:
+        """Open studies in reading order; see README, "How the list is ordered"."""
+        query = (
+            select(study)
+            .where(study.c.closed_at.is_(None), study.c.arrived_at > now - timedelta(days=leave_after_days))
+            .order_by(*ORDERINGS[ordering])
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return entries(connection, connection.execute(query).mappings().all())
+
+    def entry(self, study_instance_uid: str) -> WorklistEntry | None:
+        """One study, open or closed."""
+        query = select(study).where(study.c.study_instance_uid == study_instance_uid)
+        with self._read() as connection:
+            found = entries(connection, connection.execute(query).mappings().all())
+            return found[0] if found else None
+
+    def search(self, text: str, limit: int = 100) -> list[WorklistEntry]:
+        """Studies, open or closed, by patient ID, name, accession number or Study Instance UID."""
+        columns = (
+            study.c.patient_id,
+            study.c.patient_name,
+            study.c.accession_number,
+            study.c.study_instance_uid,
+        )
+        query = (
+            select(study)
+            .where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
+            .order_by(study.c.arrived_at.desc())
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return entries(connection, connection.execute(query).mappings().all())
+
+    def counts(self) -> dict[StudyState, int]:
+        """Open studies by state."""
+        query = select(study.c.state, func.count()).where(study.c.closed_at.is_(None)).group_by(study.c.state)
+        with self._read() as connection:
+            return {StudyState(state): count for state, count in connection.execute(query)}
+
+    def results(self, study_instance_uid: str) -> list[Result]:
+        """Every revision of the answer, newest first."""
+        query = (
+            select(result.c.document)
+            .where(result.c.study_instance_uid == study_instance_uid)
+            .order_by(result.c.revision.desc())
+        )
+        with self._read() as connection:
+            return [records.result_of(document) for document in connection.execute(query).scalars()]
+
+    def latest_sr(self, study_instance_uid: str) -> str | None:
+        """SOP Instance UID of the newest structured report of the study."""
+        query = (
+            select(result.c.sr_sop_instance_uid)
+            .where(
+                result.c.study_instance_uid == study_instance_uid, result.c.sr_sop_instance_uid.is_not(None)
+            )
+            .order_by(result.c.revision.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            uid: str | None = connection.execute(query).scalar()
+            return uid
+
+    def deliveries(self, study_instance_uid: str) -> list[Delivery]:
+        query = (
+            select(delivery)
+            .where(delivery.c.study_instance_uid == study_instance_uid)
+            .order_by(delivery.c.delivery_id)
+        )
+        with self._read() as connection:
+            return [records.delivery_of(row) for row in connection.execute(query).mappings()]
+
+    def reprioritise(self, place: Callable[[Study, Result], Priority]) -> None:
+        """Apply a changed policy to every open study that has been judged."""
+        query = select(study).where(study.c.closed_at.is_(None), study.c.state == StudyState.ANALYZED)
+        with self._write() as connection:
+            for entry in entries(connection, connection.execute(query).mappings().all()):
+                if entry.result is None:
+                    continue
+                priority = place(entry.study, entry.result)
+                if priority != entry.priority:
+                    connection.execute(
+                        update(study)
+                        .where(study.c.study_instance_uid == entry.study.study_instance_uid)
+                        .values(**records.priority_values(priority))
+                    )
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with translated(), self._writing.begin() as connection:
+            yield connection
+
+
+def _ensure_study(
+    connection: Connection, received: Instance, now: datetime, stat: bool, pending: Priority
+) -> None:
+    uid = received.study_instance_uid
+    known = connection.execute(select(study.c.stat).where(study.c.study_instance_uid == uid)).scalar()
+    if known is not None:
+        return
+    connection.execute(
+        insert(study).values(
+            study_instance_uid=uid,
+            state=StudyState.RECEIVING,
+            arrived_at=now,
+            last_received_at=now,
+            patient_id=received.patient_id,
+            patient_name=received.patient_name,
+            accession_number=received.accession_number,
+            study_date=received.study_date,
+            study_description=received.study_description,
+            stat=stat,
+            **records.priority_values(pending),
+        )
+    )
+
+
+def _reopen(connection: Connection, uid: str, now: datetime) -> None:
+    """New content: whatever was concluded is out of date; a closed study comes back to the list."""
+    connection.execute(
+        update(study)
+        .where(study.c.study_instance_uid == uid)
+        .values(
+            state=StudyState.RECEIVING,
+            last_received_at=now,
+            reason="",
+            attempts=0,
+            not_before=None,
+            lease_owner=None,
+            lease_until=None,
+            closed_at=None,
+            closed_reason="",
+        )
+    )
+
+
+def _transition(connection: Connection, seen: Study, state: StudyState, **values: Any) -> bool:
+    """Change the state only if the study is still as it was seen: nothing new has arrived since."""
+    changed = connection.execute(
+        update(study)
+        .where(
+            study.c.study_instance_uid == seen.study_instance_uid,
+            study.c.state == seen.state,
+            study.c.attempts == seen.attempts,
+            study.c.last_received_at == seen.last_received_at,
+        )
+        .values(state=state, **values)
+    )
+    return changed.rowcount > 0
+
+
+def _add_note(connection: Connection, uid: str, note: str) -> None:
+    notes = connection.execute(select(study.c.notes).where(study.c.study_instance_uid == uid)).scalar()
+    if notes is not None and note not in notes:
+        connection.execute(
+            update(study).where(study.c.study_instance_uid == uid).values(notes=[*notes, note])
+        )
+
+
+def _is_current(connection: Connection, answer: Result) -> bool:
+    """True when the newest revision already is this answer: nothing is written or sent twice."""
+    newest = connection.execute(
+        select(result.c.content_key)
+        .where(result.c.study_instance_uid == answer.study_instance_uid)
+        .order_by(result.c.revision.desc())
+        .limit(1)
+    ).scalar()
+    return newest == answer.content_key
+
+
+def _insert_result(
+    connection: Connection, answer: Result, now: datetime, objects: Sequence[ResultObject] = ()
+) -> None:
+    newest = connection.execute(
+        select(func.max(result.c.revision)).where(result.c.study_instance_uid == answer.study_instance_uid)
+    ).scalar()
+    revision = (newest or 0) + 1
+    connection.execute(
+        insert(result).values(
+            study_instance_uid=answer.study_instance_uid,
+            revision=revision,
+            content_key=answer.content_key,
+            status=answer.status,
+            created_at=now,
+            sr_sop_instance_uid=next((o.sop_instance_uid for o in objects if o.kind is ResultKind.SR), None),
+            document=records.result_document(dataclasses.replace(answer, revision=revision)),
+        )
+    )
+
+
+def _enqueue(
+    connection: Connection,
+    uid: str,
+    objects: Sequence[ResultObject],
+    destinations: Sequence[str],
+    now: datetime,
+) -> None:
+    for destination in destinations:
+        owed = set(
+            connection.execute(
+                select(delivery.c.sop_instance_uid).where(
+                    delivery.c.destination == destination, delivery.c.study_instance_uid == uid
+                )
+            ).scalars()
+        )
+        for item in objects:
+            if item.sop_class_uid and item.sop_instance_uid not in owed:
+                connection.execute(
+                    insert(delivery).values(
+                        study_instance_uid=uid,
+                        destination=destination,
+                        sop_instance_uid=item.sop_instance_uid,
+                        sop_class_uid=item.sop_class_uid,
+                        path=str(item.path),
+                        state=DeliveryState.PENDING,
+                        created_at=now,
+                        next_attempt_at=now,
+                    )
+                )

@@ -1,0 +1,102 @@
+"""Rows ↔ domain objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from triage.domain import (
+    Band,
+    Delivery,
+    DeliveryState,
+    Grade,
+    Instance,
+    Priority,
+    Result,
+    ResultKind,
+    Status,
+    Study,
+    StudyState,
+)
+
+_KEY_COLUMNS = frozenset(
+    {
+        "study_instance_uid",
+        "series_instance_uid",
+        "sop_instance_uid",
+        "sop_class_uid",
+        "transfer_syntax_uid",
+        "path",
+        "digest",
+    }
+)
+_STUDY_FIELDS = [f.name for f in dataclasses.fields(Study)]
+
+
+def instance_values(instance: Instance) -> dict[str, Any]:
+    """Column values of a received instance; header facts go into one JSON document."""
+    values = dataclasses.asdict(instance)
+    keys = {name: values.pop(name) for name in _KEY_COLUMNS}
+    return {**keys, "path": str(instance.path), "facts": values}
+
+
+def instance_of(row: RowMapping) -> Instance:
+    facts: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in row["facts"].items()
+    }
+    keys: dict[str, Any] = {name: row[name] for name in _KEY_COLUMNS - {"path"}}
+    return Instance(**keys, path=Path(row["path"]), **facts)
+
+
+def study_of(row: RowMapping) -> Study:
+    values = {name: row[name] for name in _STUDY_FIELDS}
+    return Study(**{**values, "state": StudyState(row["state"]), "notes": tuple(row["notes"])})
+
+
+def priority_of(row: RowMapping) -> Priority:
+    return Priority(Band(row["band"]), row["score"], row["due_at"], row["priority_reason"])
+
+
+def priority_values(priority: Priority) -> dict[str, Any]:
+    return {
+        "band": int(priority.band),
+        "score": priority.score,
+        "due_at": priority.due_at,
+        "priority_reason": priority.reason,
+    }
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    document = dataclasses.asdict(result)
+    document["files"] = {kind.value: str(path) for kind, path in result.files.items()}
+    return document
+
+
+def result_of(document: Mapping[str, Any]) -> Result:
+    grade = document["grade"]
+    changed = {
+        "status": Status(document["status"]),
+        "grade": Grade(grade) if grade is not None else None,
+        "notes": tuple(document["notes"]),
+        "files": {ResultKind(kind): Path(path) for kind, path in document["files"].items()},
+    }
+    return Result(**{**document, **changed})
+
+
+def delivery_of(row: RowMapping) -> Delivery:
+    return Delivery(
+        delivery_id=row["delivery_id"],
+        study_instance_uid=row["study_instance_uid"],
+        destination=row["destination"],
+        sop_instance_uid=row["sop_instance_uid"],
+        sop_class_uid=row["sop_class_uid"],
+        path=Path(row["path"]),
+        state=DeliveryState(row["state"]),
+        created_at=row["created_at"],
+        attempts=row["attempts"],
+        last_error=row["last_error"],
+    )

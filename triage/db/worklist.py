@@ -1,0 +1,57 @@
+"""Rows of the study table → worklist entries, and the two orderings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, select
+
+from triage.db import records
+from triage.db.tables import delivery, instance, result, study
+from triage.domain import Band, DeliveryState, WorklistEntry
+
+_STRICT_RANK = case((study.c.band == Band.NOT_JUDGED, int(Band.INDETERMINATE)), else_=study.c.band)
+"""Studies that were not judged sort with the indeterminate ones, above routine."""
+
+ORDERINGS: dict[str, tuple[ColumnElement[Any], ...]] = {
+    "deadline": (study.c.due_at, study.c.arrived_at, study.c.study_instance_uid),
+    "strict": (_STRICT_RANK, study.c.score.desc(), study.c.arrived_at, study.c.study_instance_uid),
+}
+
+
+def entries(connection: Connection, rows: Sequence[RowMapping]) -> list[WorklistEntry]:
+    """Worklist rows with their newest result, slice and delivery counts: three queries for all."""
+    uids = [row["study_instance_uid"] for row in rows]
+    results = {
+        uid: records.result_of(document)
+        for uid, document in connection.execute(
+            select(result.c.study_instance_uid, result.c.document)
+            .where(result.c.study_instance_uid.in_(uids))
+            .order_by(result.c.revision)
+        )
+    }
+    slices: dict[str, int] = {}
+    for uid, count in connection.execute(
+        select(instance.c.study_instance_uid, func.count())
+        .where(instance.c.study_instance_uid.in_(uids))
+        .group_by(instance.c.study_instance_uid)
+    ):
+        slices[uid] = count
+    deliveries: dict[str, dict[DeliveryState, int]] = {}
+    for uid, state, count in connection.execute(
+        select(delivery.c.study_instance_uid, delivery.c.state, func.count())
+        .where(delivery.c.study_instance_uid.in_(uids))
+        .group_by(delivery.c.study_instance_uid, delivery.c.state)
+    ):
+        deliveries.setdefault(uid, {})[DeliveryState(state)] = count
+    return [
+        WorklistEntry(
+            study=records.study_of(row),
+            priority=records.priority_of(row),
+            result=results.get(row["study_instance_uid"]),
+            slices=slices.get(row["study_instance_uid"], 0),
+            deliveries=deliveries.get(row["study_instance_uid"], {}),
+        )
+        for row in rows
+    ]

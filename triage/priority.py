@@ -1,0 +1,108 @@
+"""Result + policy → band, due time and a sentence (pure). See README, "How the list is ordered".
+
+The policies are the clinical scenarios of Goncharov et al., section 1: *identification* ranks by the
+probability, *severity* by the affected lung fraction, *combined* by both (an outbreak).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from triage.config import Analysis, PriorityPolicy
+from triage.domain import Band, Priority, Result, Status
+
+STAT = "STAT"
+"""RequestedProcedurePriority (0040,1003) of an order that is never lowered."""
+
+
+def pending(arrived_at: datetime, stat: bool, policy: PriorityPolicy) -> Priority:
+    """Place of a study nobody has judged yet."""
+    return _place(Band.NOT_JUDGED, 0.0, "not judged yet", arrived_at, stat, policy)
+
+
+def not_judged(
+    before: Priority, arrived_at: datetime, stat: bool, reason: str, policy: PriorityPolicy
+) -> Priority:
+    """Place of a study that could not be judged: a failure never lowers it, and never hides it."""
+    after = _place(Band.NOT_JUDGED, 0.0, reason, arrived_at, stat, policy)
+    if before.due_at < after.due_at:
+        return Priority(before.band, before.score, before.due_at, after.reason)
+    return after
+
+
+def prioritise(
+    result: Result, arrived_at: datetime, stat: bool, policy: PriorityPolicy, analysis: Analysis
+) -> Priority:
+    """Place of a judged study (positive or negative)."""
+    band, score = _RULES[policy.policy](result, policy, analysis)
+    if result.status is Status.POSITIVE:
+        band = min(band, Band.POSITIVE)  # a study called positive is never filed below the positives
+    return _place(band, score, _sentence(result), arrived_at, stat, policy)
+
+
+def _place(
+    band: Band, score: float, reason: str, arrived_at: datetime, stat: bool, policy: PriorityPolicy
+) -> Priority:
+    if stat:
+        band, reason = Band.CRITICAL, f"STAT order; {reason}"
+    minutes = getattr(policy.target_wait_minutes, band.name.lower())
+    return Priority(band, score, arrived_at + timedelta(minutes=minutes), reason)
+
+
+def _by_probability(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+    probability = result.probability
+    if probability is None:
+        return Band.INDETERMINATE, 0.0
+    if probability >= analysis.positive_probability:
+        return Band.POSITIVE, probability
+    if probability >= policy.indeterminate_probability:
+        return Band.INDETERMINATE, probability
+    return Band.ROUTINE, probability
+
+
+def _by_fraction(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+    fraction = result.affected_fraction
+    if fraction is None:  # a network that only classifies: unknown is never 0
+        return Band.INDETERMINATE, 0.0
+    limits: Mapping[Band, float] = {
+        Band.CRITICAL: policy.critical_fraction,
+        Band.SEVERE: policy.severe_fraction,
+        Band.POSITIVE: analysis.positive_fraction,
+        Band.INDETERMINATE: policy.indeterminate_fraction,
+    }
+    return next((band for band, limit in limits.items() if fraction >= limit), Band.ROUTINE), fraction
+
+
+def _by_both(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+    """The more urgent band of the two; inside a band the mean of fraction and probability."""
+    band_p, probability = _by_probability(result, policy, analysis)
+    if result.affected_fraction is None:
+        return band_p, probability
+    band_f, fraction = _by_fraction(result, policy, analysis)
+    return min(band_p, band_f), (probability + fraction) / 2
+
+
+_RULES = {"identification": _by_probability, "severity": _by_fraction, "combined": _by_both}
+
+
+def _sentence(result: Result) -> str:
+    """Why the study stands where it stands, e.g. "right lung 62 % affected, P 0.97"."""
+    parts = []
+    sides = {"left lung": result.affected_left, "right lung": result.affected_right}
+    known = {name: value for name, value in sides.items() if value is not None}
+    if known:
+        name, value = max(known.items(), key=lambda item: item[1])
+        parts.append(f"{name} {percent(value)} affected")
+    elif result.affected_fraction is not None:
+        parts.append(f"lungs {percent(result.affected_fraction)} affected")
+    if result.probability is not None:
+        word = "score" if result.probability_kind == "score" else "P"
+        parts.append(f"{word} {result.probability:.2f}")
+    return ", ".join(parts)
+
+
+def percent(fraction: float) -> str:
+    """ "62 %"; small fractions keep one digit so that little is never shown as nothing."""
+    value = 100 * fraction
+    return f"{value:.0f} %" if value >= 10 or value == 0 else "<0.1 %" if value < 0.1 else f"{value:.1f} %"
