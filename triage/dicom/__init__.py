@@ -1,0 +1,1 @@
+"""Everything that speaks DICOM: listening, reading, choosing, writing, sending."""

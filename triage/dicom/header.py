@@ -1,0 +1,299 @@
+"""Bytes of a DICOM object → the header facts that choosing and judging need.
+
+Tolerant: scanners write broken optional attributes every day, and a bad age must not lose a study. Only
+what identifies an object (its UIDs) is required.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.charset import convert_encodings, python_encoding
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from triage.domain import Instance, Vector
+from triage.errors import Rejected, Retryable
+
+# Values are checked here, one by one; pydicom's own complaints would put patient data into warnings.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+BROKEN = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error)
+"""What pydicom raises when a value cannot be understood."""
+
+PIXEL_GROUP = 0x7FE0
+LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+KEYWORDS = (
+    "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "AccessionNumber",
+    "Modality", "StudyDescription", "SeriesDescription", "PatientName", "PatientID", "PatientBirthDate",
+    "PatientAge", "BodyPartExamined", "SliceThickness", "GantryDetectorTilt", "ConvolutionKernel",
+    "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
+    "RescaleSlope", "RequestAttributesSequence", "RequestedProcedurePriority",
+)  # fmt: skip
+"""The attributes an Instance is made of."""
+
+DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
+"""Units of an Age String (PS3.5 section 6.2) in days."""
+
+
+def read_instance(path: Path, digest: str | None = None) -> Instance:
+    """The header facts of the object in ``path``; ``digest`` spares the hashing where it is known.
+
+    Raises Rejected ("not a DICOM file", a missing UID) or Retryable (the file cannot be read).
+    """
+    transfer_syntax_uid, body = split(read_bytes(path))
+    dataset = parse(body, transfer_syntax_uid, KEYWORDS)
+    return instance_of(dataset, transfer_syntax_uid, path, digest or digest_of(body))
+
+
+def instance_of(dataset: Dataset, transfer_syntax_uid: str, path: Path, digest: str) -> Instance:
+    """The header facts of a parsed data set (pixel data is not needed).
+
+    Raises Rejected when an identifying UID is missing.
+    """
+    return Instance(
+        study_instance_uid=_uid(dataset, "StudyInstanceUID"),
+        series_instance_uid=_uid(dataset, "SeriesInstanceUID"),
+        sop_instance_uid=_uid(dataset, "SOPInstanceUID"),
+        sop_class_uid=_uid(dataset, "SOPClassUID"),
+        transfer_syntax_uid=transfer_syntax_uid,
+        path=path,
+        digest=digest,
+        modality=_text(dataset, "Modality").upper(),
+        image_type=tuple(part.strip().upper() for part in _texts(dataset, "ImageType")),
+        rows=_whole(dataset, "Rows") or 0,
+        columns=_whole(dataset, "Columns") or 0,
+        number_of_frames=_whole(dataset, "NumberOfFrames") or 1,
+        instance_number=_whole(dataset, "InstanceNumber"),
+        image_position_patient=_position(dataset),
+        image_orientation_patient=_numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing=_pixel_spacing(dataset),
+        slice_thickness=_number(dataset, "SliceThickness"),
+        gantry_detector_tilt=_number(dataset, "GantryDetectorTilt"),
+        rescale_slope=_number(dataset, "RescaleSlope"),
+        rescale_intercept=_number(dataset, "RescaleIntercept"),
+        convolution_kernel="\\".join(_texts(dataset, "ConvolutionKernel")),
+        body_part_examined=_text(dataset, "BodyPartExamined").upper(),
+        series_description=_text(dataset, "SeriesDescription"),
+        patient_id=_text(dataset, "PatientID"),
+        patient_name=_text(dataset, "PatientName"),
+        patient_age_years=_age_years(dataset),
+        accession_number=_text(dataset, "AccessionNumber"),
+        study_date=_text(dataset, "StudyDate"),
+        study_description=_text(dataset, "StudyDescription"),
+        requested_procedure_priority=_priority(dataset),
+    )
+
+
+def find_instances(paths: Iterable[Path], threads: int = 2) -> tuple[list[Instance], list[tuple[Path, str]]]:
+    """Every DICOM object in the files and folders of ``paths``, and the other files with the reason.
+
+    Folders are walked to the bottom, in a stable order; a file that is named twice is read once.
+    """
+    files = list(dict.fromkeys(file for path in paths for file in _walk(path)))
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(_instance_or_reason, files))
+    found = [answer for answer in answers if isinstance(answer, Instance)]
+    refused = [(file, answer) for file, answer in zip(files, answers, strict=True) if isinstance(answer, str)]
+    return found, refused
+
+
+def read_bytes(path: Path) -> bytes:
+    """All bytes of a file; raises Retryable, for a disk may come back."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Retryable(f"cannot read {path}: {error.strerror}") from error
+
+
+def split(raw: bytes) -> tuple[str, memoryview]:
+    """Transfer syntax UID and data set of a file (PS3.10 section 7.1).
+
+    Preamble and file meta information may both be missing, as old archives write it; the encoding is then
+    guessed from the first element. Raises Rejected for what cannot be DICOM.
+    """
+    start = 132 if raw[128:132] == b"DICM" else 0
+    transfer_syntax_uid, end = _file_meta(raw, start)
+    body = memoryview(raw)[end:]
+    if len(body) < 8 or not (start or _starts_like_a_data_set(body)):
+        raise Rejected("not a DICOM file")
+    if not transfer_syntax_uid:
+        transfer_syntax_uid = ExplicitVRLittleEndian if _is_explicit(body) else ImplicitVRLittleEndian
+    return transfer_syntax_uid, body
+
+
+def digest_of(body: bytes | memoryview) -> str:
+    """SHA-256 (hex) of a data set as received; the file meta information belongs to the receiver."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def parse(
+    body: bytes | memoryview, transfer_syntax_uid: str, keywords: Sequence[str] = (), *, pixels: bool = False
+) -> Dataset:
+    """The attributes ``keywords`` (all, when empty) of a data set without file meta information.
+
+    Stops before the pixel data unless ``pixels``. Raises Rejected for bytes that are no data set.
+    """
+    try:
+        plain = zlib.decompress(body, -15) if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else body
+        little = transfer_syntax_uid != ExplicitVRBigEndian
+        # Mislabelled files exist; the first element says the truth for little endian.
+        implicit = little and not _is_explicit(plain)
+        tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
+        stop = None if pixels else _at_pixels
+        elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
+        dataset = Dataset({element.tag: element for element in elements})
+        dataset.set_original_encoding(implicit, little, _encodings(dataset))
+    except (zlib.error, EOFError, *BROKEN) as error:
+        raise Rejected("not a readable DICOM data set") from error
+    return dataset
+
+
+def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return int(tag) >> 16 >= PIXEL_GROUP
+
+
+def _file_meta(raw: bytes, start: int) -> tuple[str, int]:
+    """Transfer syntax UID ("" when not told) and the offset behind group 0002 (explicit little endian)."""
+    transfer_syntax_uid, at = "", start
+    while raw[at : at + 2] == b"\x02\x00" and len(raw) >= at + 12:
+        if raw[at + 4 : at + 6] in LONG_LENGTH_VRS:
+            value, length = at + 12, int.from_bytes(raw[at + 8 : at + 12], "little")
+        else:
+            value, length = at + 8, int.from_bytes(raw[at + 6 : at + 8], "little")
+        if raw[at + 2 : at + 4] == b"\x10\x00":
+            transfer_syntax_uid = raw[value : value + length].decode("ascii", "replace").strip("\0 ")
+        at = value + length
+    return transfer_syntax_uid, at
+
+
+def _is_explicit(body: bytes | memoryview) -> bool:
+    return bytes(body[4:6]).isalpha() and bytes(body[4:6]).isupper()
+
+
+def _starts_like_a_data_set(body: memoryview) -> bool:
+    """True for group 0008 first: nothing else begins with these bytes often enough to matter."""
+    group, _element = struct.unpack("<HH", body[:4])
+    length = struct.unpack("<H", body[6:8])[0] if _is_explicit(body) else struct.unpack("<L", body[4:8])[0]
+    return group == 8 and length < 256
+
+
+def _encodings(dataset: Dataset) -> list[str]:
+    """Python's names for SpecificCharacterSet; unknown terms are left out, the default is latin-1."""
+    terms = [term for term in _texts(dataset, "SpecificCharacterSet") if term in python_encoding]
+    return convert_encodings(terms or "ISO_IR 100")
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+    else:
+        yield path
+
+
+def _instance_or_reason(path: Path) -> Instance | str:
+    try:
+        return read_instance(path)
+    except (Rejected, Retryable) as error:
+        return str(error)
+
+
+def _value(dataset: Dataset, keyword: str) -> Any:
+    try:
+        return dataset.get(keyword)
+    except BROKEN:
+        return None
+
+
+def _values(dataset: Dataset, keyword: str) -> list[Any]:
+    value = _value(dataset, keyword)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, pydicom.multival.MultiValue) else [value]
+
+
+def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    return [str(value).strip("\0 ") for value in _values(dataset, keyword)]
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return next(iter(_texts(dataset, keyword)), "")
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    uid = _text(dataset, keyword)
+    if not uid:
+        raise Rejected(f"missing {keyword}")
+    if len(uid) > 64 or not re.fullmatch(r"[0-9.]+", uid):
+        raise Rejected(f"{keyword} is not a UID")
+    return uid
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+    try:
+        numbers = tuple(float(value) for value in _values(dataset, keyword))
+    except BROKEN:
+        return None
+    finite = all(abs(number) < 1e9 for number in numbers)
+    return numbers if len(numbers) == count and finite else None
+
+
+def _number(dataset: Dataset, keyword: str) -> float | None:
+    numbers = _numbers(dataset, keyword, 1)
+    return numbers[0] if numbers else None
+
+
+def _whole(dataset: Dataset, keyword: str) -> int | None:
+    number = _number(dataset, keyword)
+    return None if number is None else int(number)
+
+
+def _position(dataset: Dataset) -> Vector | None:
+    numbers = _numbers(dataset, "ImagePositionPatient", 3)
+    return None if numbers is None else (numbers[0], numbers[1], numbers[2])
+
+
+def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
+    numbers = _numbers(dataset, "PixelSpacing", 2)
+    return (numbers[0], numbers[1]) if numbers and min(numbers) > 0 else None
+
+
+def _age_years(dataset: Dataset) -> float | None:
+    """PatientAge ("042Y", "018M"), else the time between birth and study."""
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", _text(dataset, "PatientAge").upper())
+    if match:
+        return int(match[1]) * DAYS[match[2]] / DAYS["Y"]
+    try:
+        born = datetime.strptime(_text(dataset, "PatientBirthDate"), "%Y%m%d")
+        studied = datetime.strptime(_text(dataset, "StudyDate"), "%Y%m%d")
+    except ValueError:
+        return None
+    days = (studied - born).days
+    return days / DAYS["Y"] if days >= 0 else None
+
+
+def _priority(dataset: Dataset) -> str:
+    """RequestedProcedurePriority (0040,1003), of the data set or of a request it answers."""
+    requests = _value(dataset, "RequestAttributesSequence")
+    items = list(requests) if isinstance(requests, pydicom.sequence.Sequence) else []
+    texts = (_text(item, "RequestedProcedurePriority").upper() for item in (dataset, *items))
+    return next((text for text in texts if text), "")
