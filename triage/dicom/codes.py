@@ -1,0 +1,94 @@
+"""Every coded concept that our objects use, in one place (DICOM PS3.16; SNOMED CT; RadLex; UCUM)."""
+
+from __future__ import annotations
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom.sr.coding import Code
+
+from triage.domain import Grade, Status
+
+PRIVATE = "99TRIAGE"
+
+
+def private_scheme() -> CodingSchemeIdentificationItem:
+    """Says whose scheme 99TRIAGE is (PS3.3 C.12.1.1.2): no standard code exists for what it names."""
+    return CodingSchemeIdentificationItem(
+        designator=PRIVATE,
+        name="triage: affected lung fraction and CT grades",
+        responsible_organization="triage",
+    )
+
+
+# What made the objects, and of what.
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+CT_CHEST = Code("169069000", "SCT", "CT of chest")
+LUNG = Code("39607008", "SCT", "Lung")
+LEFT = Code("7771000", "SCT", "Left")
+RIGHT = Code("24028007", "SCT", "Right")
+
+# Segments.
+ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
+ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
+LESION = Code("52988006", "SCT", "Lesion")
+
+# The answer. A disease is named as a finding only by a positive report.
+COVID_19 = Code("840539006", "SCT", "COVID-19")
+ANSWER = Code("answer", PRIVATE, "COVID-19 triage result")
+ANSWERS = {
+    Status.POSITIVE: Code("10828004", "SCT", "Positive"),
+    Status.NEGATIVE: Code("260385009", "SCT", "Negative"),
+}
+CAD_SUMMARY = Code("111017", "DCM", "CAD Processing and Findings Summary")
+CAD_SUMMARIES = {
+    Status.POSITIVE: Code("111242", "DCM", "All algorithms succeeded; with findings"),
+    Status.NEGATIVE: Code("111241", "DCM", "All algorithms succeeded; without findings"),
+}
+
+# Figures.
+PROBABILITY = Code("122157", "DCM", "Probability")
+SCORE = Code("score", PRIVATE, "Score, not a probability")
+PROBABILITY_KINDS = {
+    ("classifier", True): Code("calibrated", PRIVATE, "Network output, calibrated"),
+    ("classifier", False): Code("not-calibrated", PRIVATE, "Network output, not calibrated"),
+    ("score", True): Code("rule", PRIVATE, "Documented monotone rule, calibrated"),
+    ("score", False): Code("rule-uncalibrated", PRIVATE, "Documented monotone rule, not calibrated"),
+}
+AFFECTED = Code("affected", PRIVATE, "Affected lung percentage")
+MAXIMUM = Code("56851009", "SCT", "Maximum")
+VOLUME = Code("118565006", "SCT", "Volume")
+PERCENT = Code("%", "UCUM", "percent")
+MILLILITRE = Code("ml", "UCUM", "ml")
+NO_UNITS = Code("1", "UCUM", "no units")
+
+# Grade, severity, urgency of the finding (never of the place on a worklist).
+CT_GRADE = Code("ct-grade", PRIVATE, "CT grade by affected lung fraction")
+CT_GRADES = {
+    Grade.CT0: Code("CT-0", PRIVATE, "CT-0: no lung affected"),
+    Grade.CT1: Code("CT-1", PRIVATE, "CT-1: up to 25 % affected"),
+    Grade.CT2: Code("CT-2", PRIVATE, "CT-2: 25 to 50 % affected"),
+    Grade.CT3: Code("CT-3", PRIVATE, "CT-3: 50 to 75 % affected"),
+    Grade.CT4: Code("CT-4", PRIVATE, "CT-4: 75 % or more affected"),
+}
+SEVERITY = Code("246112005", "SCT", "Severity")
+_SEVERE = Code("24484000", "SCT", "Severe")
+SEVERITIES = {
+    Grade.CT1: Code("255604002", "SCT", "Mild"),
+    Grade.CT2: Code("6736007", "SCT", "Moderate"),
+    Grade.CT3: _SEVERE,
+    Grade.CT4: _SEVERE,
+}
+ACTIONABILITY = Code("actionability", PRIVATE, "Actionable finding classification")
+_WITHIN_MINUTES = Code("RID49480", "RADLEX", "ACR Category 1 Actionable Finding")
+_WITHIN_HOURS = Code("RID49481", "RADLEX", "ACR Category 2 Actionable Finding")
+_WITHIN_DAYS = Code("RID49482", "RADLEX", "ACR Category 3 Actionable Finding")
+ACTIONABILITIES = {
+    Grade.CT0: _WITHIN_DAYS,
+    Grade.CT1: _WITHIN_HOURS,
+    Grade.CT2: _WITHIN_HOURS,
+    Grade.CT3: _WITHIN_MINUTES,
+    Grade.CT4: _WITHIN_MINUTES,
+    None: _WITHIN_HOURS,
+}
+"""CID 7035 for a positive study, by its grade; None is an unknown affected fraction."""
+
+COMMENT = Code("121106", "DCM", "Comment")

@@ -1,0 +1,39 @@
+"""Bytes that survive a power cut: written aside, flushed to the disk, then given their name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from triage.errors import Retryable
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Put ``data`` at ``path``; afterwards file and directory entry are on the disk, or nothing changed.
+
+    The folder must exist. A file already there is replaced whole. Raises Retryable when the disk refuses.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+    except OSError as error:
+        raise Retryable(f"cannot write {path.name}: {error.strerror}") from error
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in ``folder`` durable (a rename is only a change of its directory)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,95 @@
+"""What all our objects share: who made them, how they are numbered, and how they reach the disk."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.valuerep import DA, TM
+
+from triage import __version__
+from triage.dicom.files import write_durably
+from triage.dicom.uids import derive
+from triage.domain import ModelInfo, Result, ResultKind, ResultObject
+
+MANUFACTURER = "triage"
+DISCLAIMER = "Research use, not a medical device"
+SERIES_NUMBERS = {
+    ResultKind.LESION_SEG: 9001,
+    ResultKind.LUNG_SEG: 9002,
+    ResultKind.SR: 9003,
+    ResultKind.PICTURE: 9004,
+}
+"""High, so that viewers list our series after the scanner's."""
+DESCRIPTIONS = {
+    ResultKind.LESION_SEG: "triage: lesions (research use)",
+    ResultKind.LUNG_SEG: "triage: lungs (research use)",
+    ResultKind.SR: "triage: report (research use)",
+    ResultKind.PICTURE: "triage: summary (research use)",
+}
+
+
+def series_instance_uid(kind: ResultKind, result: Result) -> str:
+    """UID of the series of this kind and content key."""
+    return derive(f"series of {kind.value}", result.study_instance_uid, result.content_key)
+
+
+def identity(kind: ResultKind, result: Result, info: ModelInfo, now: datetime) -> dict[str, Any]:
+    """Keyword arguments that highdicom's constructors share: UIDs, numbers, equipment, local date and time.
+
+    One series for each kind and revision: (study, content key, kind) give the UIDs.
+    """
+    moment = now.astimezone()
+    return {
+        "series_instance_uid": series_instance_uid(kind, result),
+        "sop_instance_uid": derive(kind.value, result.study_instance_uid, result.content_key),
+        "series_number": SERIES_NUMBERS[kind],
+        "instance_number": 1,
+        "series_description": DESCRIPTIONS[kind],
+        "content_date": moment.date(),
+        "content_time": moment.time().replace(tzinfo=None),
+        "manufacturer": MANUFACTURER,
+        "manufacturer_model_name": f"triage {info.name}"[:64],
+        "software_versions": [f"triage {__version__}"[:64], f"{info.name} {info.version}"[:64]],
+        "device_serial_number": info.version[:64],
+    }
+
+
+def nameless(source: Dataset) -> Dataset:
+    """Return the source without name and character set: highdicom prints odd names. ``write`` adds both."""
+    copy = Dataset()
+    copy.update(source)
+    copy.PatientName = None
+    copy.pop("SpecificCharacterSet", None)
+    return copy
+
+
+def write(kind: ResultKind, dataset: Dataset, source: Dataset, folder: Path, now: datetime) -> ResultObject:
+    """Give the object its patient name and time of making, and put it durably into the folder.
+
+    One folder belongs to one content key. Raises Retryable when the disk refuses.
+    """
+    dataset.PatientName = source.PatientName
+    if "SpecificCharacterSet" in source:
+        dataset.add(source["SpecificCharacterSet"])
+    moment = now.astimezone()
+    dataset.InstanceCreationDate = DA(moment.date())
+    dataset.InstanceCreationTime = TM(moment.time().replace(tzinfo=None))
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    path = folder / f"{kind.value}.dcm"
+    write_durably(path, buffer.getbuffer())
+    return ResultObject(kind, path, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID))
+
+
+ASCII_FOR = {"–": "-", "—": "-", "≤": "<=", "≥": ">=", "…": "...", "×": "x", "\u202f": " ", "\xa0": " "}
+
+
+def plain(text: str) -> str:
+    """ASCII, which every source's character set can write; typography is replaced, the rest becomes '?'."""
+    for character, replacement in ASCII_FOR.items():
+        text = text.replace(character, replacement)
+    return text.encode("ascii", "replace").decode()

@@ -1,0 +1,236 @@
+"""The answer as a structured report: TID 1500 Measurement Report (PS3.16), unverified.
+
+The study-level group (TID 1501) says positive or negative, with what certainty, how much of each lung
+is affected and by which network; a second group (TID 1411) measures the lesion segment, if there is
+one. Nothing here depends on how a worklist is ordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    Comprehensive3DSR,
+    ComprehensiveSR,
+    DeviceObserverIdentifyingAttributes,
+    EnhancedSR,
+    FindingSite,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes as standard_codes
+
+from triage import __version__
+from triage.dicom import codes, objects, seg, source
+from triage.dicom.uids import derive
+from triage.domain import ModelInfo, Result, ResultKind, ResultObject, Series, Severity, Status
+from triage.errors import Retryable
+
+SopClass = Literal["comprehensive_3d", "comprehensive", "enhanced"]
+SOP_CLASSES = {
+    "comprehensive_3d": Comprehensive3DSR,
+    "comprehensive": ComprehensiveSR,
+    "enhanced": EnhancedSR,
+}
+MUST_READ = f"{objects.DISCLAIMER}. The study must be read whatever this report says."
+
+
+def write(
+    series: Series,
+    result: Result,
+    severity: Severity,
+    info: ModelInfo,
+    parameters: Mapping[str, str | float],
+    folder: Path,
+    *,
+    now: datetime,
+    sop_class: SopClass = "comprehensive_3d",
+    lesion_seg: ResultObject | None = None,
+    predecessor: Path | None = None,
+) -> ResultObject:
+    """Write the report of a judged study.
+
+    ``parameters`` are the settings that shaped the answer (thresholds); ``lesion_seg`` is the object
+    whose segment is measured; ``predecessor`` is the report that this revision replaces, the one
+    ``result.supersedes`` names. Raises ValueError for an answer that is neither positive nor negative
+    and for a wrong predecessor; Retryable when source or disk fail.
+    """
+    if result.status not in codes.ANSWERS:
+        raise ValueError(f"a {result.status.value} study has no report")
+    slices = source.read(series)
+    algorithm = _algorithm(info, parameters)
+    groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
+    groups = [_study(result, severity, algorithm)]
+    evidence = [objects.nameless(slices[0]), *slices[1:]]
+    if lesion_seg is not None:
+        groups.append(_lesions(series, result, severity, algorithm, lesion_seg))
+        evidence.append(_evidence(lesion_seg, result))
+    report = SOP_CLASSES[sop_class](
+        evidence=evidence,
+        content=MeasurementReport(
+            observation_context=_observer(info),
+            procedure_reported=codes.CT_CHEST,
+            imaging_measurements=groups,
+        ),
+        is_complete=True,
+        previous_versions=_previous(result, predecessor),
+        coding_schemes=[codes.private_scheme()],
+        **objects.identity(ResultKind.SR, result, info, now),
+    )
+    return objects.write(ResultKind.SR, report, slices[0], folder, now)
+
+
+def _study(
+    result: Result, severity: Severity, algorithm: AlgorithmIdentification
+) -> MeasurementsAndQualitativeEvaluations:
+    """TID 1501: the answer for the whole study. Only a positive answer names a disease as its finding."""
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(seg.tracking_uid("Study", result), "Study"),
+        finding_type=codes.COVID_19 if result.status is Status.POSITIVE else None,
+        finding_sites=[FindingSite(codes.LUNG)],
+        algorithm_id=algorithm,
+        measurements=list(_figures(result, severity)),
+        qualitative_evaluations=list(_evaluations(result, severity)),
+    )
+    for text in _comments(result, severity):
+        group[0].ContentSequence.append(
+            TextContentItem(codes.COMMENT, objects.plain(text), RelationshipTypeValues.CONTAINS)
+        )
+    return group
+
+
+def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
+    if result.probability is not None and result.probability_kind is not None:
+        yield Measurement(
+            name=codes.SCORE if result.probability_kind == "score" else codes.PROBABILITY,
+            value=round(result.probability, 4),
+            unit=codes.NO_UNITS,
+            method=codes.PROBABILITY_KINDS[result.probability_kind, result.calibrated],
+        )
+    both, left, right = (
+        FindingSite(codes.LUNG),
+        FindingSite(codes.LUNG, codes.LEFT),
+        FindingSite(codes.LUNG, codes.RIGHT),
+    )
+    if severity.affected_fraction is not None:
+        yield Measurement(
+            name=codes.AFFECTED,
+            value=round(100 * severity.affected_fraction, 1),
+            unit=codes.PERCENT,
+            derivation=codes.MAXIMUM,
+            finding_sites=[both],
+        )
+    for site, fraction in ((left, severity.affected_left), (right, severity.affected_right)):
+        if fraction is not None:
+            yield Measurement(codes.AFFECTED, round(100 * fraction, 1), codes.PERCENT, finding_sites=[site])
+    yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
+
+
+def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEvaluation]:
+    yield QualitativeEvaluation(codes.ANSWER, codes.ANSWERS[result.status])
+    yield QualitativeEvaluation(codes.CAD_SUMMARY, codes.CAD_SUMMARIES[result.status])
+    if severity.grade is not None:
+        yield QualitativeEvaluation(codes.CT_GRADE, codes.CT_GRADES[severity.grade])
+    if result.status is not Status.POSITIVE:
+        return
+    if severity.grade in codes.SEVERITIES:
+        yield QualitativeEvaluation(codes.SEVERITY, codes.SEVERITIES[severity.grade])
+    yield QualitativeEvaluation(codes.ACTIONABILITY, codes.ACTIONABILITIES[severity.grade])
+
+
+def _comments(result: Result, severity: Severity) -> Iterator[str]:
+    yield f"{result.status.value.capitalize()}: {result.reason}"
+    if severity.note:
+        yield severity.note
+    yield from result.notes
+    yield MUST_READ
+
+
+def _lesions(
+    series: Series,
+    result: Result,
+    severity: Severity,
+    algorithm: AlgorithmIdentification,
+    lesion_seg: ResultObject,
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """TID 1411: the one segment of the lesion object, without frame numbers (both together are invalid)."""
+    volume = severity.lesion_volume_ml
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(seg.tracking_uid("Lesions", result), "Lesions"),
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=lesion_seg.sop_class_uid,
+            sop_instance_uid=lesion_seg.sop_instance_uid,
+            segment_number=1,
+            source_series=SourceSeriesForSegmentation(series.series_instance_uid),
+        ),
+        finding_type=codes.LESION,
+        finding_category=codes.ABNORMAL_STRUCTURE,
+        finding_sites=[FindingSite(codes.LUNG)],
+        algorithm_id=algorithm,
+        measurements=None
+        if volume is None
+        else [Measurement(codes.VOLUME, round(volume, 1), codes.MILLILITRE)],
+    )
+
+
+def _algorithm(info: ModelInfo, parameters: Mapping[str, str | float]) -> AlgorithmIdentification:
+    """TID 4019: name, version (hash of the weights) and every setting that shaped the answer."""
+    return AlgorithmIdentification(
+        name=objects.plain(info.name),
+        version=objects.plain(info.version),
+        parameters=[objects.plain(f"{name} = {value}") for name, value in parameters.items()],
+        family=codes.ARTIFICIAL_INTELLIGENCE,
+        manufacturer=objects.MANUFACTURER,
+    )
+
+
+def _observer(info: ModelInfo) -> ObservationContext:
+    device = DeviceObserverIdentifyingAttributes(
+        uid=derive("device", info.name, info.version),
+        name=objects.MANUFACTURER,
+        manufacturer_name=objects.MANUFACTURER,
+        model_name=objects.plain(f"triage {__version__}, {info.name}"),
+        serial_number=objects.plain(info.version),
+    )
+    return ObservationContext(
+        observer_device_context=ObserverContext(
+            observer_type=standard_codes.DCM.Device, observer_identifying_attributes=device
+        )
+    )
+
+
+def _evidence(written: ResultObject, result: Result) -> Dataset:
+    evidence = Dataset()
+    evidence.StudyInstanceUID = result.study_instance_uid
+    evidence.SeriesInstanceUID = objects.series_instance_uid(written.kind, result)
+    evidence.SOPClassUID = written.sop_class_uid
+    evidence.SOPInstanceUID = written.sop_instance_uid
+    return evidence
+
+
+def _previous(result: Result, predecessor: Path | None) -> list[Dataset] | None:
+    if predecessor is None:
+        return None
+    try:
+        previous = dcmread(predecessor, stop_before_pixels=True)
+    except OSError as error:
+        raise Retryable(f"cannot read {predecessor.name}: {error.strerror}") from error
+    if previous.SOPInstanceUID != result.supersedes:
+        raise ValueError(f"{predecessor} is not the superseded report {result.supersedes}")
+    return [previous]
