@@ -38,7 +38,7 @@ def prioritise(
     band, score = _RULES[policy.policy](result, policy, analysis)
     if result.status is Status.POSITIVE:
         band = min(band, Band.POSITIVE)  # a study called positive is never filed below the positives
-    return _place(band, score, _sentence(result), arrived_at, stat, policy)
+    return _place(band, score, sentence(result), arrived_at, stat, policy)
 
 
 def _place(
@@ -86,7 +86,7 @@ def _by_both(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tupl
 _RULES = {"identification": _by_probability, "severity": _by_fraction, "combined": _by_both}
 
 
-def _sentence(result: Result) -> str:
+def sentence(result: Result) -> str:
     """Why the study stands where it stands, e.g. "right lung 62 % affected, P 0.97"."""
     parts = []
     sides = {"left lung": result.affected_left, "right lung": result.affected_right}

@@ -15,6 +15,8 @@ from triage.domain import Findings, Grade, Mask, Severity, Vector, Volume
 PlaneMask = NDArray[np.bool_]
 
 ONE_LUNG = "one lung only"
+BIN_MM = 15.0
+"""Wide enough that pixel columns fall evenly into the bins of the profile."""
 VALLEY = 0.6
 """Two lungs leave a valley (the mediastinum) in the left–right profile at most this deep; one does not."""
 
@@ -141,7 +143,7 @@ def _two_means(points: NDArray[np.float64], weights: NDArray[np.float64]) -> _Cu
 
 def _has_valley(to_left: NDArray[np.float64], weights: NDArray[np.float64], cut: _Cut) -> bool:
     """Between two lungs the left–right profile of lung volume sinks; inside one lung it does not."""
-    bins = max(8, int(np.ptp(to_left) / 5.0))
+    bins = max(8, int(np.ptp(to_left) / BIN_MM))
     profile, edges = np.histogram(to_left, bins=bins, weights=weights)
     centres = (edges[:-1] + edges[1:]) / 2
     between = (centres > cut.right_centre[0]) & (centres < cut.left_centre[0])

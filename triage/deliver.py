@@ -1,0 +1,49 @@
+"""Outbox → destinations. Nothing is marked sent before the peer's success; the rest is tried again."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from triage.config import Config, Destination
+from triage.config import Delivery as DeliverySettings
+from triage.db import Database
+from triage.dicom import sender
+from triage.domain import Delivery
+
+log = logging.getLogger(__name__)
+
+
+def step(db: Database, config: Config, destination: Destination, now: datetime) -> bool:
+    """Send what one destination is owed now over one association; False when nothing is due.
+
+    A destination that is away holds up nobody else: each has a schedule of its own.
+    """
+    owed = db.due_deliveries(destination.name, now)
+    if not owed:
+        return False
+    outcomes = sender.send(
+        [delivery.path for delivery in owed],
+        destination,
+        calling_ae_title=config.listener.ae_title,
+        timeout_seconds=config.delivery.timeout_seconds,
+    )
+    for delivery, outcome in zip(owed, outcomes, strict=True):
+        if outcome.sent:
+            db.mark_sent(delivery.delivery_id, now)
+            log.info("%s sent to %s", delivery.sop_instance_uid, destination.name)
+        else:
+            _put_off(db, config.delivery, delivery, outcome.error, now)
+    return True
+
+
+def _put_off(db: Database, settings: DeliverySettings, delivery: Delivery, error: str, now: datetime) -> None:
+    """Try again after a growing wait; give up only after days, and say so on the list."""
+    log.warning("%s not sent to %s: %s", delivery.sop_instance_uid, delivery.destination, error)
+    if now - delivery.created_at >= timedelta(hours=settings.give_up_hours):
+        db.give_up(delivery.delivery_id, error)
+        return
+    wait = min(
+        settings.first_retry_seconds * 2.0 ** min(delivery.attempts, 20), settings.longest_retry_seconds
+    )
+    db.postpone(delivery.delivery_id, error, now + timedelta(seconds=wait))
