@@ -22,7 +22,6 @@ from pydicom.charset import convert_encodings, python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
-from pydicom.tag import BaseTag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -39,7 +38,7 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error)
 """What pydicom raises when a value cannot be understood."""
 
-PIXEL_GROUP = 0x7FE0
+PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "AccessionNumber",
@@ -168,8 +167,8 @@ def parse(
     return dataset
 
 
-def _at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return int(tag) >> 16 >= PIXEL_GROUP
+def _at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
+    return int(tag) >= PIXEL_GROUP
 
 
 def _file_meta(raw: bytes, start: int) -> tuple[str, int]:

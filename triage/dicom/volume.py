@@ -1,0 +1,195 @@
+"""The chosen series → HU on one grid, whatever transfer syntax its slices came in."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Literal
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
+
+from triage.dicom.header import BROKEN, parse, read_bytes, split
+from triage.domain import Instance, Series, Volume
+from triage.errors import Rejected
+
+AIR = -1024
+"""HU of what was never scanned: padding, and whatever lies below the scale of a CT scanner."""
+HIGHEST = int(np.iinfo(np.int16).max)
+
+KEYWORDS = (
+    "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How the stored values of one slice are written (Image Pixel module, PS3.3 C.7.6.3)."""
+
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+
+    @property
+    def unsigned(self) -> np.dtype[Any]:
+        """The type that holds a stored value before its sign is known."""
+        return np.dtype(f"u{self.bits_allocated // 8}")
+
+
+Decoder = Callable[[bytes, Pixels], NDArray[Any]]
+
+
+def read(series: Series, threads: int = 0) -> Volume:
+    """Decode every slice to HU: int16 (z, y, x), slice *k* being ``series.instances[k]``.
+
+    Values are clipped to [-1024, 32767]; padding (PS3.3 C.7.5.1.1.2) becomes air.
+    ``threads`` 0 takes all cores.
+    Raises Rejected naming the slice that cannot be decoded, Retryable when a file cannot be read.
+    """
+    first = series.instances[0]
+    array = np.empty((len(series.instances), first.rows, first.columns), np.int16)
+    numbers = range(1, len(array) + 1)
+    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(_read_slice, series.instances, numbers, array, repeat(array.shape[1:])):
+            pass
+    return Volume(array, series.spacing, series.orientation)
+
+
+def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: tuple[int, int]) -> None:
+    number = place if instance.instance_number is None else instance.instance_number
+    transfer_syntax_uid, body = split(read_bytes(instance.path))
+    decoder = DECODERS.get(transfer_syntax_uid)
+    if decoder is None:
+        name = uid.UID(transfer_syntax_uid).name
+        raise Rejected(f"transfer syntax of slice {number} is not supported: {name}")
+    try:
+        dataset = parse(body, transfer_syntax_uid, KEYWORDS, pixels=True)
+        pixels = _pixels(dataset)
+        values = _stored(decoder(dataset.PixelData, pixels), pixels)
+        padding = _padding(dataset, pixels)
+    except (Rejected, RuntimeError, zlib.error, EOFError, *BROKEN) as error:
+        raise Rejected(f"pixel data of slice {number} cannot be decoded") from error
+    if values.shape != shape:
+        raise Rejected(f"slice {number} has the wrong size: {values.shape}, not {shape}")
+    _write_hu(values, padding, instance, out)
+
+
+def _pixels(dataset: Dataset) -> Pixels:
+    """Raises one of BROKEN when an attribute that is required is missing or contradicts the others."""
+    bits_allocated, bits_stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
+    high_bit = int(dataset.get("HighBit", bits_stored - 1))
+    if bits_allocated not in (8, 16, 32) or not bits_stored <= high_bit + 1 <= bits_allocated:
+        raise ValueError(f"{bits_stored} of {bits_allocated} bits, the highest at {high_bit}")
+    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise ValueError("colour")
+    signed = bool(dataset.PixelRepresentation)
+    return Pixels(int(dataset.Rows), int(dataset.Columns), bits_allocated, bits_stored, high_bit, signed)
+
+
+def _padding(dataset: Dataset, pixels: Pixels) -> tuple[int, int] | None:
+    """The range of padding values, as stored values; scanners write it signed, unsigned, or as junk."""
+    limits = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    whole = [limit for limit in limits if isinstance(limit, int)]
+    if not isinstance(limits[0], int):
+        return None
+    modulo = 1 << pixels.bits_allocated
+    values = _stored(np.array([limit % modulo for limit in whole], pixels.unsigned), pixels)
+    return int(values.min()), int(values.max())
+
+
+def _stored(values: NDArray[Any], pixels: Pixels) -> NDArray[Any]:
+    """Stored values with their sign: bits above HighBit (old overlays) go, BitsStored tells the sign bit.
+
+    Codecs know nothing of PixelRepresentation, so every decoder hands over bits, not numbers.
+    """
+    bits = values.astype(pixels.unsigned, copy=False)
+    above = pixels.bits_allocated - 1 - pixels.high_bit
+    spare = pixels.bits_allocated - pixels.bits_stored
+    left = bits << bits.dtype.type(above) if above else bits
+    numbers = left.view(f"i{left.itemsize}") if pixels.signed else left
+    return numbers >> numbers.dtype.type(spare) if spare else numbers
+
+
+def _write_hu(
+    values: NDArray[Any], padding: tuple[int, int] | None, instance: Instance, out: NDArray[np.int16]
+) -> None:
+    """HU = slope · stored value + intercept (PS3.3 C.7.6.16.2.9), rounded, clipped, padding set to air."""
+    slope, intercept = instance.rescale_slope, instance.rescale_intercept
+    if not slope or intercept is None:
+        raise Rejected("missing RescaleSlope")
+    if slope == 1 and intercept == int(intercept):
+        hu: NDArray[Any] = np.add(values, int(intercept), dtype=np.int64 if values.itemsize > 2 else np.int32)
+    else:
+        hu = np.rint(values * np.float64(slope) + intercept)
+    np.clip(hu, AIR, HIGHEST, out=out, casting="unsafe")
+    if padding is not None:
+        out[(values >= padding[0]) & (values <= padding[1])] = AIR
+
+
+def _plain(byte_order: Literal["<", ">"]) -> Decoder:
+    def decode(data: bytes, pixels: Pixels) -> NDArray[Any]:
+        count = pixels.rows * pixels.columns
+        values = np.frombuffer(data, pixels.unsigned.newbyteorder(byte_order), count)
+        return values.reshape(pixels.rows, pixels.columns)
+
+    return decode
+
+
+def _rle(data: bytes, pixels: Pixels) -> NDArray[Any]:
+    decoded = imagecodecs.dicomrle_decode(_frame(data), pixels.unsigned.newbyteorder("<"))
+    return np.frombuffer(decoded, pixels.unsigned.newbyteorder("<")).reshape(pixels.rows, pixels.columns)
+
+
+def _coded(codec: Callable[[bytes], NDArray[Any]]) -> Decoder:
+    def decode(data: bytes, _pixels: Pixels) -> NDArray[Any]:
+        frame = _frame(data)
+        # libjpeg and OpenJPEG fill the missing end of a cut stream with grey and report success.
+        if b"\xff\xd9" not in frame[-4:]:
+            raise ValueError("the code stream has no end marker")
+        return codec(frame)
+
+    return decode
+
+
+def _frame(data: bytes) -> bytes:
+    return next(generate_frames(data, number_of_frames=1))
+
+
+_jpeg = _coded(imagecodecs.jpeg8_decode)
+_jpeg_ls = _coded(imagecodecs.jpegls_decode)
+_jpeg_2000 = _coded(imagecodecs.jpeg2k_decode)
+_htj2k = _coded(imagecodecs.htj2k_decode)
+
+DECODERS: dict[str, Decoder] = {
+    uid.ImplicitVRLittleEndian: _plain("<"),
+    uid.ExplicitVRLittleEndian: _plain("<"),
+    uid.DeflatedExplicitVRLittleEndian: _plain("<"),
+    uid.ExplicitVRBigEndian: _plain(">"),
+    uid.RLELossless: _rle,
+    uid.JPEGBaseline8Bit: _jpeg,
+    uid.JPEGExtended12Bit: _jpeg,
+    "1.2.840.10008.1.2.4.53": _jpeg,  # spectral selection, retired
+    "1.2.840.10008.1.2.4.55": _jpeg,  # full progression, retired
+    uid.JPEGLossless: _jpeg,
+    uid.JPEGLosslessSV1: _jpeg,
+    uid.JPEGLSLossless: _jpeg_ls,
+    uid.JPEGLSNearLossless: _jpeg_ls,
+    uid.JPEG2000Lossless: _jpeg_2000,
+    uid.JPEG2000: _jpeg_2000,
+    uid.HTJ2KLossless: _htj2k,
+    uid.HTJ2KLosslessRPCL: _htj2k,
+    uid.HTJ2K: _htj2k,
+}
+"""One decoder for each transfer syntax (PS3.5 annex A): bytes of Pixel Data → bits of one frame."""
