@@ -1,0 +1,151 @@
+"""Received bytes → spool/STUDY/SERIES/SOP.dcm, durable before anyone is told, and never overwritten."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from uuid import uuid4
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from triage.dicom import header
+from triage.dicom.files import sync_directory
+from triage.dicom.uids import derive
+from triage.domain import Instance
+from triage.errors import Rejected, Retryable
+
+logger = logging.getLogger(__name__)
+
+INCOMING = "incoming"
+"""Folder of files that are being written; what lies here after a restart was never acknowledged."""
+CONFLICTS = "conflicts"
+"""Folder, in a series, of objects that reused the SOP Instance UID of another one."""
+RESULTS = "results"
+"""Folder of our own objects."""
+
+IMPLEMENTATION_CLASS_UID = derive("implementation")
+IMPLEMENTATION_VERSION_NAME = "TRIAGE"
+
+UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
+UNDEFINED_LENGTH = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """Where an object lies now; ``conflict``: its SOP Instance UID was taken by other bytes."""
+
+    instance: Instance
+    conflict: bool = False
+
+
+def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
+    """Header facts of a data set as received; its path is still to be given.
+
+    Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
+    """
+    dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
+    if _is_cut_off(dataset):
+        raise Rejected("data set is cut off")
+    instance = header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
+    for uid in (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid):
+        if not UID_NAME.fullmatch(uid):
+            raise Rejected("a UID that is none")
+    return instance
+
+
+def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> Filed:
+    """Write a received data set; afterwards file and folders are on the disk.
+
+    The same bytes again leave the first file as it is; other bytes under a known SOP Instance UID go to the
+    series' conflicts. Raises Retryable when the disk does not take it.
+    """
+    folder = spool / instance.study_instance_uid / instance.series_instance_uid
+    own = folder / f"{instance.sop_instance_uid}.dcm"
+    beside = folder / CONFLICTS / f"{instance.sop_instance_uid}.{instance.digest[:12]}.dcm"
+    try:
+        for path in (own, beside):
+            if _place(spool, path, raw, instance, source_ae_title):
+                return Filed(replace(instance, path=path), conflict=path is beside)
+    except OSError as error:
+        raise Retryable(f"cannot write to the spool: {error.strerror}") from error
+    raise Retryable(f"{beside.name} holds other bytes")
+
+
+def index_spool(spool: Path) -> Iterator[Instance]:
+    """Every received object on the disk, for recovery at start; unfinished files are deleted.
+
+    Our own results and conflicting duplicates are left out. What cannot be read is logged and passed over.
+    """
+    for leftover in (spool / INCOMING).glob("*"):
+        leftover.unlink(missing_ok=True)
+    for path in sorted(spool.glob("*/*/*.dcm")):
+        if {INCOMING, RESULTS, CONFLICTS}.intersection(path.relative_to(spool).parts):
+            continue
+        try:
+            yield header.read_instance(path)
+        except (Rejected, Retryable) as error:
+            logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
+
+
+def _is_cut_off(dataset: Dataset) -> bool:
+    """True when the last element promises more bytes than came; pydicom does not mind."""
+    if not dataset:
+        return True
+    last = dataset.get_item(list(dataset.keys())[-1])
+    length = getattr(last, "length", UNDEFINED_LENGTH)
+    return length != UNDEFINED_LENGTH and length > len(last.value or b"")
+
+
+def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
+    """Make ``path`` hold the object, durably; False when it holds other bytes already."""
+    if not _create(spool, path, _file_meta(instance, source_ae_title), raw):
+        there = header.digest_of(header.split(path.read_bytes())[1])
+        if there != instance.digest:
+            return False
+    for folder in (path.parent, *path.parent.parents):
+        sync_directory(folder)  # another association may have made the folder, or the name, a moment ago
+        if folder == spool:
+            break
+    return True
+
+
+def _create(spool: Path, path: Path, *parts: bytes) -> bool:
+    """Write aside, flush, then give the name; False when the name is taken, which a rename would not mind."""
+    if path.exists():
+        return False
+    temporary = spool / INCOMING / f"{uuid4().hex}.part"
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _file_meta(instance: Instance, source_ae_title: str) -> bytes:
+    """Preamble and file meta information (PS3.10 section 7.1); the data set follows untouched."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(instance.sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(instance.sop_instance_uid)
+    meta.TransferSyntaxUID = UID(instance.transfer_syntax_uid)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta.SourceApplicationEntityTitle = source_ae_title
+    buffer = DicomBytesIO()
+    buffer.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(buffer, meta)
+    return buffer.getvalue()

@@ -1,0 +1,70 @@
+"""What pynetdicom's upper layer lacks: a peer that stalls in mid-PDU is let go; small packets go at once."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from contextlib import suppress
+
+from pynetdicom import _config
+from pynetdicom.events import Event
+from pynetdicom.transport import AssociationSocket
+
+# Its event loggers describe every message and data set, patients included, and cost time for each PDU.
+_config.LOG_HANDLER_LEVEL = "none"
+_config.LOG_REQUEST_IDENTIFIERS = False
+_config.LOG_RESPONSE_IDENTIFIERS = False
+logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+
+LONGEST_PDU = 8 * 1024 * 1024
+"""Bytes; a peer that announces more is not speaking DICOM (we never offer more than 4 MiB)."""
+
+
+class GuardedSocket(AssociationSocket):
+    """Takes over an open connection: each PDU must have come whole within ``timeout`` seconds."""
+
+    def __init__(self, plain: AssociationSocket, timeout: float) -> None:
+        self.__dict__.update(vars(plain))
+        self._timeout = timeout
+        self._connection = _tuned(plain.socket, timeout)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Exactly ``nr_bytes``, fewer when the peer closed; TimeoutError for a stalled or dripping peer."""
+        if nr_bytes > LONGEST_PDU:
+            raise OSError(f"a PDU of {nr_bytes} bytes was announced, more than {LONGEST_PDU}")
+        deadline = time.monotonic() + self._timeout
+        buffer = bytearray(nr_bytes)
+        view, filled = memoryview(buffer), 0
+        while filled < nr_bytes:
+            received = self._connection.recv_into(view[filled:])
+            if not received:
+                break
+            filled += received
+            _acknowledge_at_once(self._connection)
+            if filled < nr_bytes and time.monotonic() > deadline:
+                raise TimeoutError(f"{filled} of {nr_bytes} bytes after {self._timeout} s")
+        return bytearray(view[:filled])
+
+
+def guard(event: Event, timeout: float) -> None:
+    """Handler of EVT_CONN_OPEN, on either side; no reactor reads the socket yet."""
+    dul = event.assoc.dul
+    if dul.socket is not None:
+        dul.socket = GuardedSocket(dul.socket, timeout)
+
+
+def _tuned(connection: socket.socket | None, timeout: float) -> socket.socket:
+    if connection is None:
+        raise OSError("the connection is closed")
+    connection.settimeout(timeout)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _acknowledge_at_once(connection)
+    return connection
+
+
+def _acknowledge_at_once(connection: socket.socket) -> None:
+    """Untuned senders wait for our TCP acknowledgement (Nagle); Linux forgets this option after each use."""
+    if hasattr(socket, "TCP_QUICKACK"):
+        with suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
