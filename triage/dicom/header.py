@@ -191,9 +191,8 @@ def _is_explicit(body: bytes | memoryview) -> bool:
 
 def _starts_like_a_data_set(body: memoryview) -> bool:
     """True for group 0008 first: nothing else begins with these bytes often enough to matter."""
-    group, _element = struct.unpack("<HH", body[:4])
-    length = struct.unpack("<H", body[6:8])[0] if _is_explicit(body) else struct.unpack("<L", body[4:8])[0]
-    return group == 8 and length < 256
+    length = int.from_bytes(body[6:8] if _is_explicit(body) else body[4:8], "little")
+    return bytes(body[:2]) == b"\x08\x00" and length < 256
 
 
 def _encodings(dataset: Dataset) -> list[str]:
