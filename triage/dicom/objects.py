@@ -58,23 +58,12 @@ def identity(kind: ResultKind, result: Result, info: ModelInfo, now: datetime) -
     }
 
 
-def nameless(source: Dataset) -> Dataset:
-    """Return the source without name and character set: highdicom prints odd names. ``write`` adds both."""
-    copy = Dataset()
-    copy.update(source)
-    copy.PatientName = None
-    copy.pop("SpecificCharacterSet", None)
-    return copy
-
-
-def write(kind: ResultKind, dataset: Dataset, source: Dataset, folder: Path, now: datetime) -> ResultObject:
-    """Give the object its patient name and time of making, and put it durably into the folder.
+def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, now: datetime) -> ResultObject:
+    """Give the object its patient and its time of making, and put it durably into the folder.
 
     One folder belongs to one content key. Raises Retryable when the disk refuses.
     """
-    dataset.PatientName = source.PatientName
-    if "SpecificCharacterSet" in source:
-        dataset.add(source["SpecificCharacterSet"])
+    dataset.update(patient)
     moment = now.astimezone()
     dataset.InstanceCreationDate = DA(moment.date())
     dataset.InstanceCreationTime = TM(moment.time().replace(tzinfo=None))

@@ -116,9 +116,9 @@ def _write(
         raise ValueError(f"{len(labels)} mask slices for {len(series.instances)} images")
     if not labels.any():
         raise ValueError("an empty mask makes no segmentation")
-    slices = source.read(series)
+    received = source.read(series)
     segmentation = Segmentation(
-        source_images=[objects.nameless(slices[0]), *slices[1:]],
+        source_images=received.slices,
         pixel_array=labels,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=segments,
@@ -127,4 +127,4 @@ def _write(
         content_description=objects.DISCLAIMER,
         **objects.identity(kind, result, info, now),
     )
-    return objects.write(kind, segmentation, slices[0], folder, now)
+    return objects.write(kind, segmentation, received.patient, folder, now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread
@@ -105,8 +106,6 @@ COPIED: Mapping[str, Check] = {
     "ClinicalTrialSiteName": _as_received,
     "ClinicalTrialSubjectID": _filled,  # ACRIN: empty
     "ClinicalTrialSubjectReadingID": _filled,
-    # Where the slices lie.
-    "FrameOfReferenceUID": _filled,
 }
 """Attributes taken from the source, and when each is sound (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2)."""
 
@@ -124,27 +123,49 @@ TYPE_2 = (
 """Attributes that every object has, if only empty."""
 
 
-def read(series: Series) -> list[Dataset]:
-    """One small data set a slice, in the order of the series; the first also says whose study it is.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """patient: what every object of ours copies. slices: one small data set a slice, in series order.
+
+    The first slice also carries the patient, but no name and no character set: highdicom prints names
+    that it finds odd (one component is enough), and ours must never show one.
+    """
+
+    patient: Dataset
+    slices: list[Dataset]
+
+
+def read(series: Series) -> Source:
+    """What the segmentation and the report need of the series.
 
     Only the first file is opened: all other facts were kept at arrival. Raises Retryable when the file
     cannot be read, Rejected when it is no longer DICOM.
     """
-    patient = patient_and_study(series.instances[0].path)
-    patient.setdefault("FrameOfReferenceUID", derive("frame of reference", series.series_instance_uid))
-    slices = [_slice(series, instance, str(patient.FrameOfReferenceUID)) for instance in series.instances]
+    header = _header(series.instances[0].path)
+    patient = _patient(header)
+    frame_of_reference_uid = header.get("FrameOfReferenceUID") or derive("space", series.series_instance_uid)
+    slices = [_slice(series, instance, str(frame_of_reference_uid)) for instance in series.instances]
     slices[0].update(patient)
-    return slices
+    slices[0].PatientName = None
+    slices[0].pop("SpecificCharacterSet", None)
+    return Source(patient, slices)
 
 
-def patient_and_study(path: Path) -> Dataset:
-    """Sound attributes of patient and study of one file, by the table ``COPIED``."""
+def patient(series: Series) -> Dataset:
+    """Patient and study attributes of the series by the table ``COPIED``; raises as ``read``."""
+    return _patient(_header(series.instances[0].path))
+
+
+def _header(path: Path) -> Dataset:
     try:
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(COPIED))
+        return dcmread(path, stop_before_pixels=True, specific_tags=[*COPIED, "FrameOfReferenceUID"])
     except InvalidDicomError as error:
         raise Rejected("a slice is not DICOM any more") from error
     except OSError as error:
         raise Retryable(f"cannot read {path.name}: {error.strerror}") from error
+
+
+def _patient(header: Dataset) -> Dataset:
     kept = Dataset()
     for keyword, sound in COPIED.items():
         if keyword in header and sound(header[keyword]):

@@ -73,14 +73,14 @@ def write(
     """
     if result.status not in codes.ANSWERS:
         raise ValueError(f"a {result.status.value} study has no report")
-    slices = source.read(series)
+    received = source.read(series)
     algorithm = _algorithm(info, parameters)
     groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
     groups = [_study(result, severity, algorithm)]
-    evidence = [objects.nameless(slices[0]), *slices[1:]]
+    evidence = received.slices
     if lesion_seg is not None:
         groups.append(_lesions(series, result, severity, algorithm, lesion_seg))
-        evidence.append(_evidence(lesion_seg, result))
+        evidence = [*evidence, _evidence(lesion_seg, result)]
     report = SOP_CLASSES[sop_class](
         evidence=evidence,
         content=MeasurementReport(
@@ -93,7 +93,7 @@ def write(
         coding_schemes=[codes.private_scheme()],
         **objects.identity(ResultKind.SR, result, info, now),
     )
-    return objects.write(ResultKind.SR, report, slices[0], folder, now)
+    return objects.write(ResultKind.SR, report, received.patient, folder, now)
 
 
 def _study(
@@ -128,12 +128,13 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
         FindingSite(codes.LUNG, codes.LEFT),
         FindingSite(codes.LUNG, codes.RIGHT),
     )
+    sides_known = severity.affected_left is not None and severity.affected_right is not None
     if severity.affected_fraction is not None:
         yield Measurement(
             name=codes.AFFECTED,
             value=round(100 * severity.affected_fraction, 1),
             unit=codes.PERCENT,
-            derivation=codes.MAXIMUM,
+            derivation=codes.MAXIMUM if sides_known else None,
             finding_sites=[both],
         )
     for site, fraction in ((left, severity.affected_left), (right, severity.affected_right)):
