@@ -227,6 +227,8 @@ class Result:
     revision: int = 1
     supersedes: str | None = None
     """SOP Instance UID of the structured report that this revision replaces."""
+    sr_sop_instance_uid: str | None = None
+    """SOP Instance UID of this revision's own structured report."""
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[ResultKind, Path] = field(default_factory=dict)
@@ -268,6 +270,8 @@ class Study:
     stat: bool = False
     reason: str = ""
     attempts: int = 0
+    not_before: datetime | None = None
+    """When a failed study is tried again; a failed study without it was given up."""
     notes: tuple[str, ...] = ()
     closed_at: datetime | None = None
     closed_reason: str = ""

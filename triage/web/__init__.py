@@ -1,0 +1,1 @@
+"""The worklist in a browser: what the radiologist keeps open all day."""

@@ -1,0 +1,253 @@
+"""The page and its JSON: the worklist, one study, search. It only reads; nothing is changed from here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import uvicorn
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from triage.config import Config
+from triage.db import Database
+from triage.domain import ResultKind, StudyState, WorklistEntry
+from triage.errors import ConfigError, Retryable
+from triage.rows import entry_row
+from triage.web import words
+from triage.web.guard import HEADERS, Guard, log_in, log_out
+
+log = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+LONGEST_LIST = 1000
+"""Rows on one page; when more studies are open, the page says so."""
+LONGEST_SEARCH = 100
+
+Clock = Callable[[], datetime]
+
+
+def serve(database: Database, config: Config, clock: Clock, stop: threading.Event) -> None:
+    """Answer on ``config.web`` until ``stop`` is set (or a signal comes, in the main thread).
+
+    Raises ConfigError when the address cannot be listened on.
+    """
+    settings = uvicorn.Config(
+        create_app(database, config, clock),
+        log_config=None,
+        access_log=False,  # addresses hold study UIDs and searched names
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=5,
+    )
+    server = uvicorn.Server(settings)
+
+    def end_with_stop() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    with _listen(config.web.host, config.web.port) as listening:
+        threading.Thread(target=end_with_stop, name="web-stop", daemon=True).start()
+        log.info("worklist on http://%s:%d/", config.web.host, config.web.port)
+        server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"web: cannot listen on {host}:{port}: {error.strerror}; choose another web.port"
+        ) from error
+
+
+def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
+    """The ASGI application. ``clock`` gives the aware ``now`` of each request."""
+    pages = Pages(database, config, clock)
+
+    async def post_login(request: Request) -> Response:
+        return await log_in(request, config.web, lambda r: pages.login(r, wrong=True))
+
+    routes = [
+        Route("/", pages.worklist),
+        Route("/search", pages.search),
+        Route("/studies/{study_instance_uid}", pages.study),
+        Route("/pictures/{study_instance_uid}.png", pages.picture),
+        Route("/api/worklist", pages.api_worklist),
+        Route("/healthz", pages.health),
+        Route("/login", post_login, methods=["POST"]),
+        Route("/logout", log_out, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, web=config.web, login=pages.login)],
+        exception_handlers={
+            HTTPException: pages.refused,
+            Retryable: pages.unavailable,
+            Exception: pages.broken,
+        },
+    )
+
+
+class Pages:
+    """Every page is rendered here, from one read of the database, at one ``now``."""
+
+    def __init__(self, database: Database, config: Config, clock: Clock) -> None:
+        self.database = database
+        self.config = config
+        self.clock = clock
+        self.templates = _templates(config)
+
+    def worklist(self, request: Request) -> Response:
+        now = self.clock()
+        entries = self._open(now)
+        return self._page(
+            request,
+            "worklist.html",
+            now,
+            entries=entries[:LONGEST_LIST],
+            more=len(entries) > LONGEST_LIST,
+            ordering=self.config.priority.ordering,
+            counts=words.summary(entries, now),
+            title=words.title(entries, now),
+        )
+
+    def search(self, request: Request) -> Response:
+        text = request.query_params.get("q", "").strip()[:256]
+        entries = self.database.search(text, LONGEST_SEARCH) if text else []
+        return self._page(
+            request,
+            "search.html",
+            self.clock(),
+            text=text,
+            entries=entries,
+            more=len(entries) == LONGEST_SEARCH,
+        )
+
+    def study(self, request: Request) -> Response:
+        uid = request.path_params["study_instance_uid"]
+        return self._page(
+            request,
+            "study.html",
+            self.clock(),
+            entry=self._entry(uid),
+            results=self.database.results(uid),
+            deliveries=self.database.deliveries(uid),
+            ordering=self.config.priority.ordering,
+        )
+
+    def picture(self, request: Request) -> Response:
+        """The picture the database names for this study, and no other file."""
+        picture = self._picture_path(self._entry(request.path_params["study_instance_uid"]))
+        if picture is None:
+            raise HTTPException(404, "There is no picture of this study.")
+        return FileResponse(picture, media_type="image/png")
+
+    def api_worklist(self, request: Request) -> Response:
+        now = self.clock()
+        rows = [entry_row(entry, now) for entry in self._open(now)[:LONGEST_LIST]]
+        return _unless_known(request, JSONResponse(rows))
+
+    def health(self, _: Request) -> Response:
+        counts = self.database.counts()
+        return JSONResponse({"ok": True, "open": {state.value: counts.get(state, 0) for state in StudyState}})
+
+    def login(self, request: Request, wrong: bool = False) -> Response:
+        """Shown in place of the page that was asked for, which is where a right token leads."""
+        wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        html = self.templates.get_template("login.html").render(
+            wanted="/" if request.method == "POST" else wanted, wrong=wrong
+        )
+        return HTMLResponse(html, status_code=401)
+
+    def refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it alone
+        detail = "There is no such page or study." if error.detail == "Not Found" else error.detail
+        return self._plain(request, error.status_code, detail)
+
+    def unavailable(self, request: Request, error: Exception) -> Response:
+        log.warning("worklist page: %s", error)
+        return self._plain(request, 503, "The database does not answer now. The list could not be read.")
+
+    def broken(self, request: Request, _: Exception) -> Response:
+        response = self._plain(request, 500, "The page could not be made; the log says why.")
+        response.headers.update(HEADERS)  # this answer passes outside of the guard
+        return response
+
+    def _plain(self, request: Request, status_code: int, detail: str) -> Response:
+        if request.url.path.startswith(("/api/", "/healthz")):
+            return JSONResponse({"ok": False, "error": detail}, status_code=status_code)
+        html = self.templates.get_template("message.html").render(status_code=status_code, detail=detail)
+        return HTMLResponse(html, status_code=status_code)
+
+    def _open(self, now: datetime) -> list[WorklistEntry]:
+        """Open studies in reading order; one more than is shown, so that the page knows of it."""
+        return self.database.worklist(
+            now,
+            self.config.priority.ordering,
+            self.config.retention.leave_list_after_days,
+            limit=LONGEST_LIST + 1,
+        )
+
+    def _entry(self, study_instance_uid: str) -> WorklistEntry:
+        entry = self.database.entry(study_instance_uid)
+        if entry is None:
+            raise HTTPException(404)
+        return entry
+
+    def _page(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
+        html = self.templates.get_template(template).render(
+            now=now, picture=self._picture_address, refresh=self.config.web.refresh_seconds, **values
+        )
+        return _unless_known(request, HTMLResponse(html))
+
+    def _picture_path(self, entry: WorklistEntry) -> Path | None:
+        path = entry.result.files.get(ResultKind.THUMBNAIL) if entry.result else None
+        if path is None or not path.is_file():
+            return None
+        inside = path.resolve().is_relative_to(self.config.storage.spool.resolve())
+        return path if inside else None
+
+    def _picture_address(self, entry: WorklistEntry) -> str | None:
+        """A new revision has a new address, so that a page which stays open loads the new picture."""
+        if entry.result is None or self._picture_path(entry) is None:
+            return None
+        return (
+            f"/pictures/{quote(entry.study.study_instance_uid, safe='')}.png?revision={entry.result.revision}"
+        )
+
+
+def _unless_known(request: Request, response: Response) -> Response:
+    """304 without a body when the browser already shows exactly this."""
+    etag = f'"{hashlib.sha256(bytes(response.body)).hexdigest()[:32]}"'
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers={"etag": etag})
+    response.headers["etag"] = etag
+    return response
+
+
+def _templates(config: Config) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("triage.web"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(words=words, needs_token=bool(config.web.token))
+    return environment

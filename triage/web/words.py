@@ -1,0 +1,190 @@
+"""What the page says: numbers, times and states in the reading room's words. Pure; no HTML is made here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from triage.domain import Band, Delivery, DeliveryState, Result, Status, StudyState, WorklistEntry
+from triage.priority import percent
+from triage.rows import status
+
+BANDS = {
+    Band.CRITICAL: ("▲▲", "Critical"),
+    Band.SEVERE: ("▲", "Severe"),
+    Band.POSITIVE: ("●", "Positive"),
+    Band.INDETERMINATE: ("◆", "Indeterminate"),
+    Band.NOT_JUDGED: ("□", "Not judged"),
+    Band.ROUTINE: ("○", "Routine"),
+}
+"""A sign and a word for every band, so that no colour is needed to tell them apart."""
+
+STATUSES = {
+    Status.POSITIVE: "Positive",
+    Status.NEGATIVE: "Negative",
+    Status.NOT_ANALYSABLE: "Not analysable",
+    Status.FAILED: "Failed",
+}
+
+OBJECTS = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
+    "1.2.840.10008.5.1.4.1.1.88.22": "Structured report",
+    "1.2.840.10008.5.1.4.1.1.88.33": "Structured report",
+    "1.2.840.10008.5.1.4.1.1.88.34": "Structured report",
+    "1.2.840.10008.5.1.4.1.1.7": "Summary picture",
+    "1.2.840.10008.5.1.4.1.1.7.4": "Summary picture",
+}
+"""Names of the result objects by SOP Class UID (DICOM PS3.4, annex B.5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One of the four answers, or that it is pending: ``kind`` is the style, ``detail`` one short line."""
+
+    kind: str
+    sign: str
+    title: str
+    detail: str = ""
+
+
+def answer(entry: WorklistEntry) -> Answer:
+    study, stands = entry.study, status(entry)
+    match stands:
+        case Status.POSITIVE:
+            return Answer("positive", "●", "Positive")
+        case Status.NEGATIVE:
+            return Answer("negative", "○", "Negative")
+        case Status.NOT_ANALYSABLE:
+            return Answer("not-analysable", "⊘", "Not analysable", study.reason)
+        case Status.FAILED if study.not_before:
+            return Answer("failed", "↻", "Failed, will be retried", study.reason)
+        case Status.FAILED:
+            return Answer("failed", "✕", "Failed, given up", study.reason)
+        case None:
+            return _pending(entry)
+
+
+def _pending(entry: WorklistEntry) -> Answer:
+    study = entry.study
+    slices = f"{entry.slices} slice{'' if entry.slices == 1 else 's'}"
+    if study.state is StudyState.RECEIVING:
+        return Answer("pending", "↓", "Receiving", f"{slices} so far")
+    if study.state is StudyState.ANALYZING:
+        return Answer("pending", "▸", "Being analysed", slices)
+    return Answer("pending", "…", "Waiting for analysis", slices)
+
+
+def earlier(entry: WorklistEntry) -> Result | None:
+    """The answer that stood before the study was reopened or failed; it explains the place."""
+    settled = entry.study.state in (StudyState.ANALYZED, StudyState.REJECTED)
+    return None if settled else entry.result
+
+
+def delivered(entry: WorklistEntry) -> Answer | None:
+    """How far the results of a study have come; None when it has none to deliver."""
+    counts = entry.deliveries
+    total = sum(counts.values())
+    sent, given_up = counts.get(DeliveryState.SENT, 0), counts.get(DeliveryState.GIVEN_UP, 0)
+    if not total:
+        return None
+    if given_up:
+        return Answer("failed", "✕", f"{given_up} of {total} not delivered")
+    if sent < total:
+        return Answer("pending", "…", f"{sent} of {total} delivered")
+    return Answer("sent", "✓", f"{total} delivered")
+
+
+def delivery_state(delivery: Delivery) -> Answer:
+    match delivery.state:
+        case DeliveryState.SENT:
+            return Answer("sent", "✓", "Sent")
+        case DeliveryState.GIVEN_UP:
+            return Answer("failed", "✕", "Given up")
+        case DeliveryState.PENDING if delivery.attempts:
+            return Answer("pending", "↻", "Will be retried")
+        case DeliveryState.PENDING:
+            return Answer("pending", "…", "Waiting")
+
+
+def person(name: str) -> str:
+    """A DICOM person name for reading: ``DOE^JANE^^DR=…`` → ``DOE, JANE`` (DICOM PS3.5, 6.2.1)."""
+    groups = [_person_group(group) for group in name.split("=")[:2]]
+    shown = list(dict.fromkeys(group for group in groups if group))
+    return f"{shown[0]} ({shown[1]})" if len(shown) == 2 else "".join(shown)
+
+
+def _person_group(group: str) -> str:
+    family, *given = (part.strip() for part in group.split("^")[:3])
+    return ", ".join(part for part in (family, " ".join(filter(None, given))) if part)
+
+
+def day(date: str) -> str:
+    """A DICOM date (DA) with dashes; anything else as it stands."""
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdigit() else date
+
+
+def when(moment: datetime, now: datetime) -> str:
+    """Hour and minute in the server's zone, with the day where it is not today."""
+    local, today = moment.astimezone(), now.astimezone()
+    if local.date() == today.date():
+        return f"{local:%H:%M}"
+    return f"{local.day} {local:%b %H:%M}" if local.year == today.year else f"{local:%Y-%m-%d %H:%M}"
+
+
+def zone(now: datetime) -> str:
+    """The server's time zone, such as ``CET, UTC+01:00``."""
+    local = now.astimezone()
+    offset = local.strftime("%z")
+    return f"{local.tzname()}, UTC{offset[:3]}:{offset[3:5]}"
+
+
+def span(length: timedelta) -> str:
+    """A length of time in whole minutes, short enough for a column."""
+    minutes = int(abs(length).total_seconds() // 60)
+    days, hours = minutes // 1440, minutes // 60
+    if days >= 2:
+        return f"{days} days"
+    return f"{hours} h {minutes % 60:02d} min" if hours else f"{minutes} min"
+
+
+def due(moment: datetime, now: datetime) -> str:
+    left = moment - now
+    if abs(left) < timedelta(minutes=1):
+        return "due now"
+    return f"due in {span(left)}" if left > timedelta(0) else f"overdue {span(left)}"
+
+
+def share(fraction: float | None) -> str:
+    return "unknown" if fraction is None else percent(fraction)
+
+
+def probability(result: Result) -> str:
+    """``P 0.97, not calibrated``; a documented rule's number is called a score."""
+    if result.probability is None:
+        return ""
+    word = "Score" if result.probability_kind == "score" else "P"
+    return f"{word} {result.probability:.2f}, {'calibrated' if result.calibrated else 'not calibrated'}"
+
+
+def millilitres(volume: float | None) -> str:
+    return "unknown" if volume is None else f"{volume:,.0f} ml".replace(",", " ")
+
+
+def title(entries: list[WorklistEntry], now: datetime) -> str:
+    """What the browser's tab says while another window is in front."""
+    overdue = sum(entry.priority.due_at <= now for entry in entries)
+    return f"{overdue} overdue · Worklist" if overdue else f"{len(entries)} open · Worklist"
+
+
+def summary(entries: list[WorklistEntry], now: datetime) -> list[tuple[str, int]]:
+    """Counts for the line above the list, without the zeros."""
+    kinds = [answer(entry).kind for entry in entries]
+    counts = [
+        ("open", len(entries)),
+        ("overdue", sum(entry.priority.due_at <= now for entry in entries)),
+        ("critical", sum(entry.priority.band is Band.CRITICAL for entry in entries)),
+        ("pending", kinds.count("pending")),
+        ("not analysable", kinds.count("not-analysable")),
+        ("failed", kinds.count("failed")),
+    ]
+    return [(name, count) for name, count in counts if count or name == "open"]
