@@ -186,12 +186,14 @@ def _caption(draw: ImageDraw.ImageDraw, severity: Severity, result: Result) -> N
     middle, edge, top = WIDTH // 2, 20, VIEW_HEIGHT
     draw.text((edge, 12), "R", WHITE, _font(44))
     draw.text((WIDTH - edge, 12), "L", WHITE, _font(44), anchor="ra")
-    draw.text((edge, top + 44), f"R {_percent(severity.affected_right)}", WHITE, _font(56), anchor="lm")
-    draw.text(
-        (WIDTH - edge, top + 44), f"L {_percent(severity.affected_left)}", WHITE, _font(56), anchor="rm"
-    )
+    for name, fraction, x, anchor in (
+        ("R", severity.affected_right, edge, "lm"),
+        ("L", severity.affected_left, WIDTH - edge, "rm"),
+    ):
+        if fraction is not None:
+            draw.text((x, top + 44), f"{name} {_percent(fraction)}", WHITE, _font(56), anchor=anchor)
     draw.rounded_rectangle((middle - 100, top + 8, middle + 100, top + 80), 16, GRADE_COLOURS[severity.grade])
-    grade = severity.grade.value if severity.grade else "CT-?"
+    grade = severity.grade.value if severity.grade else "CT ?"
     draw.text((middle, top + 44), grade, WHITE, _font(56), anchor="mm")
     draw.text((middle, top + 110), _answer(result), WHITE, _font(34), anchor="mm")
     _scale(draw, edge, top + 146, severity)
@@ -200,9 +202,7 @@ def _caption(draw: ImageDraw.ImageDraw, severity: Severity, result: Result) -> N
 
 def _scale(draw: ImageDraw.ImageDraw, x: int, y: int, severity: Severity) -> None:
     if severity.affected_fraction is None:
-        draw.text(
-            (WIDTH // 2, y), "affected lung: not measured by this network", GREY, _font(22), anchor="mm"
-        )
+        draw.text((WIDTH // 2, y), "affected lung: not measured", GREY, _font(22), anchor="mm")
         return
     which = "lung" if severity.affected_left is None or severity.affected_right is None else "worse lung"
     draw.text((x, y), f"{which} {_percent(severity.affected_fraction)}", WHITE, _font(24), anchor="lm")

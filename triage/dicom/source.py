@@ -11,15 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import dcmread
+from pydicom.charset import python_encoding
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.valuerep import DA, TM
 
+from triage.dicom.header import parse, read_bytes, split
 from triage.dicom.uids import derive
 from triage.domain import Instance, Series
-from triage.errors import Rejected, Retryable
 
 Check = Callable[[DataElement], bool]
 
@@ -30,6 +29,11 @@ def _as_received(_: DataElement) -> bool:
 
 def _filled(element: DataElement) -> bool:
     return not element.is_empty
+
+
+def _character_set(element: DataElement) -> bool:
+    terms = [element.value] if element.VM == 1 else element.value or ()
+    return bool(terms) and all(term in python_encoding for term in terms)
 
 
 def _date(element: DataElement) -> bool:
@@ -75,7 +79,7 @@ def _complete(element: DataElement, *needed: tuple[str, ...]) -> bool:
 
 
 COPIED: Mapping[str, Check] = {
-    "SpecificCharacterSet": _filled,
+    "SpecificCharacterSet": _character_set,
     # Identity: never altered, however odd.
     "PatientID": _as_received,
     "PatientName": _as_received,
@@ -157,12 +161,8 @@ def patient(series: Series) -> Dataset:
 
 
 def _header(path: Path) -> Dataset:
-    try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=[*COPIED, "FrameOfReferenceUID"])
-    except InvalidDicomError as error:
-        raise Rejected("a slice is not DICOM any more") from error
-    except OSError as error:
-        raise Retryable(f"cannot read {path.name}: {error.strerror}") from error
+    transfer_syntax_uid, body = split(read_bytes(path))
+    return parse(body, transfer_syntax_uid, [*COPIED, "FrameOfReferenceUID"])
 
 
 def _patient(header: Dataset) -> Dataset:

@@ -32,15 +32,14 @@ from highdicom.sr import (
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard_codes
 
 from triage import __version__
 from triage.dicom import codes, objects, seg, source
+from triage.dicom.header import parse, read_bytes, split
 from triage.dicom.uids import derive
 from triage.domain import ModelInfo, Result, ResultKind, ResultObject, Series, Severity, Status
-from triage.errors import Retryable
 
 SopClass = Literal["comprehensive_3d", "comprehensive", "enhanced"]
 SOP_CLASSES = {
@@ -48,6 +47,7 @@ SOP_CLASSES = {
     "comprehensive": ComprehensiveSR,
     "enhanced": EnhancedSR,
 }
+PREDECESSOR = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 MUST_READ = f"{objects.DISCLAIMER}. The study must be read whatever this report says."
 
 
@@ -228,10 +228,8 @@ def _evidence(written: ResultObject, result: Result) -> Dataset:
 def _previous(result: Result, predecessor: Path | None) -> list[Dataset] | None:
     if predecessor is None:
         return None
-    try:
-        previous = dcmread(predecessor, stop_before_pixels=True)
-    except OSError as error:
-        raise Retryable(f"cannot read {predecessor.name}: {error.strerror}") from error
+    transfer_syntax_uid, body = split(read_bytes(predecessor))
+    previous = parse(body, transfer_syntax_uid, PREDECESSOR)
     if previous.SOPInstanceUID != result.supersedes:
         raise ValueError(f"{predecessor} is not the superseded report {result.supersedes}")
     return [previous]
