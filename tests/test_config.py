@@ -91,10 +91,10 @@ def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None
 def test_a_file_that_is_not_sections_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="config.yaml"):
+    with pytest.raises(ConfigError, match="config"):
         config.load(path, {})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere.yaml"):
+    with pytest.raises(ConfigError, match="nowhere"):
         config.load(tmp_path / "nowhere.yaml", {})

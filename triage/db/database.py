@@ -21,7 +21,6 @@ from triage.domain import (
     Instance,
     Priority,
     Result,
-    ResultKind,
     ResultObject,
     Study,
     StudyState,
@@ -79,6 +78,12 @@ class Database:
             if judgeable:
                 _reopen(connection, uid, now)
             return Registered.NEW
+
+    def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
+        """What is on record of a study, by SOP Instance UID."""
+        query = select(instance.c.sop_instance_uid).where(instance.c.study_instance_uid == study_instance_uid)
+        with self._read() as connection:
+            return set(connection.execute(query).scalars())
 
     def note_conflict(self, received: Instance) -> None:
         """Other bytes came under a known SOP Instance UID: say so on the worklist."""
@@ -201,7 +206,7 @@ class Database:
                 **records.priority_values(priority),
             )
             if changed and not _is_current(connection, answer):
-                _insert_result(connection, answer, now, objects)
+                _insert_result(connection, answer, now)
                 _enqueue(connection, seen.study_instance_uid, objects, destinations, now)
             return changed
 
@@ -348,20 +353,6 @@ class Database:
         with self._read() as connection:
             return [records.result_of(document) for document in connection.execute(query).scalars()]
 
-    def latest_sr(self, study_instance_uid: str) -> str | None:
-        """SOP Instance UID of the newest structured report of the study."""
-        query = (
-            select(result.c.sr_sop_instance_uid)
-            .where(
-                result.c.study_instance_uid == study_instance_uid, result.c.sr_sop_instance_uid.is_not(None)
-            )
-            .order_by(result.c.revision.desc())
-            .limit(1)
-        )
-        with self._read() as connection:
-            uid: str | None = connection.execute(query).scalar()
-            return uid
-
     def deliveries(self, study_instance_uid: str) -> list[Delivery]:
         query = (
             select(delivery)
@@ -474,9 +465,7 @@ def _is_current(connection: Connection, answer: Result) -> bool:
     return newest == answer.content_key
 
 
-def _insert_result(
-    connection: Connection, answer: Result, now: datetime, objects: Sequence[ResultObject] = ()
-) -> None:
+def _insert_result(connection: Connection, answer: Result, now: datetime) -> None:
     newest = connection.execute(
         select(func.max(result.c.revision)).where(result.c.study_instance_uid == answer.study_instance_uid)
     ).scalar()
@@ -488,7 +477,6 @@ def _insert_result(
             content_key=answer.content_key,
             status=answer.status,
             created_at=now,
-            sr_sop_instance_uid=next((o.sop_instance_uid for o in objects if o.kind is ResultKind.SR), None),
             document=records.result_document(dataclasses.replace(answer, revision=revision)),
         )
     )
@@ -510,7 +498,7 @@ def _enqueue(
             ).scalars()
         )
         for item in objects:
-            if item.sop_class_uid and item.sop_instance_uid not in owed:
+            if item.sop_instance_uid not in owed:
                 connection.execute(
                     insert(delivery).values(
                         study_instance_uid=uid,

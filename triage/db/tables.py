@@ -92,7 +92,6 @@ result = Table(
     Column("content_key", String(64), nullable=False),
     Column("status", String(16), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
-    Column("sr_sop_instance_uid", String(64)),
     Column("document", JSON, nullable=False),
 )
 

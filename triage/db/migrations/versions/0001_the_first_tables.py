@@ -87,7 +87,6 @@ def upgrade() -> None:
         sa.Column("content_key", sa.String(length=64), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
-        sa.Column("sr_sop_instance_uid", sa.String(length=64), nullable=True),
         sa.Column("document", sa.JSON(), nullable=False),
         sa.ForeignKeyConstraint(
             ["study_instance_uid"],

@@ -1,0 +1,288 @@
+"""Chosen series → findings, severity, answer, written results. The page to read first.
+
+``judge`` is the whole way of one series and is used alike by the daemon's ``step`` and by
+``triage predict``. Nothing here knows the order of the worklist but ``step``, which asks for it last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from time import perf_counter
+
+from triage import priority, severity
+from triage.assemble import reject
+from triage.config import Config, Results
+from triage.db import Database
+from triage.dicom import files, pictures, seg, series, sr, volume
+from triage.domain import (
+    Findings,
+    Instance,
+    ModelInfo,
+    Result,
+    ResultKind,
+    ResultObject,
+    Series,
+    Severity,
+    Status,
+    Study,
+    Volume,
+)
+from triage.errors import Rejected, Retryable
+from triage.models import Model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The answer for one study and the DICOM objects written for it."""
+
+    answer: Result
+    objects: tuple[ResultObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A judged series: everything its result objects are made from."""
+
+    series: Series
+    volume: Volume
+    findings: Findings
+    severity: Severity
+    answer: Result
+    info: ModelInfo
+    parameters: Mapping[str, str | float]
+    folder: Path
+    now: datetime
+    predecessor: Path | None
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage, in the order of the stages."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self.seconds[stage] = round(perf_counter() - start, 3)
+
+
+def judge(
+    chosen: Series,
+    model: Model,
+    config: Config,
+    folder: Path,
+    now: datetime,
+    previous: Result | None = None,
+) -> Judgement:
+    """Judge one series and write SEG (where there is a lesion), SR and picture into ``folder``.
+
+    ``previous`` is the answer that this one supersedes. Raises Rejected when the series cannot be
+    judged, Retryable when disk, memory or device fail.
+    """
+    watch = Stopwatch()
+    with watch("read"):
+        ct = volume.read(chosen, config.analysis.threads)
+    with watch("predict"):
+        findings = model.predict(ct)
+    with watch("measure"):
+        extent = severity.measure(ct, findings, config.analysis.ct0_tolerance)
+        _refuse_too_little_lung(extent, config)
+    answer = _conclude(chosen, findings, extent, model, config)
+    if previous is not None:
+        answer = replace(answer, supersedes=previous.sr_sop_instance_uid)
+    case = Case(
+        series=chosen,
+        volume=ct,
+        findings=findings,
+        severity=extent,
+        answer=answer,
+        info=model.info,
+        parameters=_parameters(model, config),
+        folder=folder,
+        now=now,
+        predecessor=previous.files.get(ResultKind.SR) if previous else None,
+    )
+    objects, thumbnail = _write(case, config.results, watch)
+    report = next(o.sop_instance_uid for o in objects if o.kind is ResultKind.SR)
+    paths = {**{o.kind: o.path for o in objects}, ResultKind.THUMBNAIL: thumbnail}
+    seconds = {**watch.seconds, "total": round(sum(watch.seconds.values()), 3)}
+    return Judgement(replace(answer, sr_sop_instance_uid=report, seconds=seconds, files=paths), objects)
+
+
+def step(db: Database, config: Config, model: Model, owner: str, now: datetime) -> bool:
+    """Judge the most urgent waiting study; False when none waits."""
+    study = db.claim(owner, now, config.analysis.lease_seconds)
+    if study is None:
+        return False
+    instances = db.instances(study.study_instance_uid)
+    try:
+        if study.attempts > config.analysis.maximum_attempts:
+            raise Retryable("the analysis ended without a word each time it was tried")
+        judgement = _judgement_of(db, config, model, study, instances, now)
+    except Rejected as rejection:
+        reject(db, config, study, instances, str(rejection), now)
+    except Retryable as failure:
+        _fail(db, config, study, str(failure), now)
+    except Exception as error:
+        _fail(db, config, study, f"internal error: {type(error).__name__}", now)
+        raise
+    else:
+        _finish(db, config, study, judgement, now)
+    return True
+
+
+def content_key(chosen: Series, model: Model, config: Config) -> str:
+    """Same slices, weights and analysis settings give the same key, hence the same object UIDs."""
+    facts = [chosen.content_digest, model.info.name, model.info.version, _parameters(model, config)]
+    return hashlib.sha256(
+        json.dumps([*facts, config.results.model_dump()], sort_keys=True).encode()
+    ).hexdigest()
+
+
+def _judgement_of(
+    db: Database, config: Config, model: Model, study: Study, instances: Sequence[Instance], now: datetime
+) -> Judgement:
+    """An answer given before to the same content is given again; its objects are never rebuilt."""
+    chosen = series.choose(instances, config.assemble)
+    key = content_key(chosen, model, config)
+    earlier = db.result_for(study.study_instance_uid, key)
+    if earlier is not None:
+        return Judgement(earlier)
+    reported = (r for r in db.results(study.study_instance_uid) if r.sr_sop_instance_uid)
+    folder = config.storage.spool / study.study_instance_uid / "results" / key[:16]
+    return judge(chosen, model, config, folder, now, previous=next(reported, None))
+
+
+def _finish(db: Database, config: Config, study: Study, judgement: Judgement, now: datetime) -> None:
+    answer = judgement.answer
+    place = priority.prioritise(answer, study.arrived_at, study.stat, config.priority, config.analysis)
+    destinations = [destination.name for destination in config.delivery.destinations]
+    if db.finish(study, answer, judgement.objects, destinations, place, now):
+        log.info("study %s is %s", study.study_instance_uid, answer.status.value)
+    else:
+        log.info("study %s received more images while it was judged; again", study.study_instance_uid)
+
+
+def _fail(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
+    """Put "failed" on the list, with the time of the next try or that it was given up."""
+    settings = config.analysis
+    given_up = study.attempts >= settings.maximum_attempts
+    wait = timedelta(seconds=settings.retry_seconds * 2.0 ** (study.attempts - 1))
+    entry = db.entry(study.study_instance_uid)
+    before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, config.priority)
+    said = f"failed, {'given up' if given_up else 'will be retried'}: {reason}"
+    place = priority.not_judged(before, study.arrived_at, study.stat, said, config.priority)
+    db.mark_failed(study, reason, place, None if given_up else now + wait)
+    log.error("study %s %s", study.study_instance_uid, said)
+
+
+def _refuse_too_little_lung(extent: Severity, config: Config) -> None:
+    found, needed = extent.lung_volume_ml, config.analysis.minimum_lung_ml
+    if found < needed:
+        raise Rejected(f"only {found:.0f} ml of lung found, below {needed:.0f} ml")
+
+
+def _conclude(chosen: Series, findings: Findings, extent: Severity, model: Model, config: Config) -> Result:
+    """Positive by probability or by affected fraction; neither alone may call a sick lung negative."""
+    settings = config.analysis
+    positive = findings.probability >= settings.positive_probability or (
+        extent.affected_fraction is not None and extent.affected_fraction >= settings.positive_fraction
+    )
+    answer = Result(
+        study_instance_uid=chosen.study_instance_uid,
+        series_instance_uid=chosen.series_instance_uid,
+        patient_id=chosen.instances[0].patient_id,
+        status=Status.POSITIVE if positive else Status.NEGATIVE,
+        reason="",
+        probability=findings.probability,
+        probability_kind=findings.probability_kind,
+        calibrated=findings.calibrated,
+        affected_fraction=extent.affected_fraction,
+        affected_left=extent.affected_left,
+        affected_right=extent.affected_right,
+        grade=extent.grade,
+        lung_volume_ml=extent.lung_volume_ml,
+        lesion_volume_ml=extent.lesion_volume_ml,
+        model=model.info.name,
+        model_version=model.info.version,
+        content_key=content_key(chosen, model, config),
+        notes=tuple(note for note in (*chosen.notes, extent.note) if note),
+    )
+    return replace(answer, reason=priority.sentence(answer))
+
+
+def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
+    """What shaped the answer; written into the report."""
+    settings = config.analysis
+    return {
+        **model.settings,
+        "positive_probability": settings.positive_probability,
+        "positive_fraction": settings.positive_fraction,
+        "ct0_tolerance": settings.ct0_tolerance,
+    }
+
+
+def _write(case: Case, settings: Results, watch: Stopwatch) -> tuple[tuple[ResultObject, ...], Path]:
+    """Lesion SEG (none where there is no lesion), lungs SEG, SR, picture; and the page's thumbnail."""
+    files.make_folder(case.folder)
+    with watch("seg"):
+        lesions = _lesion_seg(case, settings)
+        lungs = _lung_seg(case, settings)
+    with watch("sr"):
+        report = sr.write(
+            case.series,
+            case.answer,
+            case.severity,
+            case.info,
+            case.parameters,
+            case.folder,
+            now=case.now,
+            sop_class=settings.sr,
+            lesion_seg=lesions,
+            predecessor=case.predecessor,
+        )
+    with watch("picture"):
+        drawn = pictures.summary(case.volume, case.findings, case.severity, case.answer)
+        thumbnail = case.folder / f"{ResultKind.THUMBNAIL.value}.png"
+        pictures.write_thumbnail(drawn, thumbnail)
+        capture = (
+            pictures.write_secondary_capture(
+                drawn, case.series, case.answer, case.info, case.folder, now=case.now
+            )
+            if settings.picture
+            else None
+        )
+    return tuple(o for o in (lesions, lungs, report, capture) if o is not None), thumbnail
+
+
+def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
+    mask = case.findings.lesion_mask
+    if mask is None or not mask.any():
+        return None  # an empty segment hangs viewers; the report says that there is none
+    return seg.write_lesions(
+        case.series,
+        mask,
+        case.answer,
+        case.info,
+        case.folder,
+        now=case.now,
+        omit_empty_frames=settings.omit_empty_frames,
+    )
+
+
+def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
+    sides = severity.side_masks(case.findings.lung_mask, case.volume) if settings.lung_seg else None
+    if sides is None:
+        return None
+    return seg.write_lungs(case.series, *sides, case.answer, case.info, case.folder, now=case.now)

@@ -1,0 +1,69 @@
+"""Go or no-go: everything the daemon needs, tried once before a study depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from triage import daemon, models
+from triage.config import Config
+from triage.dicom import files, sender
+from triage.errors import TriageError
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table."""
+
+    what: str
+    go: bool
+    detail: str
+
+
+def run(config: Config) -> Iterator[Check]:
+    """Try spool, disk, database, weights, device and every destination."""
+    yield _spool(config)
+    yield _database(config)
+    yield from _model(config)
+    if not config.delivery.destinations:
+        yield Check("destinations", True, "none configured: results stay in the spool and on the page")
+    for destination in config.delivery.destinations:
+        error = sender.echo(destination, config.listener.ae_title, config.delivery.timeout_seconds)
+        where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+        yield Check(f"destination {destination.name}", error is None, error or f"{where} answers C-ECHO")
+
+
+def _spool(config: Config) -> Check:
+    spool, needed = config.storage.spool, config.storage.minimum_free_gb
+    try:
+        files.make_folder(spool)
+        probe = spool / ".writable"
+        files.write_durably(probe, b"")
+        probe.unlink()
+    except (TriageError, OSError) as error:
+        return Check("spool", False, f"{spool}: {error}; the daemon's user must be able to write there")
+    free = daemon.free_gigabytes(spool)
+    detail = f"{spool}: {free:.0f} GB free, storage.minimum_free_gb is {needed:g}"
+    return Check("spool", daemon.has_room(config), detail)
+
+
+def _database(config: Config) -> Check:
+    try:
+        database = daemon.open_database(config)
+        open_studies = sum(database.counts().values())
+        database.close()
+    except TriageError as error:
+        return Check("database", False, str(error))
+    return Check("database", True, f"{open_studies} open studies")
+
+
+def _model(config: Config) -> Iterator[Check]:
+    try:
+        model = models.load(config.analysis)
+    except TriageError as error:
+        yield Check("weights", False, str(error))
+        return
+    calibrated = "calibrated" if model.info.calibrated else "not calibrated"
+    yield Check("weights", True, f"{model.info.name} {model.info.version}, {calibrated}, research use")
+    settings = ", ".join(f"{name} {value}" for name, value in model.settings.items())
+    yield Check("device", True, settings)

@@ -1,0 +1,276 @@
+"""The commands a person types. No logic here: each calls one door and prints what it gave."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress
+from rich.table import Table
+
+from triage import __version__
+from triage import config as configuration
+from triage.config import Config
+from triage.db import Database
+from triage.domain import WorklistEntry
+from triage.errors import ConfigError, TriageError
+from triage.priority import percent
+from triage.rows import entry_row, result_row
+
+app = typer.Typer(
+    help="Receives chest CTs, judges them, writes results back to the PACS and orders the worklist. "
+    "Research use, not a medical device.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+DEFAULT_CONFIG = Path("config.yaml")
+EX_CONFIG = 78
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+StudyUid = Annotated[str, typer.Argument(help="Study Instance UID, as the worklist shows it.")]
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    context: typer.Context,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", envvar="TRIAGE_CONFIG", help="The settings file.")
+    ] = DEFAULT_CONFIG,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Set up what every command shares."""
+    if version:
+        typer.echo(f"triage {__version__}")
+        raise typer.Exit
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    context.obj = config
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(help="Run only this role: listener, clerk, analyzer or web. Without it: all four."),
+    ] = None,
+    supervised: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Run the daemon: receive, judge, deliver, show the worklist. Ends on Ctrl-C or SIGTERM."""
+    from triage import daemon
+
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        roles = role or list(daemon.ROLES)
+        for name in roles:
+            if name not in daemon.ROLES:
+                raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")
+        if supervised:
+            daemon.run_role(roles[0], settings, supervised=True)
+        elif len(roles) == 1:
+            daemon.run_role(roles[0], settings, supervised=False)
+        else:
+            raise typer.Exit(daemon.supervise(context.obj, roles, daemon.stopped_by_signals()))
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Folders or files with DICOM images.", exists=True)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results of each study.")],
+    model: Annotated[str | None, typer.Option(help="Network to use instead of the configured one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge studies from files: writes SEG, SR and picture of each, and prints the answers."""
+    from triage import models
+    from triage import predict as prediction
+
+    with _plain_errors():
+        settings = _load_or_defaults(context.obj)
+        if model is not None:
+            analysis = settings.analysis.model_copy(update={"model": model})
+            settings = settings.model_copy(update={"analysis": analysis})
+        network = models.load(settings.analysis)
+        found = prediction.find(paths)
+        for path, reason in found.unreadable:
+            err.print(f"passed over {path}: {reason}", style="yellow", highlight=False)
+        if not found.studies:
+            raise ConfigError(f"no DICOM instance found in {', '.join(map(str, paths))}")
+        output.mkdir(parents=True, exist_ok=True)
+        with Progress(console=err, transient=True) as progress:
+            studies = prediction.predict(found, output, network, settings, datetime.now(UTC))
+            answers = list(progress.track(studies, len(found.studies), description="judging"))
+        if len(answers) > 1:
+            prediction.write_summary(answers, output / "summary.csv")
+    lines = [result_row(answer) for answer in answers]
+    if as_json:
+        typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
+    else:
+        out.print(_predictions(lines))
+    if any(line["status"] == "failed" for line in lines):
+        raise typer.Exit(1)
+
+
+@app.command()
+def worklist(
+    context: typer.Context,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay and update until Ctrl-C.")] = False,
+) -> None:
+    """Print the open studies in reading order."""
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        database = _database(settings)
+        if as_json:
+            entries, now = _open_studies(database, settings)
+            typer.echo(json.dumps([entry_row(e, now) for e in entries], indent=2, ensure_ascii=False))
+        elif watch:
+            with Live(console=out, screen=True, auto_refresh=False) as live, _until_interrupted():
+                while True:
+                    live.update(_table(*_open_studies(database, settings)), refresh=True)
+                    time.sleep(settings.web.refresh_seconds)
+        else:
+            out.print(_table(*_open_studies(database, settings)))
+
+
+@app.command()
+def check(context: typer.Context, as_json: AsJson = False) -> None:
+    """Go or no-go: try settings, disk, database, weights, device and every destination."""
+    from triage import check as checking
+
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        checks = [checking.Check("settings", True, str(context.obj)), *checking.run(settings)]
+    if as_json:
+        typer.echo(json.dumps([{"what": c.what, "go": c.go, "detail": c.detail} for c in checks], indent=2))
+    else:
+        table = Table("", "what", "detail", box=None)
+        for c in checks:
+            table.add_row("[green]go[/]" if c.go else "[bold red]NO-GO[/]", c.what, c.detail)
+        out.print(table)
+    if not all(c.go for c in checks):
+        raise typer.Exit(1)
+
+
+@app.command(name="models")
+def list_models(as_json: AsJson = False) -> None:
+    """List the networks that analysis.model can name, and what each may claim."""
+    from triage import models
+
+    with _plain_errors():
+        infos = models.describe()
+    if as_json:
+        keys = ("name", "version", "summary", "calibrated", "card")
+        typer.echo(json.dumps([{key: getattr(i, key) for key in keys} for i in infos], indent=2))
+        return
+    table = Table("name", "weights", "calibrated", "what it is", box=None)
+    for info in infos:
+        table.add_row(info.name, info.version, "yes" if info.calibrated else "no", info.summary)
+    out.print(table)
+
+
+@app.command()
+def requeue(context: typer.Context, study_uid: StudyUid) -> None:
+    """Assemble and judge a study again, and try its undelivered results anew."""
+    with _plain_errors():
+        database = _database(configuration.load(context.obj))
+        _known(database.requeue(study_uid, datetime.now(UTC)), study_uid)
+    out.print(f"{study_uid} will be judged again")
+
+
+@app.command()
+def close(
+    context: typer.Context,
+    study_uid: StudyUid,
+    reason: Annotated[str, typer.Option(help="Kept with the study.")] = "read",
+) -> None:
+    """Take a study off the list; it stays searchable and comes back when new images arrive."""
+    with _plain_errors():
+        database = _database(configuration.load(context.obj))
+        _known(database.close_study(study_uid, reason, datetime.now(UTC)), study_uid)
+    out.print(f"{study_uid} is closed: {reason}")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What this product raises on purpose is a sentence for the person, not a traceback."""
+    try:
+        yield
+    except TriageError as error:
+        err.print(str(error), style="bold red", highlight=False, soft_wrap=True)
+        raise typer.Exit(EX_CONFIG if isinstance(error, ConfigError) else 1) from error
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        return
+
+
+def _load_or_defaults(path: Path) -> Config:
+    """Judging files needs no settings file unless one is named."""
+    return Config() if path == DEFAULT_CONFIG and not path.exists() else configuration.load(path)
+
+
+def _database(settings: Config) -> Database:
+    from triage.daemon import open_database
+
+    return open_database(settings)
+
+
+def _known(found: bool, study_uid: str) -> None:
+    if not found:
+        raise TriageError(f"no study {study_uid} here; `triage worklist` shows the open ones")
+
+
+def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEntry], datetime]:
+    now = datetime.now(UTC)
+    days = settings.retention.leave_list_after_days
+    return database.worklist(now, settings.priority.ordering, days), now
+
+
+def _table(entries: Sequence[WorklistEntry], now: datetime) -> Table:
+    table = Table("#", "band", "due", "answer", "why", "patient", "grade", "sent", "study", box=None)
+    for place, entry in enumerate(entries, 1):
+        row = entry_row(entry, now)
+        sent, owed = row["deliveries"]["sent"], sum(row["deliveries"].values())
+        due = entry.priority.due_at.astimezone().strftime("%H:%M")
+        answer = (row["status"] or row["state"]).replace("_", " ")
+        table.add_row(
+            *(str(place), row["band"], due, answer, row["reason"], row["patient_id"], row["grade"] or ""),
+            *(f"{sent}/{owed}", row["study_instance_uid"]),
+        )
+    return table
+
+
+def _predictions(lines: Sequence[dict[str, Any]]) -> Table:
+    table = Table("patient", "answer", "why", "grade", "affected", "seconds", "study", box=None)
+    for line in lines:
+        fraction = line["affected_fraction"]
+        table.add_row(
+            line["patient_id"],
+            line["status"].replace("_", " "),
+            line["reason"],
+            line["grade"] or "",
+            "" if fraction is None else percent(fraction),
+            "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in line["seconds"].items()),
+            line["study_instance_uid"],
+        )
+    return table

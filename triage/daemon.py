@@ -1,0 +1,247 @@
+"""Starts and supervises the roles, each a process of its own; signals; recovery at boot.
+
+    supervisor ─┬─ listener   storage SCP: spool and database
+                ├─ clerk      APScheduler: assembly, delivery, housekeeping
+                ├─ analyzer   the network
+                └─ web        the page
+
+Each role can also be started alone (systemd units, containers). A role stops when it is told to
+(SIGTERM, SIGINT) or when its supervisor is gone; it finishes the unit of work it is in.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from triage import analyze, assemble, deliver, priority
+from triage.config import Config, Destination
+from triage.db import Database
+from triage.dicom.listener import Listener, index_spool
+from triage.domain import Instance
+from triage.errors import Retryable
+from triage.web import app as web
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.5
+STOP_SECONDS = 60.0
+RESTART_SECONDS = 5.0
+GIGABYTE = 1024**3
+EX_CONFIG = 78
+"""Exit status of a role whose settings cannot work (sysexits.h)."""
+
+
+def now() -> datetime:
+    """The one clock of the daemon; every step gets its time from here."""
+    return datetime.now(UTC)
+
+
+def open_database(config: Config) -> Database:
+    database = Database(config.database.url)
+    database.migrate()
+    return database
+
+
+# --- the roles -----------------------------------------------------------------------------------
+
+
+def run_listener(config: Config, stop: threading.Event) -> None:
+    """Receive until told to stop; first put on record what a killed process left unrecorded."""
+    db = open_database(config)
+    spool = config.storage.spool
+    spool.mkdir(parents=True, exist_ok=True)
+    for instance in index_spool(spool, db.sop_instance_uids):
+        assemble.register(db, config, instance, now())
+    listener = Listener(
+        config.listener,
+        spool,
+        on_received=lambda instance: _record(db, config, instance),
+        has_room=lambda: has_room(config),
+        on_conflict=db.note_conflict,
+    )
+    with listener:
+        stop.wait()
+
+
+def run_analyzer(config: Config, stop: threading.Event) -> None:
+    """Judge one study after the other."""
+    from triage import models  # torch is loaded by this process only
+
+    db = open_database(config)
+    owner = f"{socket.gethostname()}/analyzer"
+    released = db.release_leases(now(), owner)
+    log.info("analyzer ready; %d interrupted studies will be judged again", released)
+    model = models.load(config.analysis)
+    repeat(lambda: analyze.step(db, config, model, owner, now()), stop)
+
+
+def run_clerk(config: Config, stop: threading.Event) -> None:
+    """Assemble, deliver and tidy up on schedule."""
+    db = open_database(config)
+    db.reprioritise(
+        lambda study, result: priority.prioritise(
+            result, study.arrived_at, study.stat, config.priority, config.analysis
+        )
+    )
+    jobs: dict[str, tuple[Callable[[], bool], float]] = {
+        "assemble": (lambda: assemble.step(db, config, now()), 1),
+        "leases": (lambda: db.release_leases(now()) > 0, 60),
+    }
+    for destination in config.delivery.destinations:
+        jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 2)
+    scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+    for name, (step, seconds) in jobs.items():
+        scheduler.add_job(drain, "interval", args=[step, stop], seconds=seconds, id=name, next_run_time=now())
+    scheduler.start()
+    stop.wait()
+    scheduler.shutdown(wait=True)
+
+
+def _delivery(db: Database, config: Config, destination: Destination) -> Callable[[], bool]:
+    return lambda: deliver.step(db, config, destination, now())
+
+
+def run_web(config: Config, stop: threading.Event) -> None:
+    """Serve the page."""
+    web.serve(open_database(config), config, now, stop)
+
+
+ROLES: Mapping[str, Callable[[Config, threading.Event], None]] = {
+    "listener": run_listener,
+    "clerk": run_clerk,
+    "analyzer": run_analyzer,
+    "web": run_web,
+}
+
+
+def _record(db: Database, config: Config, instance: Instance) -> None:
+    assemble.register(db, config, instance, now())
+
+
+def has_room(config: Config) -> bool:
+    return free_gigabytes(config.storage.spool) >= config.storage.minimum_free_gb
+
+
+def free_gigabytes(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / GIGABYTE
+
+
+# --- loops: the only places where anything is caught ------------------------------------------------
+
+
+def drain(step: Callable[[], bool], stop: threading.Event) -> bool:
+    """Repeat a step while it finds work. False when it failed: the caller waits before the next try."""
+    try:
+        while not stop.is_set() and step():
+            pass
+    except Retryable as failure:
+        log.warning("%s; trying again", failure)
+        return False
+    except Exception:
+        log.exception("unexpected error; trying again")
+        return False
+    return True
+
+
+def repeat(step: Callable[[], bool], stop: threading.Event) -> None:
+    """Drain a step again and again until told to stop."""
+    while not stop.is_set():
+        stop.wait(IDLE_SECONDS if drain(step, stop) else RESTART_SECONDS)
+
+
+# --- processes -----------------------------------------------------------------------------------
+
+
+def run_role(name: str, config: Config, *, supervised: bool) -> None:
+    """Run one role in this process until a signal, or until the supervisor's end of stdin closes."""
+    stop = stopped_by_signals()
+    if supervised:
+        threading.Thread(target=_stop_at_end_of, args=(sys.stdin.buffer.fileno(), stop), daemon=True).start()
+    log.info("%s starts", name)
+    ROLES[name](config, stop)
+    log.info("%s stops", name)
+
+
+def stopped_by_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) -> int:
+    """Keep one process a role alive until ``stop`` is set. Returns the exit status of the daemon.
+
+    A role that cannot start as configured ends the daemon: wrong at start or never.
+    """
+    children = {role: _Child(role, config_path) for role in roles}
+    status = 0
+    while not stop.wait(IDLE_SECONDS):
+        for child in children.values():
+            if child.ended() == EX_CONFIG:
+                status = EX_CONFIG
+                stop.set()
+            elif child.ended() is not None and child.may_restart():
+                child.start()
+    for child in children.values():
+        child.ask_to_stop()
+    deadline = monotonic() + STOP_SECONDS
+    for child in children.values():
+        child.wait_or_kill(deadline - monotonic())
+    return status
+
+
+class _Child:
+    """One role's process. Its stdin is a pipe from us: when we die, however we die, it sees the end."""
+
+    def __init__(self, role: str, config_path: Path) -> None:
+        self.role = role
+        self._command = [sys.executable, "-m", "triage", "--config", str(config_path)]
+        self._command += ["serve", "--role", role, "--supervised"]
+        self.start()
+
+    def start(self) -> None:
+        self._started = monotonic()
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def ended(self) -> int | None:
+        return self._process.poll()
+
+    def may_restart(self) -> bool:
+        """True RESTART_SECONDS after the last start at the earliest."""
+        if monotonic() - self._started < RESTART_SECONDS:
+            return False
+        log.error("%s ended with status %s; starting it again", self.role, self._process.returncode)
+        return True
+
+    def ask_to_stop(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def wait_or_kill(self, seconds: float) -> None:
+        try:
+            self._process.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired:
+            log.error("%s did not stop in time; killed. What it was doing will be done again", self.role)
+            self._process.kill()
+            self._process.wait()
+
+
+def _stop_at_end_of(stdin: int, stop: threading.Event) -> None:
+    while os.read(stdin, 1024):
+        pass
+    stop.set()

@@ -1,0 +1,78 @@
+"""Folders of DICOM files → answers and written results: the daemon's way of judging, without a daemon."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from time import perf_counter
+
+from triage import analyze, assemble, rows
+from triage.config import Config
+from triage.dicom import series
+from triage.dicom.header import find_instances
+from triage.domain import Instance, Result, Status
+from triage.errors import Rejected, Retryable
+from triage.models import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies at the given paths: instances by study, unreadable files, and seconds per instance."""
+
+    studies: dict[str, list[Instance]]
+    unreadable: list[tuple[Path, str]]
+    seconds_per_instance: float
+
+
+def find(paths: Sequence[Path]) -> Found:
+    """Read every header below ``paths`` and group by study, in the order found."""
+    start = perf_counter()
+    instances, unreadable = find_instances(paths)
+    studies: dict[str, list[Instance]] = {}
+    for instance in instances:
+        studies.setdefault(instance.study_instance_uid, []).append(instance)
+    seconds = (perf_counter() - start) / max(len(instances), 1)
+    return Found(studies, unreadable, seconds)
+
+
+def predict(found: Found, output: Path, model: Model, config: Config, now: datetime) -> Iterator[Result]:
+    """Judge study after study; results of each lie in ``output``/Study Instance UID."""
+    for instances in found.studies.values():
+        answer = _predict_one(instances, output, model, config, now)
+        index = round(found.seconds_per_instance * len(instances), 3)
+        total = round(index + answer.seconds.get("total", 0.0), 3)
+        yield replace(answer, seconds={"index": index, **answer.seconds, "total": total})
+
+
+def write_summary(answers: Sequence[Result], path: Path) -> None:
+    """One line a study, the same figures as ``--json``."""
+    lines = [rows.result_row(answer) for answer in answers]
+    for line in lines:
+        line["notes"] = "; ".join(line["notes"])
+        line["seconds"] = line["seconds"].get("total")
+        line["files"] = "; ".join(line["files"].values())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _predict_one(
+    instances: Sequence[Instance], output: Path, model: Model, config: Config, now: datetime
+) -> Result:
+    first = instances[0]
+    try:
+        chosen = series.choose(instances, config.assemble)
+        return analyze.judge(chosen, model, config, output / first.study_instance_uid, now).answer
+    except Rejected as rejection:
+        return assemble.not_analysable(instances, str(rejection))
+    except Retryable as failure:
+        return Result(
+            study_instance_uid=first.study_instance_uid,
+            patient_id=first.patient_id,
+            status=Status.FAILED,
+            reason=str(failure),
+        )
