@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.charset import convert_encodings, python_encoding
+from pydicom.charset import convert_encodings
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import data_element_generator
@@ -196,9 +196,8 @@ def _starts_like_a_data_set(body: memoryview) -> bool:
 
 
 def _encodings(dataset: Dataset) -> list[str]:
-    """Python's names for SpecificCharacterSet; unknown terms are left out, the default is latin-1."""
-    terms = [term for term in _texts(dataset, "SpecificCharacterSet") if term in python_encoding]
-    return convert_encodings(terms or "ISO_IR 100")
+    """Python's names for SpecificCharacterSet; latin-1, which loses no byte, where it is missing."""
+    return convert_encodings(_texts(dataset, "SpecificCharacterSet") or "ISO_IR 100")
 
 
 def _walk(path: Path) -> Iterator[Path]:

@@ -34,7 +34,7 @@ AIR, LUNG, GROUND_GLASS, FAT, CONSOLIDATION, BLOOD, MUSCLE, MARROW, CORTEX = (
 """HU of what a chest is made of."""
 
 ENCODERS: dict[str, Callable[[NDArray[np.int16]], bytes]] = {
-    uid.RLELossless: lambda values: bytes(imagecodecs.dicomrle_encode(values)),
+    uid.RLELossless: lambda values: bytes(imagecodecs.dicomrle_encode(values.tobytes())),
     uid.JPEGLosslessSV1: lambda values: bytes(
         imagecodecs.jpeg8_encode(values.view(np.uint16), lossless=True)
     ),
@@ -123,7 +123,7 @@ def draw(phantom: Phantom) -> NDArray[np.int16]:
 
 def _points(phantom: Phantom) -> Points:
     """A chest 300 mm long, stretched so that it always fills the scan."""
-    z = np.linspace(0, 300, phantom.slices, dtype=np.float32)
+    z = (np.arange(phantom.slices, dtype=np.float32) + 0.5) * 300 / phantom.slices
     half = phantom.field_of_view / 2
     pixel = phantom.field_of_view / phantom.rows
     line = np.arange(phantom.rows, dtype=np.float32) * pixel - half + pixel / 2
@@ -219,12 +219,12 @@ def _cloud(phantom: Phantom, rng: np.random.Generator) -> Image:
 
 def _vessels(phantom: Phantom, where: Points, lungs: NDArray[np.bool_], rng: np.random.Generator) -> Image:
     """Share of blood in each voxel: branches from each hilum to random places, thinner on the way."""
-    _z, y, x = where
+    z, y, x = where
     places = np.argwhere(lungs)
     ends = places[rng.integers(len(places), size=260)]
     share = np.zeros(lungs.shape, np.float32)
-    scale = np.array([300 / max(phantom.slices - 1, 1), *phantom.spacing[1:]], np.float32)
-    corner = np.array([0, y[0, 0, 0], x[0, 0, 0]], np.float32)
+    scale = np.array([300 / phantom.slices, *phantom.spacing[1:]], np.float32)
+    corner = np.array([axis.flat[0] for axis in (z, y, x)], np.float32)
     tips = ends * scale + corner
     hila = np.stack([np.full(len(tips), 150), np.full(len(tips), 12), 38 * np.sign(tips[:, 2])], axis=1)
     bends = (tips + hila) / 2 + rng.normal(0, 12, tips.shape)
