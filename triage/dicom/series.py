@@ -101,6 +101,11 @@ class Stack:
         return min(first.rows * y, first.columns * x)
 
 
+def is_ct_image(instance: Instance) -> bool:
+    """True for what can bring new content to a study: images, not reports, pictures or our own results."""
+    return instance.sop_class_uid in (CT_IMAGE, *MULTI_FRAME_CT)
+
+
 def choose(instances: Sequence[Instance], rules: Assemble) -> Series:
     """The axial lung series of one study's instances, in whatever order they came.
 
@@ -178,7 +183,7 @@ def _not_axial(instance: Instance) -> str:
 
 
 NEVER: tuple[Callable[[Instance], str], ...] = (
-    _not_ct, _localizer, _picture, _multi_frame, _unplaced, _not_axial,
+    _not_ct, _localizer, _multi_frame, _picture, _unplaced, _not_axial,
 )  # fmt: skip
 
 
@@ -336,7 +341,7 @@ def _holes(stack: Stack, _rules: Assemble) -> str:
         return ""
     at = int(stack.steps.argmax())
     between = " and ".join(sorted((_slice_name(stack, k) for k in (at, at + 1)), key=int))
-    where = f"{stack.steps[at]:.0f} mm hole between slices {between}"
+    where = f"{_mm(stack.steps[at])} hole between slices {between}"
     return f"missing slices: {where}" if holes.sum() == 1 else f"missing slices: {holes.sum()} holes, {where}"
 
 
@@ -348,12 +353,12 @@ def _slice_name(stack: Stack, k: int) -> str:
 
 def _uneven(stack: Stack, _rules: Assemble) -> str:
     off = np.abs(stack.steps - stack.nominal) > max(STEP_TOLERANCE * stack.nominal, 0.05)
-    return f"uneven slice spacing ({stack.steps.min():.1f}–{stack.steps.max():.1f} mm)" if off.any() else ""
+    return f"uneven slice spacing ({_mm(stack.steps.min())} to {_mm(stack.steps.max())})" if off.any() else ""
 
 
 def _too_wide(stack: Stack, rules: Assemble) -> str:
     wide = stack.nominal > rules.maximum_spacing_mm
-    return f"slice spacing {stack.nominal:.0f} mm is too wide" if wide else ""
+    return f"slice spacing {_mm(stack.nominal)} is too wide" if wide else ""
 
 
 def _shifted(stack: Stack, _rules: Assemble) -> str:
@@ -376,6 +381,10 @@ MUST: tuple[Callable[[Stack, Assemble], str], ...] = (
 
 
 # Small tools.
+
+
+def _mm(length: float) -> str:
+    return f"{round(float(length), 1):g} mm"
 
 
 def _normal(instance: Instance) -> NDArray[np.float64]:
