@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "analyze": {*BASE, "db", "dicom", "models", "priority", "severity", "assemble"},
     "deliver": {*BASE, "db", "dicom"},
 }
-READING = {"header", "series", "volume", "phantom"}
+READING = {"capture", "header", "series", "volume", "phantom"}
 """The modules of ``dicom`` that only read; ``training`` and ``web`` may use these."""
 EDGES = {
     "pydicom": {"dicom"},

@@ -89,7 +89,9 @@ class Ward:
         """The study is analysed; ``picture`` is a file that the result names."""
         claimed = self.claim(uid)
         objects = [
-            ResultObject(kind, self.config.storage.spool / f"{kind}.dcm", f"{uid}.9.{number}.{claimed.attempts}", sop)
+            ResultObject(
+                kind, self.config.storage.spool / f"{kind}.dcm", f"{uid}.9.{number}.{claimed.attempts}", sop
+            )
             for number, (kind, sop) in enumerate({ResultKind.LESION_SEG: SEG, ResultKind.SR: SR}.items())
         ]
         known = len(self.database.results(uid))
@@ -142,7 +144,11 @@ class Ward:
         entry = self.database.entry(uid)
         assert entry is not None
         place = priority.not_judged(
-            entry.priority, claimed.arrived_at, claimed.stat, f"analysis failed: {reason}", self.config.priority
+            entry.priority,
+            claimed.arrived_at,
+            claimed.stat,
+            f"analysis failed: {reason}",
+            self.config.priority,
         )
         assert self.database.mark_failed(claimed, reason, place, retry_at)
 

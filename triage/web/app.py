@@ -8,12 +8,14 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import uvicorn
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -24,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 
 from triage.config import Config
 from triage.db import Database
+from triage.dicom.capture import read_capture
 from triage.domain import ResultKind, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.rows import entry_row
@@ -87,6 +90,7 @@ def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
         Route("/search", pages.search),
         Route("/studies/{study_instance_uid}", pages.study),
         Route("/pictures/{study_instance_uid}.png", pages.picture),
+        Route("/pictures/{study_instance_uid}/large.png", pages.large_picture),
         Route("/api/worklist", pages.api_worklist),
         Route("/healthz", pages.health),
         Route("/login", post_login, methods=["POST"]),
@@ -152,11 +156,18 @@ class Pages:
         )
 
     def picture(self, request: Request) -> Response:
-        """The picture the database names for this study, and no other file."""
-        picture = self._picture_path(self._entry(request.path_params["study_instance_uid"]))
-        if picture is None:
-            raise HTTPException(404, "There is no picture of this study.")
-        return FileResponse(picture, media_type="image/png")
+        """The thumbnail the database names for this study, and no other file."""
+        return FileResponse(self._file_of(request, ResultKind.THUMBNAIL), media_type="image/png")
+
+    def large_picture(self, request: Request) -> Response:
+        """The summary picture as the PACS has it; a study may have only the thumbnail."""
+        try:
+            path = self._file_of(request, ResultKind.PICTURE)
+        except HTTPException:
+            return self.picture(request)
+        png = BytesIO()
+        Image.fromarray(read_capture(path)).save(png, "PNG")
+        return Response(png.getvalue(), media_type="image/png")
 
     def api_worklist(self, request: Request) -> Response:
         now = self.clock()
@@ -216,20 +227,25 @@ class Pages:
         )
         return _unless_known(request, HTMLResponse(html))
 
-    def _picture_path(self, entry: WorklistEntry) -> Path | None:
-        path = entry.result.files.get(ResultKind.THUMBNAIL) if entry.result else None
+    def _file_of(self, request: Request, kind: ResultKind) -> Path:
+        path = self._file(self._entry(request.path_params["study_instance_uid"]), kind)
+        if path is None:
+            raise HTTPException(404, "There is no picture of this study.")
+        return path
+
+    def _file(self, entry: WorklistEntry, kind: ResultKind) -> Path | None:
+        """A file of the newest result, if it is there and really lies in the spool."""
+        path = entry.result.files.get(kind) if entry.result else None
         if path is None or not path.is_file():
             return None
-        inside = path.resolve().is_relative_to(self.config.storage.spool.resolve())
-        return path if inside else None
+        return path if path.resolve().is_relative_to(self.config.storage.spool.resolve()) else None
 
-    def _picture_address(self, entry: WorklistEntry) -> str | None:
+    def _picture_address(self, entry: WorklistEntry, large: bool = False) -> str | None:
         """A new revision has a new address, so that a page which stays open loads the new picture."""
-        if entry.result is None or self._picture_path(entry) is None:
+        if entry.result is None or self._file(entry, ResultKind.THUMBNAIL) is None:
             return None
-        return (
-            f"/pictures/{quote(entry.study.study_instance_uid, safe='')}.png?revision={entry.result.revision}"
-        )
+        uid = quote(entry.study.study_instance_uid, safe="")
+        return f"/pictures/{uid}{'/large' if large else ''}.png?revision={entry.result.revision}"
 
 
 def _unless_known(request: Request, response: Response) -> Response:

@@ -66,12 +66,12 @@ def answer(entry: WorklistEntry) -> Answer:
 
 def _pending(entry: WorklistEntry) -> Answer:
     study = entry.study
-    slices = f"{entry.slices} slice{'' if entry.slices == 1 else 's'}"
+    images = f"{entry.slices} image{'' if entry.slices == 1 else 's'}"
     if study.state is StudyState.RECEIVING:
-        return Answer("pending", "↓", "Receiving", f"{slices} so far")
+        return Answer("pending", "↓", "Receiving", f"{images} so far")
     if study.state is StudyState.ANALYZING:
-        return Answer("pending", "▸", "Being analysed", slices)
-    return Answer("pending", "…", "Waiting for analysis", slices)
+        return Answer("pending", "▸", "Being analysed", images)
+    return Answer("pending", "…", "Waiting for analysis", images)
 
 
 def earlier(entry: WorklistEntry) -> Result | None:
