@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders.base import get_encoder
 from scipy import ndimage
 
 from triage.dicom.uids import derive
@@ -33,8 +34,25 @@ AIR, LUNG, GROUND_GLASS, FAT, CONSOLIDATION, BLOOD, MUSCLE, MARROW, CORTEX = (
 )  # fmt: skip
 """HU of what a chest is made of."""
 
+
+def _rle(values: NDArray[np.int16]) -> bytes:
+    rows, columns = values.shape
+    return get_encoder(uid.RLELossless).encode(
+        values.tobytes(),
+        encoding_plugin="pydicom",
+        rows=rows,
+        columns=columns,
+        samples_per_pixel=1,
+        photometric_interpretation="MONOCHROME2",
+        bits_allocated=16,
+        bits_stored=16,
+        pixel_representation=1,
+        number_of_frames=1,
+    )
+
+
 ENCODERS: dict[str, Callable[[NDArray[np.int16]], bytes]] = {
-    uid.RLELossless: lambda values: bytes(imagecodecs.dicomrle_encode(values.tobytes())),
+    uid.RLELossless: _rle,
     uid.JPEGLosslessSV1: lambda values: bytes(
         imagecodecs.jpeg8_encode(values.view(np.uint16), lossless=True)
     ),

@@ -82,7 +82,8 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
     except (Rejected, RuntimeError, zlib.error, EOFError, *BROKEN) as error:
         raise Rejected(f"pixel data of slice {number} cannot be decoded") from error
     if values.shape != shape:
-        raise Rejected(f"slice {number} has the wrong size: {values.shape}, not {shape}")
+        sizes = " × ".join(map(str, values.shape)), " × ".join(map(str, shape))
+        raise Rejected(f"slice {number} has the wrong size: {sizes[0]}, not {sizes[1]}")
     _write_hu(values, padding, instance, out)
 
 
