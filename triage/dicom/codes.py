@@ -63,7 +63,7 @@ NO_UNITS = Code("1", "UCUM", "no units")
 # Grade, severity, urgency of the finding (never of the place on a worklist).
 CT_GRADE = Code("ct-grade", PRIVATE, "CT grade by affected lung fraction")
 CT_GRADES = {
-    Grade.CT0: Code("CT-0", PRIVATE, "CT-0: no lung affected"),
+    Grade.CT0: Code("CT-0", PRIVATE, "CT-0: none affected"),
     Grade.CT1: Code("CT-1", PRIVATE, "CT-1: up to 25 % affected"),
     Grade.CT2: Code("CT-2", PRIVATE, "CT-2: 25 to 50 % affected"),
     Grade.CT3: Code("CT-3", PRIVATE, "CT-3: 50 to 75 % affected"),

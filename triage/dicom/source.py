@@ -149,9 +149,10 @@ def read(series: Series) -> Source:
     patient = _patient(header)
     frame_of_reference_uid = header.get("FrameOfReferenceUID") or derive("space", series.series_instance_uid)
     slices = [_slice(series, instance, str(frame_of_reference_uid)) for instance in series.instances]
-    slices[0].update(patient)
+    for element in patient:
+        if element.keyword not in ("PatientName", "SpecificCharacterSet"):
+            slices[0].add(element)
     slices[0].PatientName = None
-    slices[0].pop("SpecificCharacterSet", None)
     return Source(patient, slices)
 
 

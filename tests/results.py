@@ -1,0 +1,103 @@
+"""What the tests of our own objects share: series, answers, masks, and what the checkers say."""
+
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from tests.needs import DATA, needs_data
+from triage.config import Assemble
+from triage.dicom.header import find_instances
+from triage.dicom.phantom import write_study
+from triage.dicom.series import choose
+from triage.domain import Grade, Mask, ModelInfo, Result, Series, Severity, Status
+
+NOW = datetime(2021, 3, 4, 5, 6, 7, tzinfo=UTC)
+INFO = ModelInfo(name="multitask", version="3f2a9c01", summary="", calibrated=False, card="")
+SEVERE = Severity(0.62, 0.41, 0.62, Grade.CT3, 4100.2, 2200.4)
+CLEAR = Severity(0.0, 0.0, 0.0, Grade.CT0, 5200.0, 0.0)
+SOURCES = [
+    "phantom",
+    *(
+        pytest.param(name, marks=needs_data)
+        for name in ("covid_ricord_1012", "lidc_0001", "lungdx_a0001_two_kernels")
+    ),
+]
+
+
+@cache
+def real_series(name: str) -> Series:
+    found, _ = find_instances([DATA / "dicom" / name])
+    return choose(found, Assemble())
+
+
+def small_study(folder: Path, **settings: object) -> Series:
+    """24 slices of 64 × 64, 8 mm apart."""
+    files = write_study(folder, seed=7, slices=24, rows=64, slice_spacing=8.0, **settings)
+    return choose(find_instances(files)[0], Assemble())
+
+
+def source_series(name: str, folder: Path) -> Series:
+    return small_study(folder / "source") if name == "phantom" else real_series(name)
+
+
+def blob(series: Series) -> Mask:
+    """Lesion-like and lopsided in every axis, with empty slices before, between and behind."""
+    first = series.instances[0]
+    mask = np.zeros((len(series.instances), first.rows, first.columns), bool)
+    mask[3:7, 10:20, 30:45] = True
+    mask[9, 11, 3] = True
+    mask[12:14, 40:43, 5:60:2] = True
+    return mask
+
+
+def positive(series: Series, **changes: object) -> Result:
+    figures = {
+        "patient_id": "p",
+        "status": Status.POSITIVE,
+        "reason": "right lung 62 % affected, P 0.97",
+        "probability": 0.97,
+        "probability_kind": "classifier",
+        "content_key": "key",
+    }
+    return Result(study_instance_uid=series.study_instance_uid, **{**figures, **changes})
+
+
+def negative(series: Series, **changes: object) -> Result:
+    return positive(
+        series,
+        **{"status": Status.NEGATIVE, "reason": "no lung affected, P 0.03", "probability": 0.03, **changes},
+    )
+
+
+def errors(path: Path) -> list[str]:
+    """The errors that dciodvfy finds in the object; its warnings are none."""
+    told = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+    lines = (told.stdout + told.stderr).splitlines()
+    assert lines, "dciodvfy said nothing"
+    return [line for line in lines if line.startswith("Error")]
+
+
+def changed(series: Series, folder: Path, **attributes: object) -> Series:
+    """The series with other attributes in its files; None takes one away."""
+    folder.mkdir()
+    files = []
+    for instance in series.instances:
+        dataset = dcmread(instance.path)
+        for keyword, value in attributes.items():
+            change(dataset, keyword, value)
+        dataset.save_as(folder / instance.path.name)
+        files.append(folder / instance.path.name)
+    return choose(find_instances(files)[0], Assemble())
+
+
+def change(dataset: Dataset, keyword: str, value: object) -> None:
+    if value is not None:
+        setattr(dataset, keyword, value)
+    elif keyword in dataset:
+        delattr(dataset, keyword)

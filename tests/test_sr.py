@@ -1,0 +1,327 @@
+"""The report: valid, readable by three independent readers, and never saying more than was found."""
+
+import subprocess
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from highdicom.sr import (
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+    srread,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from tests.needs import needs_dcmtk, needs_dicom3tools
+from tests.results import (
+    CLEAR,
+    INFO,
+    NOW,
+    SEVERE,
+    SOURCES,
+    blob,
+    errors,
+    negative,
+    positive,
+    small_study,
+    source_series,
+)
+from triage.dicom import codes, seg, sr
+from triage.domain import Grade, Result, ResultObject, Series, Severity, Status
+
+PARAMETERS = {"lesion threshold": 0.5, "positive probability": 0.5}
+DISEASES = {"840539006", "233604007", "840544004", "882784691000119100"}
+"""COVID-19, pneumonia, suspected COVID-19, pneumonia caused by SARS-CoV-2."""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Series:
+    return small_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture
+def lesion_seg(study: Series, tmp_path: Path) -> ResultObject:
+    return seg.write_lesions(study, blob(study), positive(study), INFO, tmp_path, now=NOW)
+
+
+def report(
+    study: Series, result: Result, severity: Severity, folder: Path, **how: object
+) -> MeasurementReport:
+    written = sr.write(study, result, severity, INFO, PARAMETERS, folder, now=NOW, **how)
+    return srread(written.path).content
+
+
+def study_group(content: MeasurementReport) -> MeasurementsAndQualitativeEvaluations:
+    (group,) = content.get_image_measurement_groups()
+    return group
+
+
+def items(dataset: Dataset) -> list[Dataset]:
+    """All content items below one, depth first."""
+    return [each for item in dataset.get("ContentSequence", []) for each in (item, *items(item))]
+
+
+def answers(group: MeasurementsAndQualitativeEvaluations) -> dict[str, str]:
+    told = {e.name.meaning: e.value.meaning for e in group.get_qualitative_evaluations()}
+    assert told.pop("Algorithm Family") == "Artificial Intelligence"
+    return told
+
+
+def affected(group: MeasurementsAndQualitativeEvaluations) -> dict[str, float]:
+    """Percentages by side; "worse" is the larger of both, "whole" that of lungs that were not told apart."""
+
+    def side(measurement: Measurement) -> str:
+        laterality = measurement.finding_sites[0].laterality
+        return laterality.meaning if laterality else "worse" if measurement.derivation else "whole"
+
+    return {side(m): m.value for m in group.get_measurements(codes.AFFECTED)}
+
+
+@needs_dicom3tools
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("sop_class", sorted(sr.SOP_CLASSES))
+def test_reports_are_valid(name: str, sop_class: sr.SopClass, tmp_path: Path) -> None:
+    series = source_series(name, tmp_path)
+    result = positive(series)
+    lesions = seg.write_lesions(series, blob(series), result, INFO, tmp_path, now=NOW)
+    for answer, severity, segment in ((result, SEVERE, lesions), (negative(series), CLEAR, None)):
+        written = sr.write(
+            series,
+            answer,
+            severity,
+            INFO,
+            PARAMETERS,
+            tmp_path,
+            now=NOW,
+            sop_class=sop_class,
+            lesion_seg=segment,
+        )
+        assert errors(written.path) == []
+        assert dcmread(written.path).SOPClassUID == written.sop_class_uid
+
+
+@needs_dcmtk
+@needs_dicom3tools
+def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
+    written = sr.write(
+        study, positive(study), SEVERE, INFO, PARAMETERS, tmp_path, now=NOW, lesion_seg=lesion_seg
+    )
+    figures = (
+        "0.97", "not calibrated", "62.0", "41.0", "4100.2", "2200.4", "CT-3", "Severe", "Positive",
+        "COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01", "lesion threshold = 0.5",
+        "Positive: right lung 62 % affected, P 0.97", "not a medical device",
+    )  # fmt: skip
+    for command in (["dsrdump", "+Pl", written.path], ["dcsrdump", written.path]):
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        text = told.stdout + told.stderr
+        assert [figure for figure in figures if figure not in text] == [], command
+    header = subprocess.run(["dsrdump", written.path], capture_output=True, text=True, check=True).stdout
+    assert "UNVERIFIED" in header
+    assert "COMPLETE" in header
+
+
+def test_positive_reads_back(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
+    content = report(study, positive(study), SEVERE, tmp_path, lesion_seg=lesion_seg)
+    group = study_group(content)
+    (probability,) = group.get_measurements(codes.PROBABILITY)
+    (volume,) = group.get_measurements(codes.VOLUME)
+    assert (probability.value, probability.unit) == (0.97, codes.NO_UNITS)
+    assert probability.method.meaning == "Network output, not calibrated"
+    assert affected(group) == {"worse": 62.0, "Left": 41.0, "Right": 62.0}
+    assert (volume.value, volume.unit) == (4100.2, codes.MILLILITRE)
+    assert group.finding_type == codes.COVID_19
+    assert answers(group) == {
+        "COVID-19 triage result": "Positive",
+        "CAD Processing and Findings Summary": "All algorithms succeeded; with findings",
+        "CT grade by affected lung fraction": "CT-3: 50 to 75 % affected",
+        "Severity": "Severe",
+        "Actionable finding classification": "ACR Category 1 Actionable Finding",
+    }
+
+
+def test_lesion_segment_is_measured(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
+    content = report(study, positive(study), SEVERE, tmp_path, lesion_seg=lesion_seg)
+    (group,) = content.get_volumetric_roi_measurement_groups()
+    assert isinstance(group, VolumetricROIMeasurementsAndQualitativeEvaluations)
+    (volume,) = group.get_measurements(codes.VOLUME)
+    assert volume.value == 2200.4
+    segment = dcmread(lesion_seg.path).SegmentSequence[0]
+    assert group.tracking_uid == segment.TrackingUID
+    (image,) = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
+    assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == lesion_seg.sop_instance_uid
+    assert image.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
+    assert "ReferencedFrameNumber" not in image.ReferencedSOPSequence[0]
+
+
+def test_evidence_names_every_slice_and_the_segmentation(
+    study: Series, lesion_seg: ResultObject, tmp_path: Path
+) -> None:
+    written = sr.write(study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW, lesion_seg=lesion_seg)
+    evidence = {(series, instance) for _, series, instance, _ in srread(written.path).get_evidence()}
+    slices = {(i.series_instance_uid, i.sop_instance_uid) for i in study.instances}
+    segmentation = dcmread(lesion_seg.path)
+    assert evidence == {*slices, (segmentation.SeriesInstanceUID, segmentation.SOPInstanceUID)}
+
+
+def test_negative_names_no_disease(study: Series, tmp_path: Path) -> None:
+    content = report(study, negative(study), CLEAR, tmp_path)
+    dataset = dcmread(tmp_path / "sr.dcm")
+    named = {
+        code.get("CodeValue") or code.get("LongCodeValue")
+        for item in items(dataset)
+        for code in (*item.get("ConceptCodeSequence", []), *item.get("ConceptNameCodeSequence", []))
+    }
+    assert not named & DISEASES
+    assert study_group(content).finding_type is None
+    assert answers(study_group(content)) == {
+        "COVID-19 triage result": "Negative",
+        "CAD Processing and Findings Summary": "All algorithms succeeded; without findings",
+        "CT grade by affected lung fraction": "CT-0: none affected",
+    }
+    assert affected(study_group(content)) == {"worse": 0, "Left": 0, "Right": 0}
+    assert content.get_volumetric_roi_measurement_groups() == []
+
+
+def test_a_score_is_never_called_a_probability(study: Series, tmp_path: Path) -> None:
+    group = study_group(report(study, positive(study, probability_kind="score"), SEVERE, tmp_path))
+    (score,) = group.get_measurements(codes.SCORE)
+    assert (score.value, score.method.meaning) == (0.97, "Documented monotone rule, not calibrated")
+    assert group.get_measurements(codes.PROBABILITY) == []
+
+
+def test_calibration_is_told(study: Series, tmp_path: Path) -> None:
+    group = study_group(report(study, positive(study, calibrated=True), SEVERE, tmp_path))
+    (probability,) = group.get_measurements(codes.PROBABILITY)
+    assert probability.method.meaning == "Network output, calibrated"
+
+
+def test_unknown_is_not_zero(study: Series, tmp_path: Path) -> None:
+    """A network that only classifies: no percentage, no grade, no severity, no lesion volume."""
+    unknown = Severity(None, None, None, None, 4100.2, None)
+    group = study_group(report(study, positive(study), unknown, tmp_path))
+    assert affected(group) == {}
+    assert set(answers(group)) == {
+        "COVID-19 triage result",
+        "CAD Processing and Findings Summary",
+        "Actionable finding classification",
+    }
+
+
+def test_one_lung_has_no_side_and_no_maximum(study: Series, tmp_path: Path) -> None:
+    one = replace(SEVERE, affected_left=None, affected_right=None, note="one lung only")
+    assert affected(study_group(report(study, positive(study), one, tmp_path))) == {"whole": 62.0}
+    texts = [item.TextValue for item in items(dcmread(tmp_path / "sr.dcm")) if "TextValue" in item]
+    assert "one lung only" in texts
+
+
+def test_notes_and_sentence_are_told_in_ascii(study: Series, tmp_path: Path) -> None:
+    result = positive(study, reason="left 3 – 4 % affected …", notes=("spacing ≤ 5 mm", "naïve"))
+    report(study, result, SEVERE, tmp_path)
+    texts = [item.TextValue for item in items(dcmread(tmp_path / "sr.dcm")) if "TextValue" in item]
+    assert texts[-4:] == [
+        "Positive: left 3 - 4 % affected ...",
+        "spacing <= 5 mm",
+        "na?ve",
+        "Research use, not a medical device. The study must be read whatever this report says.",
+    ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(
+        list(product((Status.POSITIVE, Status.NEGATIVE), ("classifier", "score"), (True, False)))
+    ),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from(Grade),
+)
+def test_every_figure_reads_back(
+    study: Series,
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: tuple[Status, str, bool],
+    probability: float,
+    left: float,
+    right: float,
+    grade: Grade,
+) -> None:
+    status, probability_kind, calibrated = kind
+    result = positive(
+        study,
+        status=status,
+        probability=probability,
+        probability_kind=probability_kind,
+        calibrated=calibrated,
+    )
+    severity = Severity(max(left, right), left, right, grade, 5000.0, 0.0)
+    group = study_group(report(study, result, severity, tmp_path_factory.getbasetemp()))
+    (certainty,) = group.get_measurements(codes.SCORE if probability_kind == "score" else codes.PROBABILITY)
+    assert certainty.value == pytest.approx(probability, abs=5e-5)
+    assert certainty.method.meaning.endswith(", calibrated") is calibrated
+    assert affected(group) == pytest.approx(
+        {"worse": 100 * max(left, right), "Left": 100 * left, "Right": 100 * right}, abs=0.05
+    )
+    told = answers(group)
+    assert told["COVID-19 triage result"].upper() == status.name
+    assert told["CT grade by affected lung fraction"].startswith(grade.value)
+    assert ("Severity" in told) is (status is Status.POSITIVE and grade is not Grade.CT0)
+
+
+def test_names_the_report_it_replaces(study: Series, tmp_path: Path) -> None:
+    first = sr.write(study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW)
+    (tmp_path / "second").mkdir()
+    second = sr.write(
+        study,
+        positive(study, content_key="more slices", revision=2, supersedes=first.sop_instance_uid),
+        SEVERE,
+        INFO,
+        {},
+        tmp_path / "second",
+        now=NOW,
+        predecessor=first.path,
+    )
+    earlier, later = dcmread(first.path), dcmread(second.path)
+    (predecessor,) = later.PredecessorDocumentsSequence
+    (in_series,) = predecessor.ReferencedSeriesSequence
+    assert predecessor.StudyInstanceUID == earlier.StudyInstanceUID
+    assert in_series.SeriesInstanceUID == earlier.SeriesInstanceUID
+    assert in_series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == earlier.SOPInstanceUID
+    assert later.SOPInstanceUID != earlier.SOPInstanceUID
+    assert "PredecessorDocumentsSequence" not in earlier
+
+
+def test_a_report_replaces_only_the_one_it_names(study: Series, tmp_path: Path) -> None:
+    first = sr.write(study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW)
+    other = positive(study, content_key="more slices", supersedes="2.25.1")
+    with pytest.raises(ValueError, match=r"not the superseded report 2\.25\.1"):
+        sr.write(study, other, SEVERE, INFO, {}, tmp_path, now=NOW, predecessor=first.path)
+
+
+@pytest.mark.parametrize("status", [Status.NOT_ANALYSABLE, Status.FAILED])
+def test_no_report_without_an_answer(study: Series, status: Status, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no report"):
+        sr.write(study, positive(study, status=status), SEVERE, INFO, {}, tmp_path, now=NOW)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_content_same_uids(study: Series, tmp_path: Path) -> None:
+    def uids(key: str) -> tuple[str, str]:
+        dataset = dcmread(
+            sr.write(study, positive(study, content_key=key), SEVERE, INFO, {}, tmp_path, now=NOW).path
+        )
+        return dataset.SOPInstanceUID, dataset.SeriesInstanceUID
+
+    assert uids("key") == uids("key")
+    assert len({*uids("key"), *uids("another")}) == 4
+
+
+def test_private_codes_say_whose_they_are(study: Series, tmp_path: Path) -> None:
+    report(study, positive(study), SEVERE, tmp_path)
+    schemes = dcmread(tmp_path / "sr.dcm").CodingSchemeIdentificationSequence
+    assert "99TRIAGE" in {scheme.CodingSchemeDesignator for scheme in schemes}
