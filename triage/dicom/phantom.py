@@ -165,7 +165,7 @@ def _lungs(where: Points) -> NDArray[np.bool_]:
     z, y, x = where
     right = 30 + 65 * np.exp(-(((x + 70) / 60) ** 2) - ((y + 15) / 75) ** 2)
     left = 20 + 60 * np.exp(-(((x - 70) / 60) ** 2) - ((y + 15) / 75) ** 2)
-    mediastinum = _oval(x / 30, (y - 15) / 95) < 1
+    mediastinum = (_oval(x / 30, (y - 15) / 95) < 1) | (np.abs(x) < 3)
     return (_cage(where) < 0.95) & (z > right) & (z > left) & ~mediastinum & (_heart(where) > 1)
 
 
@@ -180,10 +180,10 @@ def _trunk(where: Points) -> Image:
     body = _oval(x / 168, (y - 8) / 120, 2.3)
     cage = _cage(where)
     image = np.full(np.broadcast_shapes(z.shape, y.shape, x.shape), AIR, np.float32)
-    _paint(image, _oval(x / 260, (y - 60) / 78, 2.0) < 1, AIR)
     _paint(image, np.abs(y - 131 + (x / 60) ** 2) < 2, -250)  # table
     _paint(image, body < 1, FAT)
     _paint(image, (body < 0.9) & (cage < 1.2), MUSCLE)
+    _paint(image, (body < 0.86) & (cage > 1.12) & (z > 190) & (np.mod(_oval(x, y) + z / 4, 26) < 20), MUSCLE)
     _paint(image, (cage < 0.95) & (np.abs(x) < 40) & (_heart(where) > 1.02), -20)  # mediastinal fat
     _paint(image, _heart(where) < 1, BLOOD)
     _paint(image, (_oval((x - 14) / 13, (y - 52) / 13) < 1) & (z < 215), BLOOD)  # descending aorta
@@ -220,17 +220,17 @@ def _parenchyma(phantom: Phantom, where: Points, lungs: NDArray[np.bool_], rng: 
         likely = cloud + 1.5 * _cage(where) + 0.006 * y - 0.003 * z
         inside = likely[lungs]
         glass, solid = np.quantile(inside, [1 - phantom.lesion_fraction, 1 - 0.25 * phantom.lesion_fraction])
-        _paint(hu, likely > glass, GROUND_GLASS)
-        _paint(hu, likely > solid, CONSOLIDATION)
+        hu += np.clip((likely - glass) / 0.15 + 0.5, 0, 1) * (GROUND_GLASS - hu)
+        hu += np.clip((likely - solid) / 0.15 + 0.5, 0, 1) * (CONSOLIDATION - hu)
     return hu
 
 
 def _cloud(phantom: Phantom, rng: np.random.Generator) -> Image:
-    """Smooth random field of unit variance with features of about 30 mm."""
-    coarse = rng.standard_normal((10, 12, 12), np.float32)
-    shape = (phantom.slices, phantom.rows, phantom.rows)
-    zoom = [size / few for size, few in zip(shape, coarse.shape, strict=True)]
-    cloud: Image = ndimage.zoom(coarse, zoom, order=1)
+    """Smooth random field of unit variance: features of about 30 mm, and finer ones half as strong."""
+    cloud: Image = np.zeros((phantom.slices, phantom.rows, phantom.rows), np.float32)
+    for cells, height in ((12, 1.0), (30, 0.5)):
+        coarse = height * rng.standard_normal((cells, cells, cells), np.float32)
+        cloud += ndimage.zoom(coarse, [size / cells for size in cloud.shape], order=1)
     cloud /= cloud.std()
     return cloud
 
@@ -294,6 +294,7 @@ def _slice(phantom: Phantom, stored: NDArray[np.int16], k: int) -> Dataset:
     dataset.PixelSpacing = [_ds(phantom.spacing[1]), _ds(phantom.spacing[2])]
     dataset.SliceThickness = _ds(phantom.slice_thickness)
     dataset.ConvolutionKernel = phantom.convolution_kernel
+    dataset.RescaleType = "HU"
     dataset.PixelPaddingValue = NOT_SCANNED
     return dataset
 
@@ -348,7 +349,7 @@ def _image(
     dataset.AcquisitionNumber = 1
     dataset.InstanceNumber = number
     dataset.KVP = 120
-    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "HU"
+    dataset.RescaleIntercept, dataset.RescaleSlope = 0, 1
     _set_pixels(dataset, stored, phantom.transfer_syntax_uid)
     return dataset
 
