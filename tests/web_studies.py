@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,12 @@ SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def configured(folder: Path, **web: Any) -> Config:
@@ -98,8 +105,7 @@ class Ward:
         answer = replace(
             self.answer(uid, status),
             content_key=f"{uid}-{known}",
-            files={ResultKind.THUMBNAIL: picture} if picture else {},
-            **figures,
+            **{"files": {ResultKind.THUMBNAIL: picture} if picture else {}, **figures},
         )
         place = priority.prioritise(
             answer, claimed.arrived_at, claimed.stat, self.config.priority, self.config.analysis

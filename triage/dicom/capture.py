@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.errors import InvalidDicomError
 
 from triage.dicom.header import BROKEN
 from triage.errors import Retryable
@@ -18,6 +19,6 @@ def read_capture(path: Path) -> NDArray[np.uint8]:
         pixels: NDArray[np.uint8] = pydicom.dcmread(path).pixel_array
     except OSError as error:
         raise Retryable(f"cannot read {path.name}: {error.strerror}") from error
-    except BROKEN as error:
+    except (InvalidDicomError, *BROKEN) as error:
         raise Retryable(f"{path.name} holds no picture") from error
     return pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
     settings = uvicorn.Config(
         create_app(database, config, clock),
         log_config=None,
+        log_level="warning",
         access_log=False,  # addresses hold study UIDs and searched names
         server_header=False,
         ws="none",
@@ -133,7 +135,10 @@ class Pages:
 
     def search(self, request: Request) -> Response:
         text = request.query_params.get("q", "").strip()[:256]
-        entries = self.database.search(text, LONGEST_SEARCH) if text else []
+        as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
+        entries = text and (
+            self.database.search(text, LONGEST_SEARCH) or self.database.search(as_dicom, LONGEST_SEARCH)
+        )
         return self._page(
             request,
             "search.html",

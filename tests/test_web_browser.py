@@ -1,0 +1,216 @@
+"""The page in a real browser: it keeps up by itself, says when it cannot, and disturbs nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.needs import needs_chromium
+from tests.web_studies import Ward, configured, free_port
+from triage.domain import Status
+from triage.web.app import serve
+
+pytestmark = needs_chromium
+
+TOKEN = "a-token-of-the-reading-room"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
+    yield browser
+    browser.quit()
+
+
+class Site:
+    """The served page of one ward, and what a reader sees of it in the browser."""
+
+    def __init__(self, ward: Ward, browser: webdriver.Chrome) -> None:
+        self.ward, self.browser = ward, browser
+        self.address = f"http://127.0.0.1:{ward.config.web.port}"
+        self.start()
+
+    def start(self) -> None:
+        self.stop = threading.Event()
+        arguments = (self.ward.database, self.ward.config, self.ward.clock, self.stop)
+        self.server = threading.Thread(target=serve, args=arguments)
+        self.server.start()
+
+    def end(self) -> None:
+        self.stop.set()
+        self.server.join(20)
+        assert not self.server.is_alive()
+
+    def order(self) -> list[str]:
+        rows: list[str] = self.run(
+            "return [...document.querySelectorAll('#rows tr')].map(row => row.id.slice(4))"
+        )
+        return rows
+
+    def text(self) -> str:
+        return self.browser.find_element(By.TAG_NAME, "body").text
+
+    def lost(self) -> str:
+        return self.browser.find_element(By.ID, "lost").text
+
+    def run(self, script: str) -> Any:
+        return self.browser.execute_script(script)
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        WebDriverWait(self.browser, 15, poll_frequency=0.05).until(lambda _: holds())
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+
+@pytest.fixture
+def site(tmp_path: Path, chromium: webdriver.Chrome, request: pytest.FixtureRequest) -> Iterator[Site]:
+    web = {"port": free_port(), "refresh_seconds": 1, **getattr(request, "param", {})}
+    ward = Ward(configured(tmp_path, **web))
+    site = Site(ward, chromium)
+    site.complaints()  # of the test before
+    yield site
+    chromium.get("about:blank")
+    site.end()
+    ward.database.close()
+
+
+def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
+    ward = site.ward
+    for number in range(40):
+        ward.arrive(f"1.{number}", ago=30 - number / 2, patient_name=f"PATIENT^{number}")
+    ward.judge("1.0", Status.NEGATIVE, picture=ward.png())
+    site.browser.get(site.address)
+    before = site.order()
+    assert before[-1] == "1.0"
+    assert site.run("return document.querySelector('img').naturalWidth || true")
+    site.run("""
+        window.scrollTo(0, 700); window.untouched = true;
+        const name = document.getElementById("study-1.20"); name.focus({preventScroll: true});
+        getSelection().selectAllChildren(name); window.kept = document.querySelector("img");
+    """)
+    seen_at = "return document.getElementById('row-1.20').getBoundingClientRect().top"
+    top = site.run(seen_at)
+    ward.now += timedelta(minutes=1)
+    ward.arrive("2.1", patient_name="NEW^ONE", ago=20)
+    ward.judge("2.1")
+    site.until(lambda: "2.1" in site.order())
+    assert site.order() == ["2.1", *before]
+    assert "NEW, ONE" in site.text()
+    assert "as of 12:01" in site.text()
+    assert site.browser.title == "41 open · Worklist"
+    assert site.run("return window.untouched"), "the page was not loaded anew"
+    assert site.run("return document.activeElement.id") == "study-1.20"
+    assert site.run("return getSelection().toString()") == "PATIENT, 20"
+    assert site.run("return document.querySelector('img') === window.kept"), "the picture was not loaded anew"
+    assert abs(site.run(seen_at) - top) < 3
+    assert site.complaints() == []
+
+
+def test_a_study_walks_through_its_states_before_the_eyes(site: Site) -> None:
+    ward = site.ward
+    site.browser.get(site.address)
+    assert "No open study" in site.text()
+    ward.arrive("1.1", slices=3)
+    site.until(lambda: "3 images so far" in site.text())
+    ward.arrive("1.2", ago=5)
+    site.until(lambda: site.order() == ["1.2", "1.1"])
+    ward.judge("1.1", picture=ward.png())
+    site.until(lambda: site.order() == ["1.1", "1.2"])
+    site.until(lambda: site.run("return document.querySelector('#row-1\\\\.1 img').naturalWidth") == 120)
+    ward.database.close_study("1.2", "read", ward.now)
+    ward.database.close_study("1.1", "read", ward.now)
+    site.until(lambda: "No open study" in site.text())
+    assert site.complaints() == []
+
+
+def test_a_lost_connection_is_shouted_and_recovered_from(site: Site) -> None:
+    site.ward.arrive("1.1")
+    site.browser.get(site.address)
+    assert site.lost() == ""
+    site.end()
+    site.until(lambda: site.lost() != "")
+    assert site.lost() == "Connection lost since 12:00. This page may be out of date."
+    assert site.browser.title == "⚠ Connection lost"
+    assert site.order() == ["1.1"], "the last list stays readable"
+    site.ward.arrive("1.2", ago=5)
+    site.start()
+    site.until(lambda: site.lost() == "")
+    assert site.order() == ["1.2", "1.1"]
+    assert site.browser.title == "2 open · Worklist"
+
+
+def test_a_reader_gets_around_with_the_keyboard(site: Site) -> None:
+    site.ward.arrive("1.1", patient_name="<script>alert(1)</script>^Żółć")
+    site.ward.judge("1.1", picture=site.ward.png(), to=("pacs",))
+    site.browser.get(site.address)
+    site.run("document.getElementById('q').focus()")
+    keys = webdriver.ActionChains(site.browser)
+    keys.send_keys("Żółć", Keys.ENTER).perform()
+    site.until(lambda: "Studies matching “Żółć”" in site.text())
+    assert site.order() == ["1.1"]
+    site.run("document.getElementById('q').focus()")
+    keys.send_keys(Keys.TAB, Keys.TAB, Keys.ENTER).perform()
+    site.until(lambda: site.browser.current_url.endswith("/studies/1.1"))
+    assert "<script>alert(1)</script>, Żółć" in site.text()
+    assert site.run("return document.querySelector('.large img').naturalWidth") == 120
+    site.ward.database.give_up(1, "called AE title not recognised")
+    site.until(lambda: "called AE title not recognised" in site.text())
+    assert site.complaints() == []
+
+
+@pytest.mark.parametrize("site", [{"token": TOKEN}], indirect=True)
+def test_logging_in_and_out(site: Site) -> None:
+    site.ward.arrive("1.1")
+    site.browser.get(site.address + "/studies/1.1")
+    assert "DOE" not in site.text()
+    site.browser.find_element(By.ID, "token").send_keys("wrong", Keys.ENTER)
+    site.until(lambda: "That is not the token" in site.text())
+    site.browser.get(site.address + "/studies/1.1")
+    site.browser.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
+    site.until(lambda: "DOE, JANE" in site.text())
+    assert site.browser.current_url == site.address + "/studies/1.1"
+    assert site.run("return document.cookie") == ""
+    tabs = site.browser.current_window_handle
+    site.browser.switch_to.new_window("tab")
+    site.browser.get(site.address)
+    site.browser.find_element(By.CSS_SELECTOR, "form[action='/logout'] button").click()
+    site.until(lambda: "Access token" in site.text())
+    site.browser.close()
+    site.browser.switch_to.window(tabs)
+    site.until(lambda: "Access token" in site.text())
+    assert [complaint for complaint in site.complaints() if "401 (Unauthorized)" not in complaint] == []
+
+
+@pytest.mark.parametrize("width", [700, 1000, 1400, 2200])
+def test_nothing_sticks_out(site: Site, width: int) -> None:
+    long = "Wolkenstein-Habsburg-Lothringen^" + "X" * 60
+    site.ward.arrive("1.1", patient_name=long, patient_id="9" * 64, study_description="Y" * 64)
+    site.ward.judge("1.1")
+    site.ward.arrive("1.2", accession_number="Z" * 16)
+    site.ward.refuse("1.2", "missing slices " * 12)
+    for path in ("/", "/studies/1.1", "/studies/1.2", "/search?q=" + "Q" * 200):
+        site.browser.set_window_size(width, 900)
+        site.browser.get(site.address + path)
+        assert site.run("return document.documentElement.scrollWidth <= innerWidth"), path
+        sticking = site.run("""
+            return [...document.querySelectorAll("td, th")]
+                .filter(cell => cell.scrollWidth > cell.clientWidth + 1)
+                .map(cell => cell.className + cell.textContent.trim())
+        """)
+        assert sticking == [], path
+    site.browser.set_window_size(1400, 900)
