@@ -110,24 +110,21 @@ def project(volume: Volume, findings: Findings) -> Rays:
 
 
 def patient_axes(orientation: tuple[float, ...]) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
-    """Which array axis runs feet–head, front–back and right–left, and how to turn each.
+    """Which array axis runs feet–head, front–back and right–left, and how to turn the first and the last.
 
-    Returns the axes in that order and slices that make the first run from head to feet, the second from
-    front to back, the third from the patient's right to left. Array axes are (slices along the normal,
-    rows, columns) and ``orientation`` is ImageOrientationPatient (PS3.3 C.7.6.2.1.1, LPS).
+    Returns the axes in that order and slices that make the first run from head to feet and the last from
+    the patient's right to left; front and back are one to a projection. Array axes are (slices along the
+    normal, rows, columns) and ``orientation`` is ImageOrientationPatient (PS3.3 C.7.6.2.1.1, LPS).
     """
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     directions = np.array([np.cross(row, column), column, row])
     head = int(np.abs(directions[:, 2]).argmax())
-    others = [axis for axis in range(3) if axis != head]
-    left = max(others, key=lambda axis: abs(directions[axis, 0]))
-    back = next(axis for axis in others if axis != left)
-    forward, backward = slice(None), slice(None, None, -1)
-    return (head, back, left), (
-        backward if directions[head, 2] > 0 else forward,
-        forward if directions[back, 1] > 0 else backward,
-        forward if directions[left, 0] > 0 else backward,
-    )
+    left = max({0, 1, 2} - {head}, key=lambda axis: abs(directions[axis, 0]))
+    (back,) = {0, 1, 2} - {head, left}
+    as_stored, turned = slice(None), slice(None, None, -1)
+    from_head = turned if directions[head, 2] > 0 else as_stored
+    from_right = as_stored if directions[left, 0] > 0 else turned
+    return (head, back, left), (from_head, as_stored, from_right)
 
 
 def _box(lung: Mask, spacing: tuple[float, ...]) -> tuple[slice, slice, slice]:
