@@ -91,8 +91,8 @@ def site(tmp_path: Path, chromium: webdriver.Chrome, request: pytest.FixtureRequ
 
 def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     ward = site.ward
-    for number in range(40):
-        ward.arrive(f"1.{number}", ago=30 - number / 2, patient_name=f"PATIENT^{number}")
+    for number in range(100):
+        ward.arrive(f"1.{number}", ago=30 - number / 4, patient_name=f"PATIENT^{number}")
     ward.judge("1.0", Status.NEGATIVE, picture=ward.png())
     site.browser.get(site.address)
     before = site.order()
@@ -112,12 +112,18 @@ def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     assert site.order() == ["2.1", *before]
     assert "NEW, ONE" in site.text()
     assert "as of 12:01" in site.text()
-    assert site.browser.title == "41 open · Worklist"
+    assert site.browser.title == "101 open · Worklist"
     assert site.run("return window.untouched"), "the page was not loaded anew"
     assert site.run("return document.activeElement.id") == "study-1.20"
     assert site.run("return getSelection().toString()") == "PATIENT, 20"
     assert site.run("return document.querySelector('img') === window.kept"), "the picture was not loaded anew"
     assert abs(site.run(seen_at) - top) < 3
+    lines = site.run("""
+        const number = new Range();
+        number.selectNodeContents(document.querySelector("#rows tr:last-child .place"));
+        return [number.toString(), number.getClientRects().length];
+    """)
+    assert lines == ["101", 1], "a long number stays on one line"
     assert site.complaints() == []
 
 
@@ -202,6 +208,7 @@ def test_nothing_sticks_out(site: Site, width: int) -> None:
     site.ward.arrive("1.1", patient_name=long, patient_id="9" * 64, study_description="Y" * 64)
     site.ward.judge("1.1")
     site.ward.arrive("1.2", accession_number="Z" * 16)
+    site.ward.arrive("1.3", ago=120 + 23 * 60 + 59)
     site.ward.refuse("1.2", "missing slices " * 12)
     for path in ("/", "/studies/1.1", "/studies/1.2", "/search?q=" + "Q" * 200):
         site.browser.set_window_size(width, 900)

@@ -136,9 +136,8 @@ class Pages:
     def search(self, request: Request) -> Response:
         text = request.query_params.get("q", "").strip()[:256]
         as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
-        entries = text and (
-            self.database.search(text, LONGEST_SEARCH) or self.database.search(as_dicom, LONGEST_SEARCH)
-        )
+        find = self.database.search
+        entries = (find(text, LONGEST_SEARCH) or find(as_dicom, LONGEST_SEARCH)) if text else []
         return self._page(
             request,
             "search.html",
