@@ -21,6 +21,7 @@ import pydicom
 from pydicom.charset import convert_encodings
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import data_element_generator
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -35,8 +36,11 @@ from triage.errors import Rejected, Retryable
 # Values are checked here, one by one; pydicom's own complaints would put patient data into warnings.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
-BROKEN = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error)
-"""What pydicom raises when a value cannot be understood."""
+BROKEN = (
+    ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error,
+    BytesLengthException, EOFError, OSError,
+)  # fmt: skip
+"""What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence."""
 
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -162,7 +166,7 @@ def parse(
         elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
         dataset = Dataset({element.tag: element for element in elements})
         dataset.set_original_encoding(implicit, little, _encodings(dataset))
-    except (zlib.error, EOFError, *BROKEN) as error:
+    except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
     return dataset
 

@@ -125,17 +125,25 @@ def _first_sound(stacks: Sequence[Stack], rules: Assemble) -> Series:
     for stack in stacks:
         reason = next((reason for must in MUST if (reason := must(stack, rules))), "")
         if not reason:
-            return _series(stack, reasons)
+            notes = [f"a preferred series was not used: {reason}" for reason in reasons]
+            return _series(stack, notes + _left_out(stack, stacks))
         reasons.append(reason)
     raise Rejected(reasons[0])
 
 
-def _series(stack: Stack, passed_over: Sequence[str]) -> Series:
+def _left_out(chosen: Stack, stacks: Sequence[Stack]) -> list[str]:
+    """A series in two parts may show half of a lung in each: the reader must know."""
+    series_uid = chosen.instances[0].series_instance_uid
+    count = sum(len(s.instances) for s in stacks if s.instances[0].series_instance_uid == series_uid)
+    rest = count - len(chosen.instances)
+    return [f"{rest} axial images of the same series differ in size, direction or kernel"] if rest else []
+
+
+def _series(stack: Stack, notes: Sequence[str]) -> Series:
     first = stack.instances[0]
     y, x = first.pixel_spacing or (0.0, 0.0)
     spacing = float(stack.steps.mean())
-    notes = tuple(f"a preferred series was not used: {reason}" for reason in passed_over)
-    return Series(stack.instances, (spacing, y, x), first.image_orientation_patient or (), notes)
+    return Series(stack.instances, (spacing, y, x), first.image_orientation_patient or (), tuple(notes))
 
 
 def _refuse_children(instances: Sequence[Instance], rules: Assemble) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
         pixels = _pixels(dataset)
         values = _stored(decoder(dataset.PixelData, pixels), pixels)
         padding = _padding(dataset, pixels)
-    except (Rejected, RuntimeError, zlib.error, EOFError, *BROKEN) as error:
+    except (Rejected, RuntimeError, *BROKEN) as error:
         raise Rejected(f"pixel data of slice {number} cannot be decoded") from error
     if values.shape != shape:
         sizes = " × ".join(map(str, values.shape)), " × ".join(map(str, shape))
