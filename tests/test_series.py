@@ -405,7 +405,7 @@ def test_a_stray_slice_of_another_size_is_left_out() -> None:
     stray = [replace(stack()[0], sop_instance_uid="9.1", rows=256, columns=256)]
     series = choose(stack() + stray, RULES)
     assert series.instances == tuple(stack())
-    assert series.notes == ("1 axial images of the same series differ in size, direction or kernel",)
+    assert series.notes == ("axial images of the same series left out for size, direction or kernel: 1",)
 
 
 def test_the_next_best_series_is_used_and_that_is_noted() -> None:

@@ -136,7 +136,7 @@ def _left_out(chosen: Stack, stacks: Sequence[Stack]) -> list[str]:
     series_uid = chosen.instances[0].series_instance_uid
     count = sum(len(s.instances) for s in stacks if s.instances[0].series_instance_uid == series_uid)
     rest = count - len(chosen.instances)
-    return [f"{rest} axial images of the same series differ in size, direction or kernel"] if rest else []
+    return [f"axial images of the same series left out for size, direction or kernel: {rest}"] if rest else []
 
 
 def _series(stack: Stack, notes: Sequence[str]) -> Series:
