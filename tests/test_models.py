@@ -1,0 +1,373 @@
+"""The contract that every network of the registry keeps, and the pieces they are made of."""
+
+import hashlib
+import subprocess
+import sys
+from functools import cache
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tests.needs import DATA, needs_data
+from triage import models
+from triage.config import Analysis, Assemble
+from triage.dicom.header import find_instances
+from triage.dicom.series import choose
+from triage.dicom.volume import read
+from triage.domain import Volume
+from triage.errors import ConfigError, Rejected, Retryable
+from triage.models import compute, lungs, preprocessing, weights
+from triage.models.multitask import score
+from triage.models.networks import PAPER_WIDTHS, PYRAMID, LungsNet, MultitaskNet, pyramid
+from triage.models.preprocessing import Layout, bounding_box, pad, prepare, restore
+from triage.severity import measure
+
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def phantom(shape=(10, 220, 260), spacing=(8.0, 1.4, 1.4), lesion=True, lung=True) -> Volume:
+    """A chest of ellipses in HU: body 40, lungs -850 with vessels, a hazy patch of -500 at the left back."""
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    rng = np.random.default_rng(7)
+    array = np.full(shape, -1000.0)
+    array[(x / 0.9) ** 2 + (y / 0.75) ** 2 < 1] = 40
+    for side in (-1, 1):
+        inside = ((x - 0.42 * side) / 0.33) ** 2 + (y / 0.55) ** 2 + (z / 1.3) ** 2 < 1
+        if lung:
+            array[inside] = -850
+            array[inside & (rng.random(shape) < 0.01)] = 0
+        if lung and lesion and side == 1:
+            array[inside & (y > 0.1)] = -450
+    array += rng.normal(0, 15, shape)
+    return Volume(array.astype(np.int16), spacing)
+
+
+@cache
+def loaded(name, **changes):
+    return models.load(Analysis(model=name, **changes))
+
+
+@pytest.fixture(params=models.MODELS)
+def model(request):
+    return loaded(request.param)
+
+
+def equal(a, b):
+    return (
+        a.probability == b.probability
+        and np.array_equal(a.lung_mask, b.lung_mask)
+        and (np.array_equal(a.lesion_mask, b.lesion_mask))
+    )
+
+
+class TestContract:
+    """Every entry of MODELS, with the weights that ship."""
+
+    @pytest.mark.parametrize(
+        ("shape", "spacing"),
+        [
+            ((10, 220, 260), (8.0, 1.4, 1.4)),
+            ((3, 300, 400), (10.0, 1.0, 0.8)),
+            ((7, 201, 333), (5.0, 1.37, 1.03)),
+            ((2, 512, 512), (10.0, 0.7, 0.7)),
+            ((4, 90, 110), (10.0, 3.3, 3.3)),
+        ],
+    )
+    def test_masks_are_on_the_volumes_own_grid(self, model, shape, spacing):
+        volume = phantom(shape, spacing)
+        before = volume.array.copy()
+        findings = model.predict(volume)
+        assert findings.lung_mask.shape == shape
+        assert findings.lung_mask.dtype == bool
+        assert findings.lung_mask.any()
+        assert 0 <= findings.probability <= 1
+        assert findings.probability_kind in ("classifier", "score")
+        assert findings.calibrated == model.info.calibrated
+        if findings.lesion_mask is not None:
+            assert findings.lesion_mask.shape == shape
+            assert findings.lesion_mask.dtype == bool
+            assert not (findings.lesion_mask & ~findings.lung_mask).any()
+        assert np.array_equal(volume.array, before)
+
+    def test_lungs_lie_where_the_chest_has_them(self, model):
+        volume = phantom(lesion=False)
+        truth = volume.array < -700
+        truth[:, :, :20] = truth[:, :, -20:] = False
+        truth &= np.abs(np.linspace(-1, 1, truth.shape[1]))[None, :, None] < 0.56
+        found = model.predict(volume).lung_mask
+        assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.85
+
+    @pytest.mark.parametrize(("across", "back", "swapped"), list(product((1, -1), (1, -1), (False, True))))
+    def test_the_answer_does_not_depend_on_how_the_slices_are_stored(self, model, across, back, swapped):
+        upright = phantom()
+        findings = model.predict(upright)
+        row, column = (across, 0.0, 0.0), (0.0, back, 0.0)
+        head = across * back
+        stored = upright.array[::head, ::back, ::across]
+        if swapped:
+            row, column = column, row
+            stored = stored[::-1].swapaxes(1, 2)
+        turned = Volume(np.ascontiguousarray(stored), upright.spacing, (*row, *column))
+        answer = model.predict(turned)
+        assert answer.probability == findings.probability
+        for mask, expected in (
+            (answer.lung_mask, findings.lung_mask),
+            (answer.lesion_mask, findings.lesion_mask),
+        ):
+            upright_mask = mask.swapaxes(1, 2)[::-1] if swapped else mask
+            assert np.array_equal(upright_mask[::head, ::back, ::across], expected)
+
+    def test_judging_twice_gives_the_same(self, model):
+        assert equal(model.predict(phantom()), model.predict(phantom()))
+
+    def test_a_hazy_lung_is_more_affected_than_a_clear_one(self, model):
+        hazy, clear = model.predict(phantom()), model.predict(phantom(lesion=False))
+        assert hazy.lesion_mask.sum() > 5 * clear.lesion_mask.sum()
+        assert hazy.probability > clear.probability
+        assert hazy.lung_mask[phantom().array > -600].any(), "an affected lung is still lung"
+
+    def test_no_lungs_is_not_analysable(self, model):
+        with pytest.raises(Rejected, match="no lungs found"):
+            model.predict(phantom(lung=False))
+        with pytest.raises(Rejected, match="no lungs found"):
+            model.predict(Volume(np.full((4, 64, 64), -1000, np.int16), (5.0, 1.0, 1.0)))
+
+    def test_what_changes_the_answer_is_told(self, model):
+        other = loaded(model.info.name, lesion_threshold=0.9, precision="float32")
+        assert other.settings != model.settings
+        assert other.settings["lesion_threshold"] == 0.9
+        assert all(isinstance(value, str | float) for value in other.settings.values())
+
+    def test_a_higher_threshold_never_finds_more(self, model):
+        masks = [
+            loaded(model.info.name, lesion_threshold=t).predict(phantom()).lesion_mask
+            for t in (0.1, 0.5, 0.9)
+        ]
+        assert not (masks[1] & ~masks[0]).any()
+        assert not (masks[2] & ~masks[1]).any()
+
+    def test_ships_with_small_weights_and_an_honest_card(self, model):
+        entry = models.MODELS[model.info.name]
+        digest = hashlib.sha256()
+        for name in entry.weights:
+            path = models.WEIGHTS / f"{name}.safetensors"
+            assert path.stat().st_size <= 15e6
+            digest.update(path.read_bytes())
+        assert model.info.version == digest.hexdigest()[:12]
+        for words in ("esearch use", "not a medical device", "calibrated: false", "p7"):
+            assert words in model.info.card
+
+
+class TestRegistry:
+    def test_an_unknown_name_is_told_with_the_valid_ones(self):
+        with pytest.raises(ConfigError, match=r"'resnet9000'.*multitask"):
+            models.load(Analysis(model="resnet9000"))
+
+    def test_missing_and_damaged_weights_stop_the_start(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(models, "WEIGHTS", tmp_path)
+        with pytest.raises(ConfigError, match=r"lungs\.safetensors"):
+            models.load(Analysis())
+        (tmp_path / "lungs.safetensors").write_bytes(b"cut off")
+        weights.save(
+            LungsNet((4, 8)), {"network": "lungs", "widths": "4,8"}, tmp_path / "multitask.safetensors"
+        )
+        with pytest.raises(ConfigError, match=r"lungs\.safetensors"):
+            models.load(Analysis())
+
+    def test_weights_of_another_network_are_refused(self, tmp_path):
+        path = tmp_path / "w.safetensors"
+        weights.save(LungsNet((4, 8)), {"network": "lungs", "widths": "4,8"}, path)
+        assert weights.read(path, LungsNet)[0].stride == 2
+        with pytest.raises(ConfigError, match="not MultitaskNet"):
+            weights.read(path, MultitaskNet)
+        weights.save(LungsNet((4, 8)), {"network": "lungs", "widths": "4,16"}, path)
+        with pytest.raises(ConfigError, match="cannot be used"):
+            weights.read(path, LungsNet)
+
+    def test_describing_the_networks_does_not_load_torch(self):
+        code = (
+            "import sys; from triage.models import describe; print([i.name for i in describe()]);"
+            "sys.exit('torch' in sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "multitask" in done.stdout
+
+
+class TestCompute:
+    def test_memory_that_runs_out_can_be_tried_again(self):
+        running = compute.choose(Analysis(device="cpu"))
+        with pytest.raises(Retryable, match="memory"), running.running():
+            torch.empty(1 << 50)
+
+    def test_a_mistake_of_ours_is_not_called_transient(self):
+        running = compute.choose(Analysis(device="cpu"))
+        with pytest.raises(RuntimeError, match="size"), running.running():
+            torch.ones(2) + torch.ones(3)
+
+    def test_precision_is_what_the_settings_say(self):
+        assert compute.choose(Analysis(device="cpu", precision="float32")).precision == "float32"
+        assert compute.choose(Analysis(device="cpu", precision="bfloat16")).precision == "bfloat16"
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_missing_gpu_is_told_at_start(self):
+        with pytest.raises(ConfigError, match="cuda"):
+            compute.choose(Analysis(device="cuda"))
+
+
+orientations = st.permutations([0, 1]).flatmap(
+    lambda axes: st.tuples(*(st.sampled_from([-1.0, 1.0]) for _ in axes)).map(
+        lambda signs: tuple(
+            np.ravel([np.eye(3)[axis] * sign for axis, sign in zip(axes, signs, strict=True)])
+        )
+    )
+)
+
+
+class TestPreprocessing:
+    @given(orientations)
+    def test_canonical_and_stored_are_inverse(self, orientation):
+        array = np.arange(24).reshape(2, 3, 4)
+        layout = Layout.of(orientation)
+        assert np.array_equal(layout.stored(layout.canonical(array)), array)
+
+    @given(orientations)
+    def test_canonical_axes_run_to_the_head_the_back_and_the_left(self, orientation):
+        row, column = np.array(orientation[:3]), np.array(orientation[3:])
+        normal = np.cross(row, column)
+        k, j, i = np.indices((4, 5, 6))
+        position = k[..., None] * normal + j[..., None] * column + i[..., None] * row
+        left, back, head = (Layout.of(orientation).canonical(position[..., axis]) for axis in range(3))
+        assert (np.diff(head, axis=0) > 0).all()
+        assert (np.diff(back, axis=1) > 0).all()
+        assert (np.diff(left, axis=2) > 0).all()
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        shape=st.tuples(st.integers(1, 40), st.integers(30, 200), st.integers(30, 200)),
+        pixel=st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5)),
+        orientation=orientations,
+        data=st.data(),
+    )
+    def test_a_mask_survives_the_way_there_and_back(self, shape, pixel, orientation, data):
+        z, y, x = shape
+        top = data.draw(st.integers(0, y // 2))
+        left = data.draw(st.integers(0, x // 2))
+        mask = np.zeros(shape, bool)
+        mask[: max(1, z // 2), top : top + y // 2, left : left + x // 2] = True
+        volume = Volume(np.where(mask, 300, -1000).astype(np.int16), (5.0, *pixel), orientation)
+        back = restore(prepare(volume), 0.5, volume)
+        assert back.shape == mask.shape
+        assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.8
+        if min(y * pixel[0], x * pixel[1]) > 100:
+            assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.93
+
+    def test_values_are_clipped_to_the_window_and_scaled(self):
+        array = np.array([-3024, -1000, -350, 300, 3071], np.int16)[:, None, None] * np.ones(
+            (1, 8, 8), np.int16
+        )
+        slices = prepare(Volume(array, (1.0, 2.0, 2.0)))
+        assert torch.allclose(slices[:, 4, 4], torch.tensor([0, 0, 0.5, 1, 1]), atol=1e-5)
+
+    @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 16, 64]))
+    def test_padding_is_air_below_and_to_the_right(self, h, w, stride):
+        padded = pad(torch.ones(1, h, w), stride)
+        assert padded.shape[1] % stride == padded.shape[2] % stride == 0
+        assert padded.shape[1] - h < stride
+        assert padded.sum() == padded[:, :h, :w].sum() == h * w
+
+    def test_the_box_is_tight_and_stays_inside(self):
+        mask = np.zeros((5, 20, 30), bool)
+        mask[1:3, 4:9, 25:29] = True
+        assert bounding_box(mask) == (slice(1, 3), slice(4, 9), slice(25, 29))
+        assert bounding_box(mask, preprocessing.MARGIN) == (slice(1, 3), slice(0, 17), slice(17, 30))
+
+
+class TestLungs:
+    def test_dense_tissue_inside_a_lung_is_lung(self):
+        mask = np.zeros((6, 40, 40), bool)
+        mask[:, 5:30, 5:30] = True
+        whole = mask.copy()
+        mask[2:4, 12:18, 12:18] = False
+        assert np.array_equal(lungs.plausible(mask), whole)
+
+    def test_bowel_gas_is_not_lung(self):
+        mask = np.zeros((6, 40, 40), bool)
+        mask[:, 2:20, 2:12] = mask[:, 2:20, 20:30] = True
+        both = mask.copy()
+        mask[0, 35:38, 35:38] = True
+        assert np.array_equal(lungs.plausible(mask), both)
+
+    def test_nothing_stays_nothing(self):
+        assert not lungs.plausible(np.zeros((2, 5, 5), bool)).any()
+
+
+class TestNetworks:
+    def test_papers_lungs_network(self):
+        network = LungsNet()
+        assert len(network.backbone.down) == len(PAPER_WIDTHS) == 7
+        assert [block.conv2.out_channels for block in network.backbone.down] == [8, 16, 32, 64, 128, 256, 512]
+        assert sum(p.numel() for p in network.parameters()) == 6_646_193
+        assert network(torch.rand(2, 1, 64, 128)).shape == (2, 1, 64, 128)
+
+    def test_papers_multitask_network(self):
+        network = MultitaskNet().eval()
+        assert (network.classifier[1].in_features, network.classifier[1].out_features) == (4680, 1024)
+        lesions, pooled = network(torch.rand(3, 1, 64, 64))
+        assert lesions.shape == (3, 1, 64, 64)
+        assert pooled.shape == (3, 8, 8, 8)
+        assert network.classify(pooled).shape == ()
+
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(1, 40), st.integers(8, 50), st.integers(8, 50))
+    def test_the_pyramid_of_pooled_slices_is_that_of_the_whole_volume(self, z, h, w):
+        features = torch.rand(z, 3, h, w)
+        levels = [F.adaptive_max_pool3d(features.movedim(0, 1), (n, n, n)).flatten() for n in (8, 4, 2, 1)]
+        assert torch.equal(pyramid(F.adaptive_max_pool2d(features, 8)), torch.cat(levels))
+        assert sum(map(len, levels)) == PYRAMID * 3
+
+
+class TestScore:
+    @given(st.floats(0, 1), st.floats(0, 1))
+    def test_more_affected_never_scores_less(self, a, b):
+        low, high = sorted((a, b))
+        assert 0 <= score(low) <= score(high) <= 1
+
+    def test_much_disease_is_positive_and_none_is_not(self):
+        assert score(0.15) > 0.8
+        assert score(0.03) == 0.5
+        assert score(0.0) == 0
+
+
+@needs_data
+class TestRealSeries:
+    """A smoke test, not evidence: these three series were never trained or tuned on."""
+
+    @staticmethod
+    @cache
+    def judged(folder):
+        instances, _ = find_instances([DATA / "dicom" / folder])
+        volume = read(choose(instances, Assemble()))
+        findings = loaded("multitask").predict(volume)
+        return findings, measure(volume, findings, ct0_tolerance=0.001)
+
+    def test_covid_is_positive_and_nodules_are_not(self):
+        covid, extent = self.judged("covid_ricord_1012")
+        nodules, little = self.judged("lidc_0001")
+        assert covid.probability >= 0.5 > nodules.probability
+        assert extent.affected_fraction > 0.05 > little.affected_fraction
+        assert extent.affected_fraction > 5 * little.affected_fraction
+
+    def test_a_tumour_is_not_severe(self):
+        _, extent = self.judged("lungdx_a0001_two_kernels")
+        assert extent.affected_fraction < 0.25
+
+    @pytest.mark.parametrize("folder", ["covid_ricord_1012", "lidc_0001", "lungdx_a0001_two_kernels"])
+    def test_lungs_have_the_size_of_lungs(self, folder):
+        _, extent = self.judged(folder)
+        assert 2000 < extent.lung_volume_ml < 7500

@@ -1,0 +1,65 @@
+"""Where and how precisely networks run, and what their failures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from triage.config import Analysis
+from triage.errors import ConfigError, Retryable
+
+TRANSIENT = ("out of memory", "can't allocate memory", "cuda", "cudnn", "cublas")
+"""Parts of the messages with which torch reports memory and devices, all as RuntimeError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A device and the precision of convolutions on it."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inference in this precision. Raises Retryable where memory or the device fails."""
+        try:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16),
+            ):
+                yield
+        except MemoryError as error:
+            raise Retryable("not enough memory to judge this study") from error
+        except RuntimeError as error:
+            if any(part in str(error).lower() for part in TRANSIENT):
+                raise Retryable(f"the network could not run: {str(error).splitlines()[0]}") from error
+            raise
+
+
+def choose(analysis: Analysis) -> Compute:
+    """From the settings; ``auto`` takes a GPU where there is one, and bfloat16 where it is fast.
+
+    Raises ConfigError for a GPU that is asked for and missing.
+    """
+    if analysis.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("analysis.device = 'cuda': no GPU can be used here; set it to auto or cpu")
+    on_gpu = analysis.device != "cpu" and torch.cuda.is_available()
+    if analysis.threads:
+        torch.set_num_threads(analysis.threads)
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if _fast_bfloat16(on_gpu) else torch.float32)
+    return Compute(torch.device("cuda" if on_gpu else "cpu"), dtype)
+
+
+def _fast_bfloat16(on_gpu: bool) -> bool:
+    if on_gpu:
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,86 @@
+"""The multitask system (Goncharov et al., figure 3): lungs network, crop, two-headed network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triage.config import Analysis
+from triage.domain import Findings, Mask, ModelInfo, Volume
+from triage.errors import Rejected
+from triage.models import compute, lungs, weights
+from triage.models.networks import LungsNet, MultitaskNet
+from triage.models.preprocessing import MARGIN, bounding_box, pad, prepare, restore
+
+BATCH = 16
+"""Slices a forward pass: more gains nothing on two cores and costs memory."""
+EVEN_FRACTION = 0.03
+"""Affected fraction that scores 0.5: well above what vessels and dependent lung are mistaken for."""
+
+
+class Multitask:
+    """Judges volumes with the lungs network and the multitask network."""
+
+    def __init__(self, info: ModelInfo, lungs_path: Path, multitask_path: Path, analysis: Analysis) -> None:
+        self.info = info
+        self.compute = compute.choose(analysis)
+        lungs_net, _ = weights.read(lungs_path, LungsNet)
+        multitask_net, recipe = weights.read(multitask_path, MultitaskNet)
+        self.lungs_net = lungs_net.to(self.compute.device)
+        self.multitask_net = multitask_net.to(self.compute.device)
+        self.lesion_threshold = analysis.lesion_threshold or float(recipe["lesion_threshold"])
+
+    @property
+    def settings(self) -> Mapping[str, str | float]:
+        """Lesion threshold, precision and kind of device."""
+        return {
+            "lesion_threshold": self.lesion_threshold,
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+        }
+
+    def predict(self, volume: Volume) -> Findings:
+        """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
+        with self.compute.running():
+            slices = prepare(volume)
+            lung = self._lungs(slices)
+            lesion, _ = self._lesions(slices, lung)
+            lung_mask = restore(torch.from_numpy(lung), 0.5, volume)
+            lesion_mask = restore(lesion, self.lesion_threshold, volume) & lung_mask
+        fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
+        return Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
+
+    def _lungs(self, slices: Tensor) -> Mask:
+        """Canonical slices → lungs at 2 mm. Raises Rejected where there are none."""
+        parts = [
+            self.lungs_net(part)[:, 0].cpu() > 0 for part in self._batches(slices, self.lungs_net.stride)
+        ]
+        mask = torch.cat(parts)[:, : slices.shape[1], : slices.shape[2]].numpy()
+        if not mask.any():
+            raise Rejected("no lungs found")
+        return lungs.plausible(mask)
+
+    def _lesions(self, slices: Tensor, lung: Mask) -> tuple[Tensor, float]:
+        """Lesion probability at 2 mm, 0 outside the lungs' box, and the classifier's logit."""
+        box = bounding_box(lung, MARGIN)
+        cropped = slices[box]
+        _, h, w = cropped.shape
+        results = [self.multitask_net(part) for part in self._batches(cropped, self.multitask_net.stride)]
+        probability = torch.zeros_like(slices)
+        probability[box] = torch.cat([r[0][:, 0].float().sigmoid().cpu() for r in results])[:, :h, :w]
+        logit = self.multitask_net.classify(torch.cat([r[1] for r in results]))
+        return probability, float(logit)
+
+    def _batches(self, slices: Tensor, stride: int) -> Iterator[Tensor]:
+        """(z, h, w) → (n, 1, H, W) on the device, padded to the network's stride."""
+        for start in range(0, len(slices), BATCH):
+            padded = pad(slices[start : start + BATCH], stride)[:, None].to(self.compute.device)
+            yield padded.contiguous(memory_format=torch.channels_last)
+
+
+def score(fraction: float) -> float:
+    """Affected fraction of both lungs → [0, 1): 0 without lesion, 0.5 at ``EVEN_FRACTION``, rising."""
+    return fraction / (fraction + EVEN_FRACTION)

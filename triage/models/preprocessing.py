@@ -1,0 +1,107 @@
+"""From HU on the series' grid to the networks' slices, and masks back: one piece of code for training
+and inference (Goncharov et al., section 4.1).
+
+The networks see canonical slices: columns run to the patient's left, rows to the back, slices to
+the head, as an axial CT is read. Slices are 2 × 2 mm in plane, untouched along z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from triage.domain import Mask, Vector, Volume
+
+SPACING_MM = 2.0
+HU_WINDOW = (-1000, 300)
+MARGIN = 8
+"""Pixels kept around the lungs' box before the multitask network."""
+CHUNK = 32
+"""Slices resampled at once: small enough for the cache, large enough for the vector units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How an array's axes lie in the patient: which are reversed, whether rows and columns are swapped."""
+
+    swapped: bool
+    reversed_axes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, orientation: tuple[float, ...]) -> Layout:
+        """From ImageOrientationPatient, by the main direction of rows and columns (LPS)."""
+        row, column = np.array(orientation[:3]), np.array(orientation[3:])
+        swapped = bool(abs(row[0]) < abs(column[0]))
+        across, back = (column, row) if swapped else (row, column)
+        signs = (np.cross(row, column)[2], back[1], across[0])
+        return cls(swapped, tuple(axis for axis, sign in enumerate(signs) if sign < 0))
+
+    def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
+        """(z, y, x) as stored → (head, back, left); a view."""
+        return np.flip(array.swapaxes(1, 2) if self.swapped else array, self.reversed_axes)
+
+    def stored(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of ``canonical``; a view."""
+        array = np.flip(array, self.reversed_axes)
+        return array.swapaxes(1, 2) if self.swapped else array
+
+
+def prepare(volume: Volume) -> Tensor:
+    """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane."""
+    layout = Layout.of(volume.orientation)
+    array = layout.canonical(volume.array)
+    size = network_size(array.shape, volume.spacing, layout)
+    low, high = HU_WINDOW
+    slices = torch.empty((len(array), *size))
+    for start in range(0, len(array), CHUNK):
+        part = np.clip(array[start : start + CHUNK], low, high)
+        slices[start : start + CHUNK] = resample(torch.from_numpy(part).float(), size)
+    return slices.sub_(low).div_(high - low)
+
+
+def network_size(shape: tuple[int, ...], spacing: Vector, layout: Layout) -> tuple[int, int]:
+    """(h, w) of a canonical slice at 2 mm; never empty."""
+    across, down = (spacing[1], spacing[2]) if layout.swapped else (spacing[2], spacing[1])
+    return max(1, round(shape[1] * down / SPACING_MM)), max(1, round(shape[2] * across / SPACING_MM))
+
+
+def resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, y, x) → (n, *size), bilinear, averaging where it shrinks."""
+    shrinks = size[0] < slices.shape[1] or size[1] < slices.shape[2]
+    return F.interpolate(slices[:, None], size, mode="bilinear", antialias=shrinks)[:, 0]
+
+
+def restore(values: Tensor, threshold: float, volume: Volume) -> Mask:
+    """Canonical values (z, h, w) at 2 mm → mask of those above the threshold on the volume's own grid."""
+    layout = Layout.of(volume.orientation)
+    mask = np.empty(volume.array.shape, dtype=bool)
+    canonical = layout.canonical(mask)
+    for start in range(0, len(canonical), CHUNK):
+        part = values[start : start + CHUNK].float()
+        canonical[start : start + CHUNK] = (resample(part, canonical.shape[1:]) > threshold).numpy()
+    return mask
+
+
+def pad(slices: Tensor, stride: int) -> Tensor:
+    """Air below and to the right of (…, h, w) until both are multiples of the networks' stride."""
+    h, w = slices.shape[-2:]
+    return F.pad(slices, (0, -w % stride, 0, -h % stride))
+
+
+Box = tuple[slice, slice, slice]
+
+
+def bounding_box(mask: NDArray[np.bool_], margin: int = 0) -> Box:
+    """Smallest box around a mask that is not empty, grown by ``margin`` pixels in plane."""
+    z, y, x = (np.flatnonzero(mask.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return (
+        slice(int(z[0]), int(z[-1]) + 1),
+        slice(max(0, int(y[0]) - margin), min(mask.shape[1], int(y[-1]) + 1 + margin)),
+        slice(max(0, int(x[0]) - margin), min(mask.shape[2], int(x[-1]) + 1 + margin)),
+    )

@@ -1,0 +1,1 @@
+"""Data sets, augmentation, one trainer and one evaluator for the networks of ``triage.models``."""

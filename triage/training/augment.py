@@ -1,0 +1,133 @@
+"""Random changes of slices and masks together, alike for all slices of one sub-volume.
+
+They stand for what the few training patients do not show: other sizes and positions, kernels,
+doses, slice thicknesses, and errors of the HU scale (the training pictures' window is estimated).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HU = 1 / 1300
+"""One Hounsfield unit on the networks' scale [0, 1]."""
+
+
+def place(layers: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Layers (n, c, h, w) on a canvas (n, c, *size), centred; turned, scaled, shifted and mirrored.
+
+    Mirroring left and right is safe here: no network is asked for the side.
+    """
+    angle = math.radians(rng.normal(0, 7))
+    scale = float(np.exp(rng.uniform(math.log(0.8), math.log(1.25))))
+    mirror = float(rng.choice([-1.0, 1.0]))
+    shift = rng.uniform(-0.1, 0.1, 2)
+    h, w = layers.shape[-2:]
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    # affine_grid works in units of half an image: x by w, y by h.
+    theta = torch.tensor(
+        [
+            [mirror * cos * size[1] / w, mirror * -sin * size[0] / w, shift[1]],
+            [sin * size[1] / h, cos * size[0] / h, shift[0]],
+        ],
+        dtype=torch.float32,
+    )
+    grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=False)
+    return F.grid_sample(layers, grid.expand(len(layers), -1, -1, -1), align_corners=False)
+
+
+def blend_neighbours(slices: Tensor, rng: np.random.Generator) -> Tensor:
+    """Now and then thicker slices: each (n, 1, h, w) averaged with the next ones."""
+    if len(slices) < 3 or rng.random() > 0.2:
+        return slices
+    weight = rng.uniform(0.1, 0.3)
+    before, after = slices[[0, *range(len(slices) - 1)]], slices[[*range(1, len(slices)), -1]]
+    return (1 - 2 * weight) * slices + weight * (before + after)
+
+
+def intensity(slices: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shift ± 60 HU, scale, gamma, contrast medium, blur and noise; (n, 1, h, w) in [0, 1]."""
+    x = slices * rng.uniform(0.85, 1.15) + rng.uniform(-60, 60) * HU
+    x = x.clamp(0, 1) ** rng.uniform(0.8, 1.25)
+    if rng.random() < 0.5:  # bright tissue varies with contrast medium and with the pictures' ceiling
+        x = torch.where(x > 0.72, 0.72 + (x - 0.72) * rng.uniform(0.5, 1.6), x)
+    if rng.random() < 0.3:
+        x = blur(x, rng.uniform(0.3, 1.0))
+    if rng.random() < 0.6:
+        noise = torch.randn(x.shape)
+        x = x + rng.uniform(0, 70) * HU * (noise if rng.random() < 0.5 else blur(noise, 0.7) * 1.8)
+    return x.clamp(0, 1)
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian over five pixels in plane."""
+    taps = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
+    taps = taps / taps.sum()
+    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="replicate"), taps.view(1, 1, 1, 5))
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="replicate"), taps.view(1, 1, 5, 1))
+
+
+def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
+    """What the training pictures lack and scanners show; slices and lung mask are (n, 1, h, w).
+
+    Cushions on tables and gas in the bowel are dark as lung and are not lung; dense lung is lung.
+    """
+    result = slices.clone()
+    for image, keep in zip(result[:, 0], lung[:, 0] > 0.5, strict=True):
+        if rng.random() < 0.6:
+            _table(image, keep, rng)
+        if rng.random() < 0.4:
+            _gas(image, keep, rng)
+        if rng.random() < 0.35:
+            _consolidation(image, keep, rng)
+    return result
+
+
+def _table(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
+    """A cushion of foam or air under the body, and a bar below it that may be bent."""
+    h, w = image.shape
+    body = -F.max_pool2d(-F.max_pool2d((image > 0.5).float()[None], 9, 1, 4), 9, 1, 4)
+    body = -F.max_pool2d(-body, 11, 1, 5)  # closed, then opened: without the lungs' gaps and tables
+    body = F.max_pool2d(body, 11, 1, 5)[0]
+    rows, columns = torch.arange(h)[:, None].float(), torch.arange(w)[None].float()
+    last = torch.where(body.any(0), (body * rows).amax(0), h * 0.6)
+    bend = rng.uniform(-5, 40) * (columns / w - rng.uniform(0.4, 0.6)) ** 2 * 4
+    bar = last.max() + rng.uniform(1, 30) - bend
+    below = (rows > last) & ~keep
+    image[below] = 0
+    foam = rng.uniform(0, 0.14) + rng.uniform(0, 0.05) * blur(torch.randn(1, 1, h, w), 1.0)[0, 0]
+    image[below & (rows < bar)] = foam[below & (rows < bar)].clamp(0, 1)
+    image[below & ((rows - bar).abs() < rng.uniform(0.5, 3))] = rng.uniform(0.2, 1)
+
+
+def _consolidation(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
+    """Part of a lung as dense as tissue, most often at its back."""
+    inside = torch.nonzero(keep)
+    if len(inside) == 0:
+        return
+    places = inside[torch.from_numpy(rng.integers(len(inside), size=3))]
+    y, x = places[places[:, 0].argmax()].tolist()
+    h, w = image.shape
+    rows, columns = torch.arange(h)[:, None] - y, torch.arange(w)[None] - x
+    rough = blur(torch.randn(1, 1, h, w), 2.0)[0, 0]
+    oval = (rows / rng.uniform(5, 25)) ** 2 + (columns / rng.uniform(5, 30)) ** 2 + rough < 1
+    dense = rng.uniform(0.55, 0.85) + 0.04 * rough
+    image[oval & keep] = torch.maximum(image, dense)[oval & keep].clamp(0, 1)
+
+
+def _gas(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
+    """An oval of air within the tissue, sometimes over a level of fluid."""
+    h, w = image.shape
+    tissue = torch.nonzero((image > 0.55) & ~keep)
+    if len(tissue) == 0:
+        return
+    y, x = tissue[rng.integers(len(tissue))].tolist()
+    rows, columns = torch.arange(h)[:, None] - y, torch.arange(w)[None] - x
+    tall, wide = rng.uniform(4, 22), rng.uniform(4, 35)
+    oval = (rows / tall) ** 2 + (columns / wide) ** 2 < 1
+    level = rows < rng.uniform(-0.2, 1.5) * tall
+    image[oval & level & (image > 0.45) & ~keep] = rng.uniform(0, 0.04)
