@@ -62,10 +62,14 @@ class Site:
         return rows
 
     def text(self) -> str:
-        return self.browser.find_element(By.TAG_NAME, "body").text
+        shown: str = self.run("return document.body?.innerText ?? ''")
+        return shown
 
     def lost(self) -> str:
-        return self.browser.find_element(By.ID, "lost").text
+        shown: str = self.run(
+            "const lost = document.getElementById('lost'); return lost.hidden ? '' : lost.innerText"
+        )
+        return shown
 
     def run(self, script: str) -> Any:
         return self.browser.execute_script(script)
