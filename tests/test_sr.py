@@ -114,7 +114,7 @@ def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject,
     )
     figures = (
         "0.97", "not calibrated", "62.0", "41.0", "4100.2", "2200.4", "CT-3", "Severe", "Positive",
-        "COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01", "lesion threshold = 0.5",
+        "Pneumonia", "cannot tell COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01", "lesion threshold = 0.5",
         "Positive: right lung 62 % affected, P 0.97", "not a medical device",
     )  # fmt: skip
     for command in (["dsrdump", "+Pl", written.path], ["dcsrdump", written.path]):
@@ -135,9 +135,9 @@ def test_positive_reads_back(study: Series, lesion_seg: ResultObject, tmp_path: 
     assert probability.method.meaning == "Network output, not calibrated"
     assert affected(group) == {"worse": 62.0, "Left": 41.0, "Right": 62.0}
     assert (volume.value, volume.unit) == (4100.2, codes.MILLILITRE)
-    assert group.finding_type == codes.COVID_19
+    assert group.finding_type == codes.PNEUMONIA
     assert answers(group) == {
-        "COVID-19 triage result": "Positive",
+        "Triage result": "Positive",
         "CAD Processing and Findings Summary": "All algorithms succeeded; with findings",
         "CT grade by affected lung fraction": "CT-3: 50 to 75 % affected",
         "Severity": "Severe",
@@ -180,7 +180,7 @@ def test_negative_names_no_disease(study: Series, tmp_path: Path) -> None:
     assert not named & DISEASES
     assert study_group(content).finding_type is None
     assert answers(study_group(content)) == {
-        "COVID-19 triage result": "Negative",
+        "Triage result": "Negative",
         "CAD Processing and Findings Summary": "All algorithms succeeded; without findings",
         "CT grade by affected lung fraction": "CT-0: none affected",
     }
@@ -207,15 +207,16 @@ def test_unknown_is_not_zero(study: Series, tmp_path: Path) -> None:
     group = study_group(report(study, positive(study), unknown, tmp_path))
     assert affected(group) == {}
     assert set(answers(group)) == {
-        "COVID-19 triage result",
+        "Triage result",
         "CAD Processing and Findings Summary",
         "Actionable finding classification",
     }
 
 
 def test_one_lung_has_no_side_and_no_maximum(study: Series, tmp_path: Path) -> None:
-    one = replace(SEVERE, affected_left=None, affected_right=None, note="one lung only")
-    assert affected(study_group(report(study, positive(study), one, tmp_path))) == {"whole": 62.0}
+    one = replace(SEVERE, affected_left=None, affected_right=None)
+    result = positive(study, notes=("one lung only",))
+    assert affected(study_group(report(study, result, one, tmp_path))) == {"whole": 62.0}
     texts = [item.TextValue for item in items(dcmread(tmp_path / "sr.dcm")) if "TextValue" in item]
     assert "one lung only" in texts
 
@@ -224,10 +225,11 @@ def test_notes_and_sentence_are_told_in_ascii(study: Series, tmp_path: Path) -> 
     result = positive(study, reason="left 3 – 4 % affected …", notes=("spacing ≤ 5 mm", "naïve"))
     report(study, result, SEVERE, tmp_path)
     texts = [item.TextValue for item in items(dcmread(tmp_path / "sr.dcm")) if "TextValue" in item]
-    assert texts[-4:] == [
+    assert texts[-5:] == [
         "Positive: left 3 - 4 % affected ...",
         "spacing <= 5 mm",
         "na?ve",
+        sr.CAUSE_UNKNOWN,
         "Research use, not a medical device. The study must be read whatever this report says.",
     ]
 
@@ -268,7 +270,7 @@ def test_every_figure_reads_back(
         {"worse": 100 * max(left, right), "Left": 100 * left, "Right": 100 * right}, abs=0.05
     )
     told = answers(group)
-    assert told["COVID-19 triage result"].upper() == status.name
+    assert told["Triage result"].upper() == status.name
     assert told["CT grade by affected lung fraction"].startswith(grade.value)
     assert ("Severity" in told) is (status is Status.POSITIVE and grade is not Grade.CT0)
 

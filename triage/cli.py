@@ -57,8 +57,9 @@ def main(
         typer.echo(f"triage {__version__}")
         raise typer.Exit
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
+    logging.getLogger("triage").setLevel(logging.INFO)
     context.obj = config
 
 
@@ -122,6 +123,7 @@ def predict(
         typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
     else:
         out.print(_predictions(lines))
+        out.print(f"results of each study: {output}/<Study Instance UID>/; stages and figures: --json")
     if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
 
@@ -247,21 +249,22 @@ def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEn
 
 
 def _table(entries: Sequence[WorklistEntry], now: datetime) -> Table:
-    table = Table("#", "band", "due", "answer", "why", "patient", "grade", "sent", "study", box=None)
+    table = Table("#", "band", "due", "answer", "why", "patient", "sent", box=None)
+    table.add_column("study", overflow="fold")
     for place, entry in enumerate(entries, 1):
         row = entry_row(entry, now)
         sent, owed = row["deliveries"]["sent"], sum(row["deliveries"].values())
         due = entry.priority.due_at.astimezone().strftime("%H:%M")
         answer = (row["status"] or row["state"]).replace("_", " ")
         table.add_row(
-            *(str(place), row["band"], due, answer, row["reason"], row["patient_id"], row["grade"] or ""),
+            *(str(place), row["band"], due, answer, row["reason"], row["patient_id"]),
             *(f"{sent}/{owed}", row["study_instance_uid"]),
         )
     return table
 
 
 def _predictions(lines: Sequence[dict[str, Any]]) -> Table:
-    table = Table("patient", "answer", "why", "grade", "affected", "seconds", "study", box=None)
+    table = Table("patient", "answer", "why", "grade", "affected", "seconds", box=None)
     for line in lines:
         fraction = line["affected_fraction"]
         table.add_row(
@@ -270,7 +273,6 @@ def _predictions(lines: Sequence[dict[str, Any]]) -> Table:
             line["reason"],
             line["grade"] or "",
             "" if fraction is None else percent(fraction),
-            "  ".join(f"{stage} {seconds:.1f}" for stage, seconds in line["seconds"].items()),
-            line["study_instance_uid"],
+            f"{line['seconds'].get('total', 0):.1f}",
         )
     return table

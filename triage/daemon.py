@@ -91,6 +91,7 @@ def run_analyzer(config: Config, stop: threading.Event) -> None:
 def run_clerk(config: Config, stop: threading.Event) -> None:
     """Assemble, deliver and tidy up on schedule."""
     db = open_database(config)
+    db.restart_quiet_periods(now())
     db.reprioritise(
         lambda study, result: priority.prioritise(
             result, study.arrived_at, study.stat, config.priority, config.analysis

@@ -104,6 +104,13 @@ class Database:
             row = connection.execute(query).mappings().first()
             return records.study_of(row) if row else None
 
+    def restart_quiet_periods(self, now: datetime) -> None:
+        """After a pause: nothing could arrive meanwhile, so that silence says nothing of completeness."""
+        with self._write() as connection:
+            connection.execute(
+                update(study).where(study.c.state == StudyState.RECEIVING).values(last_received_at=now)
+            )
+
     def instances(self, study_instance_uid: str) -> list[Instance]:
         """All instances of the study, judgeable or not, in the order of arrival."""
         query = (

@@ -32,8 +32,8 @@ ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 LESION = Code("52988006", "SCT", "Lesion")
 
 # The answer. A disease is named as a finding only by a positive report.
-COVID_19 = Code("840539006", "SCT", "COVID-19")
-ANSWER = Code("answer", PRIVATE, "COVID-19 triage result")
+PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
+ANSWER = Code("answer", PRIVATE, "Triage result")
 ANSWERS = {
     Status.POSITIVE: Code("10828004", "SCT", "Positive"),
     Status.NEGATIVE: Code("260385009", "SCT", "Negative"),

@@ -48,6 +48,7 @@ SOP_CLASSES = {
     "enhanced": EnhancedSR,
 }
 PREDECESSOR = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
+CAUSE_UNKNOWN = "The network cannot tell COVID-19 from other causes of the same findings."
 MUST_READ = f"{objects.DISCLAIMER}. The study must be read whatever this report says."
 
 
@@ -99,16 +100,19 @@ def write(
 def _study(
     result: Result, severity: Severity, algorithm: AlgorithmIdentification
 ) -> MeasurementsAndQualitativeEvaluations:
-    """TID 1501: the answer for the whole study. Only a positive answer names a disease as its finding."""
+    """TID 1501: the answer for the whole study. Only a positive answer names a finding.
+
+    It is pneumonia, not COVID-19: the research weights have never seen another cause to tell it from.
+    """
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(seg.tracking_uid("Study", result), "Study"),
-        finding_type=codes.COVID_19 if result.status is Status.POSITIVE else None,
+        finding_type=codes.PNEUMONIA if result.status is Status.POSITIVE else None,
         finding_sites=[FindingSite(codes.LUNG)],
         algorithm_id=algorithm,
         measurements=list(_figures(result, severity)),
         qualitative_evaluations=list(_evaluations(result, severity)),
     )
-    for text in _comments(result, severity):
+    for text in _comments(result):
         group[0].ContentSequence.append(
             TextContentItem(codes.COMMENT, objects.plain(text), RelationshipTypeValues.CONTAINS)
         )
@@ -155,11 +159,10 @@ def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEval
     yield QualitativeEvaluation(codes.ACTIONABILITY, codes.ACTIONABILITIES[severity.grade])
 
 
-def _comments(result: Result, severity: Severity) -> Iterator[str]:
+def _comments(result: Result) -> Iterator[str]:
     yield f"{result.status.value.capitalize()}: {result.reason}"
-    if severity.note:
-        yield severity.note
     yield from result.notes
+    yield CAUSE_UNKNOWN
     yield MUST_READ
 
 

@@ -1,0 +1,37 @@
+"""A network that needs no weights: two boxes are the lungs, a part of one is the lesion.
+
+For tests of what happens around the network; the real ones are tested with their own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from triage.domain import Findings, ModelInfo, Volume
+
+
+@dataclass
+class Boxes:
+    """Says that ``affected`` of the patient's right lung is diseased, whatever the volume shows."""
+
+    affected: float = 0.4
+    settings: Mapping[str, str | float] = field(default_factory=dict)
+    info: ModelInfo = field(
+        default_factory=lambda: ModelInfo(
+            name="boxes", version="0", summary="two boxes", calibrated=False, card="for tests"
+        )
+    )
+
+    def predict(self, volume: Volume) -> Findings:
+        slices, rows, columns = volume.array.shape
+        lung = np.zeros(volume.array.shape, dtype=bool)
+        span = slice(rows // 4, 3 * rows // 4)
+        right = slice(columns // 8, 3 * columns // 8)
+        lung[:, span, right] = True
+        lung[:, span, 5 * columns // 8 : 7 * columns // 8] = True
+        lesion = np.zeros_like(lung)
+        lesion[: round(slices * self.affected), span, right] = True
+        return Findings(min(1.0, 2 * self.affected), "score", False, lung, lesion)
