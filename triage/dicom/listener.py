@@ -23,12 +23,13 @@ from pynetdicom import (
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
 from triage.dicom import spool as spooling
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, StoreStatus, explain_rejection
-from triage.dicom.upper_layer import guard
+from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
 
@@ -76,6 +77,7 @@ class Listener:
         self._has_room = has_room
         self._peers = [ip_network(peer) for peer in settings.peers]
         self._ae = _application_entity(settings)
+        self._server: ThreadedAssociationServer | None = None
 
     def start(self) -> None:
         """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
@@ -85,6 +87,7 @@ class Listener:
             block=False,
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, guard, timeout),
+                (evt.EVT_CONN_CLOSE, forget),
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_SOP_COMMON, _storage_services),
                 (evt.EVT_REJECTED, _log_rejection),
@@ -94,11 +97,17 @@ class Listener:
         if server is not None:
             self.port = int(server.server_address[1])
         logger.info("listening as %s on %s:%d", self._settings.ae_title, self._settings.host, self.port)
+        self._server = server
 
     def stop(self) -> None:
         """Stop listening and end every association; what was not acknowledged will be sent again."""
+        if self._server is None:
+            return
+        self._server.shutdown()
+        self._server = None
         associations = self._ae.active_associations
-        self._ae.shutdown()
+        for association in associations:
+            hang_up(association)
         for association in associations:
             association.join(self._settings.timeout_seconds)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
@@ -78,20 +79,25 @@ def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> F
     raise Retryable(f"{beside.name} holds other bytes")
 
 
-def index_spool(spool: Path) -> Iterator[Instance]:
-    """Every received object on the disk, for recovery at start; unfinished files are deleted.
+def index_spool(
+    spool: Path, recorded: Callable[[str], Container[str]] = lambda _study: ()
+) -> Iterator[Instance]:
+    """Received objects on the disk but not on record, for recovery at start; deletes unfinished files.
 
-    Our own results and conflicting duplicates are left out. What cannot be read is logged and passed over.
+    ``recorded`` names the SOP Instance UIDs on record of a study. Our own results and conflicting duplicates
+    are left out. What cannot be read is logged and passed over.
     """
     for leftover in (spool / INCOMING).glob("*"):
         leftover.unlink(missing_ok=True)
-    for path in sorted(spool.glob("*/*/*.dcm")):
-        if {INCOMING, RESULTS, CONFLICTS}.intersection(path.relative_to(spool).parts):
-            continue
-        try:
-            yield header.read_instance(path)
-        except (Rejected, Retryable) as error:
-            logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
+    for study in sorted(path for path in spool.glob("*") if path.name != INCOMING):
+        known = recorded(study.name)
+        for path in sorted(study.glob("*/*.dcm")):
+            if path.parent.name == RESULTS or path.stem in known:
+                continue
+            try:
+                yield header.read_instance(path)
+            except (Rejected, Retryable) as error:
+                logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
 
 
 def _is_cut_off(dataset: Dataset) -> bool:
@@ -105,15 +111,18 @@ def _is_cut_off(dataset: Dataset) -> bool:
 
 def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
     """Make ``path`` hold the object, durably; False when it holds other bytes already."""
-    if not _create(spool, path, _file_meta(instance, source_ae_title), raw):
-        there = header.digest_of(header.split(path.read_bytes())[1])
-        if there != instance.digest:
-            return False
-    for folder in (path.parent, *path.parent.parents):
-        sync_directory(folder)  # another association may have made the folder, or the name, a moment ago
-        if folder == spool:
-            break
+    created = _create(spool, path, _file_meta(instance, source_ae_title), raw)
+    if not created and _digest_at(path) != instance.digest:
+        return False
+    sync_directory(path.parent)  # also for a name that was there: whoever gave it may not have come so far
     return True
+
+
+def _digest_at(path: Path) -> str:
+    try:
+        return header.digest_of(header.split(path.read_bytes())[1])
+    except Rejected:
+        return ""
 
 
 def _create(spool: Path, path: Path, *parts: bytes) -> bool:
@@ -122,7 +131,7 @@ def _create(spool: Path, path: Path, *parts: bytes) -> bool:
         return False
     temporary = spool / INCOMING / f"{uuid4().hex}.part"
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent, spool)
     try:
         with temporary.open("xb") as file:
             file.writelines(parts)
@@ -134,6 +143,25 @@ def _create(spool: Path, path: Path, *parts: bytes) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def _make_folder(folder: Path, spool: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        _sync_parents_once(folder, spool)
+    else:
+        _sync_parents(folder, spool)
+
+
+def _sync_parents(folder: Path, spool: Path) -> None:
+    while folder != spool:
+        folder = folder.parent
+        sync_directory(folder)
+
+
+_sync_parents_once = lru_cache(maxsize=1024)(_sync_parents)
+"""Another process may have made the folder and not have come so far; a flush for each file is too slow."""
 
 
 def _file_meta(instance: Instance, source_ae_title: str) -> bytes:

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 from pynetdicom import _config
+from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.transport import AssociationSocket
 
@@ -52,6 +53,24 @@ def guard(event: Event, timeout: float) -> None:
     dul = event.assoc.dul
     if dul.socket is not None:
         dul.socket = GuardedSocket(dul.socket, timeout)
+
+
+def hang_up(association: Association) -> None:
+    """Close from any thread; whoever reads or writes finds the connection closed."""
+    wrapper = association.dul.socket
+    if wrapper is not None and wrapper.socket is not None:
+        with suppress(OSError):
+            wrapper.socket.shutdown(socket.SHUT_RDWR)
+
+
+def forget(event: Event) -> None:
+    """Handler of EVT_CONN_CLOSE: a peer that left without a request holds no association slot any longer.
+
+    pynetdicom would wait its whole ACSE timeout for the request: a port scan or a load balancer's health
+    check could use up the limit. None is what that wait gives when it ends.
+    """
+    if event.assoc.requestor.primitive is None:
+        event.assoc.dul.to_user_queue.put(None)
 
 
 def _tuned(connection: socket.socket | None, timeout: float) -> socket.socket:

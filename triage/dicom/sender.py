@@ -1,0 +1,201 @@
+"""Storage SCU: files as they lie on the disk → a PACS, one association for many, and one outcome for each.
+
+A peer that refuses, stalls or is not there never raises: what was not acknowledged is simply not sent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from triage.config import Destination
+from triage.dicom.status import WARNINGS, StoreStatus, explain_refusal, explain_rejection
+from triage.dicom.upper_layer import guard
+
+logger = logging.getLogger(__name__)
+
+# A file goes out byte for byte, unread, where the peer takes its transfer syntax.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+VERIFICATION = "1.2.840.10008.1.1"
+MAXIMUM_CONTEXTS = 128
+"""Presentation contexts of one association (PS3.8 section 9.3.2.2: odd numbers up to 255)."""
+SLOWEST_BYTES_PER_SECOND = 64 * 1024
+"""A slow line may take longer than the timeout for a large object; a line slower than this is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendOutcome:
+    """What became of one file; ``permanent``: these bytes will be refused again until someone acts."""
+
+    path: Path
+    sent: bool
+    permanent: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    path: Path
+    sop_class_uid: UID
+    transfer_syntax_uid: UID
+    size: int
+
+
+class _NotAssociated(Exception):
+    """No association with the destination; the text says why."""
+
+
+def send(
+    objects: Sequence[Path], destination: Destination, *, calling_ae_title: str, timeout_seconds: float
+) -> list[SendOutcome]:
+    """C-STORE every file over one association; one outcome for each, in the order given.
+
+    ``sent`` is only said after the peer's success (or a warning, with which it stored the object as well).
+    """
+    outcomes: dict[Path, SendOutcome] = {}
+    readable = []
+    for path in objects:
+        try:
+            readable.append(_object_at(path))
+        except (OSError, InvalidDicomError, AttributeError) as error:
+            outcomes[path] = SendOutcome(path, False, True, f"{path.name} cannot be read: {error}")
+    if readable:
+        outcomes.update(_send_all(readable, destination, calling_ae_title, timeout_seconds))
+    return [outcomes[path] for path in objects]
+
+
+def echo(destination: Destination, calling_ae_title: str, timeout_seconds: float) -> str | None:
+    """C-ECHO; None when the destination answers, otherwise what is wrong."""
+    contexts = [build_context(VERIFICATION)]
+    try:
+        with _association(destination, contexts, calling_ae_title, timeout_seconds) as association:
+            status = association.send_c_echo()
+    except (_NotAssociated, RuntimeError, ValueError) as error:
+        return str(error)
+    if "Status" not in status:
+        return f"{_named(destination)} did not answer within {timeout_seconds:g} s"
+    code = int(status.Status)
+    return None if code == StoreStatus.SUCCESS else f"{_named(destination)}: {explain_refusal(code)[1]}"
+
+
+def _object_at(path: Path) -> _Object:
+    meta = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
+    if not meta.MediaStorageSOPInstanceUID:
+        raise AttributeError("no Media Storage SOP Instance UID")
+    return _Object(path, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID, path.stat().st_size)
+
+
+def _send_all(
+    objects: Sequence[_Object], destination: Destination, calling_ae_title: str, timeout: float
+) -> dict[Path, SendOutcome]:
+    try:
+        with _association(destination, _contexts(objects), calling_ae_title, timeout) as association:
+            return {item.path: _store(association, item, destination, timeout) for item in objects}
+    except _NotAssociated as error:
+        return {item.path: SendOutcome(item.path, False, False, str(error)) for item in objects}
+
+
+def _contexts(objects: Sequence[_Object]) -> list[PresentationContext]:
+    """Each class in the transfer syntax of its files; uncompressed ones also in the default syntax."""
+    pairs: dict[tuple[UID, UID], None] = {}
+    for item in objects:
+        pairs[item.sop_class_uid, item.transfer_syntax_uid] = None
+    for item in objects:
+        if item.transfer_syntax_uid == ExplicitVRLittleEndian:
+            pairs[item.sop_class_uid, ImplicitVRLittleEndian] = None
+    return [build_context(*pair) for pair in pairs][:MAXIMUM_CONTEXTS]
+
+
+@contextmanager
+def _association(
+    destination: Destination, contexts: list[PresentationContext], calling_ae_title: str, timeout: float
+) -> Iterator[Association]:
+    ae = AE(calling_ae_title)
+    ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout
+    ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
+    connected: list[evt.Event] = []
+    try:
+        association = ae.associate(
+            destination.host,
+            destination.port,
+            contexts,
+            ae_title=destination.ae_title,
+            evt_handlers=[(evt.EVT_CONN_OPEN, guard, [timeout]), (evt.EVT_CONN_OPEN, connected.append)],
+        )
+    except OSError as error:
+        raise _NotAssociated(f"{_named(destination)} cannot be found: {error}") from error
+    if not association.is_established:
+        raise _NotAssociated(f"{_named(destination)} {_why_not(association, bool(connected), timeout)}")
+    try:
+        yield association
+    finally:
+        association.release()
+
+
+def _why_not(association: Association, connected: bool, timeout: float) -> str:
+    if not connected:
+        return f"cannot be reached: connection refused, or no answer within {timeout:g} s"
+    answer = association.acceptor.primitive
+    if association.is_rejected and answer is not None:
+        reason = explain_rejection(answer.result_source, answer.diagnostic)
+        return f"refused the association: {reason}"
+    if association.rejected_contexts:
+        classes = {str(context.abstract_syntax) for context in association.rejected_contexts}
+        return f"accepts none of the SOP classes {', '.join(sorted(classes))}; allow them there"
+    return f"ended the association before it began, or did not answer within {timeout:g} s"
+
+
+def _store(association: Association, item: _Object, destination: Destination, timeout: float) -> SendOutcome:
+    name = _named(destination)
+    if not association.is_established:
+        return SendOutcome(item.path, False, False, f"{name} ended the association")
+    payload = _payload(association, item)
+    if payload is None:
+        text = f"does not accept {item.sop_class_uid.name} in {item.transfer_syntax_uid.name}; allow it there"
+        return SendOutcome(item.path, False, True, f"{name} {text}")
+    association.dimse_timeout = timeout + item.size / SLOWEST_BYTES_PER_SECOND
+    try:
+        status = association.send_c_store(payload)
+    except (OSError, RuntimeError, ValueError) as error:
+        return SendOutcome(item.path, False, False, f"{item.path.name} was not sent: {error}")
+    if "Status" not in status:
+        return SendOutcome(item.path, False, False, f"{name} did not acknowledge")
+    return _outcome(item, int(status.Status), destination)
+
+
+def _payload(association: Association, item: _Object) -> Path | pydicom.Dataset | None:
+    """The file as it lies there; decoded for a peer that takes only implicit VR; None when it takes none."""
+    accepted = {
+        context.transfer_syntax[0]
+        for context in association.accepted_contexts
+        if context.abstract_syntax == item.sop_class_uid
+    }
+    if item.transfer_syntax_uid in accepted:
+        return item.path
+    if item.transfer_syntax_uid == ExplicitVRLittleEndian and ImplicitVRLittleEndian in accepted:
+        return pydicom.dcmread(item.path)
+    return None
+
+
+def _outcome(item: _Object, code: int, destination: Destination) -> SendOutcome:
+    if code in WARNINGS:
+        logger.warning("%s answered for %s: %s", _named(destination), item.path.name, WARNINGS[code])
+    if code == StoreStatus.SUCCESS or code in WARNINGS:
+        return SendOutcome(item.path, True)
+    permanent, text = explain_refusal(code)
+    return SendOutcome(item.path, False, permanent, f"{_named(destination)} refused: {text}")
+
+
+def _named(destination: Destination) -> str:
+    return f"destination {destination.name} at {destination.host}:{destination.port}"
