@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,20 @@ def daemon(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(90)
 
 
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
 def wait_until(
-    condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+    condition: Callable[[], bool],
+    process: subprocess.Popen[bytes] | None = None,
+    log: Path | None = None,
+    seconds: float = WAIT_SECONDS,
 ) -> None:
     """Poll until the condition holds; fails with the daemon's log when it ended or takes too long."""
-    deadline = time.monotonic() + WAIT_SECONDS
+    deadline = time.monotonic() + seconds
     while not condition():
         ended = process is not None and process.poll() is not None
         if ended or time.monotonic() > deadline:
             raise AssertionError(f"{'ended' if ended else 'timed out'}:\n{log.read_text() if log else ''}")
-        time.sleep(0.05)
+        time.sleep(0.1)

@@ -31,7 +31,7 @@ from triage.config import Config, Destination
 from triage.db import Database
 from triage.dicom.listener import Listener, index_spool
 from triage.domain import Instance
-from triage.errors import Retryable
+from triage.errors import ConfigError, Retryable
 from triage.web import app as web
 
 log = logging.getLogger(__name__)
@@ -72,8 +72,15 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         has_room=lambda: has_room(config),
         on_conflict=db.note_conflict,
     )
-    with listener:
+    try:
+        listener.start()
+    except OSError as error:
+        where = f"listener.port = {config.listener.port}"
+        raise ConfigError(f"{where}: cannot listen on {config.listener.host}: {error.strerror}") from error
+    try:
         stop.wait()
+    finally:
+        listener.stop()
 
 
 def run_analyzer(config: Config, stop: threading.Event) -> None:

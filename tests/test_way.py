@@ -1,0 +1,263 @@
+"""The way of a study, step by step: what each step leaves behind, also when things go wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from tests import peers
+from tests.hospital import Hospital, hospital
+from triage import analyze, assemble
+from triage.dicom import phantom
+from triage.domain import Band, DeliveryState, Findings, Instance, ResultKind, StudyState, Volume
+from triage.errors import Rejected, Retryable
+
+PHANTOM = {"slices": 30, "rows": 64, "slice_spacing": 8.0}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    phantom.write_study(tmp_path / "study", seed=3, **PHANTOM)  # type: ignore[arg-type]
+    return tmp_path / "study"
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Iterator[tuple[Hospital, list[Instance]]]:
+    with peers.pacs(tmp_path / "pacs") as (port, received), hospital(tmp_path / "daemon", port) as built:
+        yield built, received
+
+
+def uid_of(study: Path) -> str:
+    return str(dcmread(next(study.iterdir())).StudyInstanceUID)
+
+
+def test_received_judged_and_delivered(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, pacs = ward
+    peers.scan(study, here.config)
+    entry = here.entry(uid_of(study))
+    assert (entry.study.state, entry.priority.band, entry.slices) == (
+        StudyState.RECEIVING,
+        Band.NOT_JUDGED,
+        30,
+    )
+    here.work()
+    entry = here.entry(uid_of(study))
+    assert entry.study.state is StudyState.ANALYZED
+    assert entry.priority.band is Band.SEVERE
+    assert entry.deliveries == {DeliveryState.SENT: 3}
+    assert entry.result is not None
+    assert set(entry.result.files) == {
+        ResultKind.LESION_SEG,
+        ResultKind.SR,
+        ResultKind.PICTURE,
+        ResultKind.THUMBNAIL,
+    }
+    assert set(entry.result.seconds) == {"read", "predict", "measure", "seg", "sr", "picture", "total"}
+    assert {i.study_instance_uid for i in pacs} == {uid_of(study)}
+
+
+def test_a_study_still_arriving_is_not_judged(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, _ = ward
+    peers.scan(study, here.config)
+    here.pass_time(here.config.assemble.quiet_seconds - 0.1)
+    assert not assemble.step(here.db, here.config, here.now)
+
+
+def test_our_own_results_coming_back_change_nothing(
+    ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path
+) -> None:
+    here, pacs = ward
+    peers.scan(study, here.config)
+    here.work()
+    before = here.entry(uid_of(study))
+    peers.scan(study, here.config)  # Orthanc sends the whole study again, with what we put there
+    peers.scan(tmp_path / "pacs", here.config)
+    here.work()
+    after = here.entry(uid_of(study))
+    assert after == replace(before, slices=before.slices + 3)
+    assert len(pacs) == 3
+
+
+def test_late_slices_supersede_the_earlier_result(
+    ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path
+) -> None:
+    here, pacs = ward
+    late = tmp_path / "late"
+    late.mkdir()
+    for path in sorted(study.iterdir())[-5:]:
+        shutil.move(path, late / path.name)
+    peers.scan(study, here.config)
+    here.work()
+    first = here.entry(uid_of(study))
+    here.pass_time(600)
+    peers.scan(late, here.config)
+    reopened = here.entry(uid_of(study))
+    assert reopened.study.state is StudyState.RECEIVING
+    assert reopened.priority == first.priority
+    here.work()
+    second = here.entry(uid_of(study))
+    assert first.result is not None
+    assert second.result is not None
+    assert second.result.revision == 2
+    assert second.result.supersedes == first.result.sr_sop_instance_uid
+    assert second.priority.due_at == first.priority.due_at  # the wait counts from the first arrival
+    report = dcmread(second.result.files[ResultKind.SR])
+    previous = report.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert previous.ReferencedSOPInstanceUID == first.result.sr_sop_instance_uid
+    assert Counter(i.sop_class_uid for i in pacs)["1.2.840.10008.5.1.4.1.1.88.34"] == 2
+
+
+def test_a_negative_study_sends_no_seg(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, pacs = ward
+    here.model.affected = 0.0  # type: ignore[attr-defined]
+    peers.scan(study, here.config)
+    here.work()
+    entry = here.entry(uid_of(study))
+    assert entry.result is not None
+    assert entry.result.status == "negative"
+    assert entry.priority.band is Band.ROUTINE
+    assert len(pacs) == 2
+
+
+class _Broken:
+    """A network that fails as told, then works."""
+
+    def __init__(self, here: Hospital, *failures: Exception) -> None:
+        self._works = here.model
+        self._failures = list(failures)
+        self.info, self.settings = here.model.info, here.model.settings
+
+    def predict(self, volume: Volume) -> Findings:
+        if self._failures:
+            raise self._failures.pop(0)
+        return self._works.predict(volume)
+
+
+def test_a_failure_is_shown_and_tried_again(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, _ = ward
+    here.model = _Broken(here, Retryable("not enough memory"))
+    peers.scan(study, here.config)
+    here.work()
+    entry = here.entry(uid_of(study))
+    assert entry.study.state is StudyState.FAILED
+    assert entry.priority.reason == "failed, will be retried: not enough memory"
+    here.pass_time(here.config.analysis.retry_seconds)
+    here.work()
+    assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
+
+
+def test_a_failing_study_is_given_up_and_says_so(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, _ = ward
+    attempts = here.config.analysis.maximum_attempts
+    here.model = _Broken(here, *[Retryable("not enough memory")] * attempts)
+    peers.scan(study, here.config)
+    for _ in range(attempts):
+        here.work()
+        here.pass_time(10_000)
+    entry = here.entry(uid_of(study))
+    assert entry.priority.reason == "failed, given up: not enough memory"
+    assert entry.priority.band is Band.NOT_JUDGED
+    here.work()
+    assert here.entry(uid_of(study)).study.state is StudyState.FAILED
+    here.db.requeue(uid_of(study), here.now)
+    here.work()
+    assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
+
+
+def test_a_fault_of_ours_is_shown_and_does_not_stop_the_next_study(
+    ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path
+) -> None:
+    here, _ = ward
+    here.model = _Broken(here, ZeroDivisionError())
+    phantom.write_study(tmp_path / "next", seed=4, **PHANTOM)  # type: ignore[arg-type]
+    peers.scan(study, here.config)
+    here.pass_time(1)
+    peers.scan(tmp_path / "next", here.config)
+    with pytest.raises(ZeroDivisionError):
+        here.work()
+    here.work()
+    states = {here.entry(uid_of(folder)).study.state for folder in (study, tmp_path / "next")}
+    assert states == {StudyState.FAILED, StudyState.ANALYZED}
+
+
+def test_an_analyzer_that_dies_each_time_is_given_up(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    here, _ = ward
+    peers.scan(study, here.config)
+    here.pass_time(here.config.assemble.quiet_seconds)
+    assemble.step(here.db, here.config, here.now)
+    for _ in range(here.config.analysis.maximum_attempts):
+        assert here.db.claim("test", here.now, 60) is not None
+        here.db.release_leases(here.now, owner="test")
+    assert analyze.step(here.db, here.config, here.model, "test", here.now)
+    entry = here.entry(uid_of(study))
+    assert entry.study.state is StudyState.FAILED
+    assert "given up" in entry.priority.reason
+
+
+def test_no_lungs_is_not_analysable(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, pacs = ward
+    here.model = _Broken(here, Rejected("no lungs found"))
+    peers.scan(study, here.config)
+    here.work()
+    entry = here.entry(uid_of(study))
+    assert entry.study.state is StudyState.REJECTED
+    assert entry.priority.reason == "no lungs found"
+    assert pacs == []
+
+
+def test_too_little_lung_is_not_analysable(tmp_path: Path, study: Path) -> None:
+    with hospital(tmp_path / "daemon", analysis={"minimum_lung_ml": 90_000}) as here:
+        peers.scan(study, here.config)
+        here.work()
+        assert "ml of lung found" in here.entry(uid_of(study)).priority.reason
+
+
+def test_a_destination_that_is_away_holds_up_nobody_and_gets_everything_later(
+    tmp_path: Path, study: Path
+) -> None:
+    away = peers.free_port()
+    with peers.pacs(tmp_path / "pacs") as (port, received):
+        destinations = [
+            {"name": "AWAY", "ae_title": "PACS", "host": "127.0.0.1", "port": away},
+            {"name": "PACS", "ae_title": "PACS", "host": "127.0.0.1", "port": port},
+        ]
+        with hospital(tmp_path / "daemon", delivery={"destinations": destinations}) as here:
+            peers.scan(study, here.config)
+            here.work()
+            assert len(received) == 3
+            owed = [d for d in here.db.deliveries(uid_of(study)) if d.state is DeliveryState.PENDING]
+            assert {d.destination for d in owed} == {"AWAY"}
+            assert all("127.0.0.1" in d.last_error for d in owed)
+            with peers.pacs(tmp_path / "back", away) as (_, late):
+                here.deliver()
+                assert late == []  # not before its time
+                here.pass_time(here.config.delivery.first_retry_seconds)
+                here.deliver()
+                assert len(late) == 3
+
+
+def test_an_undeliverable_result_is_given_up_after_days_and_says_so(tmp_path: Path, study: Path) -> None:
+    with hospital(tmp_path / "daemon", peers.free_port()) as here:
+        peers.scan(study, here.config)
+        here.work()
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        here.deliver()
+        assert here.entry(uid_of(study)).deliveries == {DeliveryState.GIVEN_UP: 3}
+
+
+def test_a_stat_order_goes_first(ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path) -> None:
+    here, _ = ward
+    phantom.write_study(tmp_path / "stat", seed=5, priority="STAT", **PHANTOM)  # type: ignore[arg-type]
+    peers.scan(study, here.config)
+    here.pass_time(120)
+    peers.scan(tmp_path / "stat", here.config)
+    order = [e.study.study_instance_uid for e in here.db.worklist(here.now, "deadline", 7)]
+    assert order == [uid_of(tmp_path / "stat"), uid_of(study)]
