@@ -1,7 +1,7 @@
 """The whole way of a study on one machine: scanner → daemon → PACS → worklist.
 
 The PACS is this product's own storage SCP writing to a folder; the daemon is the real one, on free ports,
-with a database and a spool of its own below var/demo. Nothing else is touched.
+with a database and a spool of its own in a folder that is emptied first (var/demo). Nothing else is touched.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from triage.dicom.header import find_instances
 from triage.dicom.listener import Listener
 from triage.domain import Instance
 
-HOME = Path(__file__).parents[1] / "var" / "demo"
+DEFAULT_FOLDER = Path(__file__).parents[1] / "var" / "demo"
 START_SECONDS = 120
 ONCE_SECONDS = 1800
 SETTLED = {"analyzed", "rejected", "failed"}
@@ -40,21 +40,23 @@ console = Console()
 
 def main() -> int:
     arguments = _arguments()
-    shutil.rmtree(HOME, ignore_errors=True)
-    HOME.mkdir(parents=True)
-    folders = arguments.folders or _made_up_studies(HOME / "scanner")
+    home: Path = arguments.folder
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    folders = arguments.folders or _made_up_studies(home / "scanner")
     studies = _studies(folders)
     pacs_port, listener_port, web_port = _free_ports(3)
-    settings = _write_settings(pacs_port, listener_port, web_port)
+    settings = _write_settings(home, pacs_port, listener_port, web_port)
     page = f"http://127.0.0.1:{web_port}/"
     pacs = ListenerSettings(ae_title="PACS", host="127.0.0.1", port=pacs_port)
-    with _pacs(pacs), _daemon(settings) as daemon:
+    log = home / "daemon.log"
+    with _pacs(pacs, home / "pacs"), _daemon(settings, log) as daemon:
         scanner_peer = Destination(name="TRIAGE", ae_title="TRIAGE", host="127.0.0.1", port=listener_port)
-        _wait_until_up(daemon, scanner_peer, page)
+        _wait_until_up(daemon, scanner_peer, page, log)
         console.print(f"The worklist: [bold]{page}[/]")
         _send(studies, scanner_peer)
-        settled = _watch(daemon, page, len(studies))
-        console.print(f"Images and results lie in {HOME}; the PACS's in {HOME / 'pacs'}")
+        settled = _watch(daemon, page, len(studies), log)
+        console.print(f"Images and results lie in {home}; the PACS's in {home / 'pacs'}")
         if not arguments.once:
             console.print(f"The worklist stays at [bold]{page}[/] until Ctrl-C")
             _until_interrupted(daemon)
@@ -67,6 +69,9 @@ def _arguments() -> argparse.Namespace:
         "folders", nargs="*", type=Path, metavar="DIR", help="real studies instead of made-up ones"
     )
     parser.add_argument("--once", action="store_true", help="end when everything is delivered")
+    parser.add_argument(
+        "--folder", type=Path, default=DEFAULT_FOLDER, help="emptied, then everything lies here"
+    )
     arguments = parser.parse_args()
     for folder in arguments.folders:
         if not folder.exists():
@@ -106,7 +111,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _write_settings(pacs_port: int, listener_port: int, web_port: int) -> Path:
+def _write_settings(home: Path, pacs_port: int, listener_port: int, web_port: int) -> Path:
     settings = {
         "storage": {"spool": "spool", "minimum_free_gb": 1},
         "database": {"url": "sqlite:///triage.db"},
@@ -117,20 +122,19 @@ def _write_settings(pacs_port: int, listener_port: int, web_port: int) -> Path:
         },
         "web": {"port": web_port, "refresh_seconds": 1},
     }
-    path = HOME / "config.yaml"
+    path = home / "config.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
 
 
 @contextmanager
-def _pacs(settings: ListenerSettings) -> Iterator[None]:
-    with Listener(settings, HOME / "pacs", on_received=lambda _: None, has_room=lambda: True):
+def _pacs(settings: ListenerSettings, folder: Path) -> Iterator[None]:
+    with Listener(settings, folder, on_received=lambda _: None, has_room=lambda: True):
         yield
 
 
 @contextmanager
-def _daemon(settings: Path) -> Iterator[subprocess.Popen[bytes]]:
-    log = HOME / "daemon.log"
+def _daemon(settings: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as file:
         command = [sys.executable, "-m", "triage", "--config", str(settings), "serve"]
         daemon = subprocess.Popen(command, stderr=file)
@@ -141,12 +145,12 @@ def _daemon(settings: Path) -> Iterator[subprocess.Popen[bytes]]:
         daemon.wait()
 
 
-def _wait_until_up(daemon: subprocess.Popen[bytes], peer: Destination, page: str) -> None:
+def _wait_until_up(daemon: subprocess.Popen[bytes], peer: Destination, page: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     with console.status("Starting the daemon"):
         while sender.echo(peer, "SCANNER", 2) is not None or not _answers(page):
             if daemon.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the daemon did not start:\n{(HOME / 'daemon.log').read_text()}")
+                sys.exit(f"the daemon did not start:\n{log.read_text()}")
             time.sleep(0.2)
 
 
@@ -170,7 +174,7 @@ def _send(studies: dict[str, list[Instance]], peer: Destination) -> None:
             console.print(f"  refused: {outcome.path.name}: {outcome.error}", style="yellow")
 
 
-def _watch(daemon: subprocess.Popen[bytes], page: str, count: int) -> bool:
+def _watch(daemon: subprocess.Popen[bytes], page: str, count: int, log: Path) -> bool:
     """Show the worklist until every study has its answer and every result is delivered."""
     deadline = time.monotonic() + ONCE_SECONDS
     with Live(console=console, auto_refresh=False) as live:
@@ -181,7 +185,7 @@ def _watch(daemon: subprocess.Popen[bytes], page: str, count: int) -> bool:
             if len(rows) >= count and all(map(_is_settled, rows)):
                 return all(row["deliveries"]["given_up"] == 0 for row in rows)
             if daemon.poll() is not None or time.monotonic() > deadline:
-                console.print(f"not finished; see {HOME / 'daemon.log'}", style="red")
+                console.print(f"not finished; see {log}", style="red")
                 return False
             time.sleep(0.5)
 

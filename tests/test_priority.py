@@ -65,6 +65,7 @@ def test_bands(policy: str, probability: float, fraction: float | None, band: Ba
 def test_the_sentence_says_why() -> None:
     assert place(result(0.97, 0.62)).reason == "right lung 62 % affected, P 0.97"
     assert place(result(0.97, None)).reason == "P 0.97"
+    assert place(result(0.02, 0.0)).reason == "no lesion found, P 0.02"
     assert place(result(0.97, 0.62), stat=True).reason.startswith("STAT order; ")
 
 

@@ -190,11 +190,11 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     page = browse(ward).get("/")
     assert (
         finding(page, "1.1")
-        == "● Positive R 47 % L 12 % Score 0.97, not calibrated 31 % of both lungs · CT-2"
+        == "● Positive R 47 % L 12 % Score 0.97, not calibrated Worse lung 47 % · CT-2"
     )
     assert "P 0.97, calibrated" in finding(page, "1.2")
     assert finding(page, "1.3") == "● Positive P 0.97, not calibrated"
-    assert "Both lungs affected unknown" in text(browse(ward).get("/studies/1.3"))
+    assert "Affected lungs unknown" in text(browse(ward).get("/studies/1.3"))
 
 
 @pytest.mark.usefixtures("_berlin")

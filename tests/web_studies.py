@@ -121,7 +121,7 @@ class Ward:
             series_instance_uid=f"{uid}.1",
             probability=0.97 if status is Status.POSITIVE else 0.04,
             probability_kind="score",
-            affected_fraction=0.31 if status is Status.POSITIVE else 0.0,
+            affected_fraction=0.47 if status is Status.POSITIVE else 0.0,
             affected_left=0.12 if status is Status.POSITIVE else 0.0,
             affected_right=0.47 if status is Status.POSITIVE else 0.0,
             grade=Grade.CT2 if status is Status.POSITIVE else Grade.CT0,

@@ -91,7 +91,9 @@ def sentence(result: Result) -> str:
     parts = []
     sides = {"left lung": result.affected_left, "right lung": result.affected_right}
     known = {name: value for name, value in sides.items() if value is not None}
-    if known:
+    if result.affected_fraction == 0:
+        parts.append("no lesion found")
+    elif known:
         name, value = max(known.items(), key=lambda item: item[1])
         parts.append(f"{name} {percent(value)} affected")
     elif result.affected_fraction is not None:

@@ -166,6 +166,12 @@ def probability(result: Result) -> str:
     return f"{word} {result.probability:.2f}, {'calibrated' if result.calibrated else 'not calibrated'}"
 
 
+def extent(result: Result) -> str:
+    """``worse lung 31 %``: the affected fraction is the larger of both lungs; ``lungs …`` without sides."""
+    sides = result.affected_left is not None and result.affected_right is not None
+    return f"{'worse lung' if sides else 'lungs'} {share(result.affected_fraction)}"
+
+
 def millilitres(volume: float | None) -> str:
     return "unknown" if volume is None else f"{volume:,.0f} ml".replace(",", " ")
 

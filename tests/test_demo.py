@@ -1,0 +1,60 @@
+"""The demo ends as the README says, on the real studies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from tests import peers
+from tests.needs import DATA, needs_data, needs_dicom3tools
+from triage.db import Database
+
+DEMO = Path(__file__).parents[1] / "deploy" / "demo.py"
+SEG, SR, PICTURE = (
+    "1.2.840.10008.5.1.4.1.1.66.4",
+    "1.2.840.10008.5.1.4.1.1.88.34",
+    "1.2.840.10008.5.1.4.1.1.7",
+)
+STUDIES = ("lidc_0001", "covid_ricord_1012", "acrin_013_gap")
+
+
+@needs_data
+@needs_dicom3tools
+@pytest.mark.timeout(600)
+def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp_path: Path) -> None:
+    folders = [str(DATA / "dicom" / name) for name in STUDIES]
+    command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "demo"), *folders]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    db = Database(f"sqlite:///{tmp_path}/demo/triage.db")
+    entries = db.worklist(peers.now(), "deadline", 7)
+    db.close()
+    names = [entry.study.patient_id[:5] for entry in entries]
+    answers = {name: entry.result for name, entry in zip(names, entries, strict=True)}
+    assert names[0] == "MIDRC"
+    assert {name: answer.status.value for name, answer in answers.items() if answer} == {
+        "MIDRC": "positive",
+        "LIDC-": "negative",
+        "ACRIN": "not_analysable",
+    }
+    assert answers["ACRIN"] is not None
+    assert "missing slices" in answers["ACRIN"].reason
+    assert "missing slices" in ended.stdout
+    for name, entry in zip(names, entries, strict=True):
+        has_lesion = bool(entry.result and entry.result.lesion_volume_ml)
+        judged = name != "ACRIN"
+        expected = {SR: 1, PICTURE: 1} if judged else {}
+        delivered = list((tmp_path / "demo" / "pacs" / entry.study.study_instance_uid).rglob("*.dcm"))
+        classes = Counter(dcmread(path, stop_before_pixels=True).SOPClassUID for path in delivered)
+        assert classes == {**expected, **({SEG: 1} if has_lesion else {})}
+        for path in delivered:
+            checked = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+            assert "Error" not in checked.stderr, checked.stderr
