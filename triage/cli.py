@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from triage import __version__
 from triage import config as configuration
@@ -144,10 +145,10 @@ def worklist(
         elif watch:
             with Live(console=out, screen=True, auto_refresh=False) as live, _until_interrupted():
                 while True:
-                    live.update(_table(*_open_studies(database, settings)), refresh=True)
+                    live.update(_list(*_open_studies(database, settings)), refresh=True)
                     time.sleep(settings.web.refresh_seconds)
         else:
-            out.print(_table(*_open_studies(database, settings)))
+            out.print(_list(*_open_studies(database, settings)))
 
 
 @app.command()
@@ -248,19 +249,22 @@ def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEn
     return database.worklist(now, settings.priority.ordering, days), now
 
 
-def _table(entries: Sequence[WorklistEntry], now: datetime) -> Table:
-    table = Table("#", "band", "due", "answer", "why", "patient", "sent", box=None)
-    table.add_column("study", overflow="fold")
-    for place, entry in enumerate(entries, 1):
-        row = entry_row(entry, now)
-        sent, owed = row["deliveries"]["sent"], sum(row["deliveries"].values())
-        due = entry.priority.due_at.astimezone().strftime("%H:%M")
-        answer = (row["status"] or row["state"]).replace("_", " ")
-        table.add_row(
-            *(str(place), row["band"], due, answer, row["reason"], row["patient_id"]),
-            *(f"{sent}/{owed}", row["study_instance_uid"]),
-        )
-    return table
+def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
+    """Some lines a study: a UID on a line of its own can be copied in any terminal."""
+    return Group(*(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
+
+
+def _lines(place: int, row: dict[str, Any]) -> Text:
+    due = datetime.fromisoformat(row["due_at"]).astimezone().strftime("%H:%M")
+    answer = (row["status"] or row["state"]).replace("_", " ")
+    sent, owed = row["deliveries"]["sent"], sum(row["deliveries"].values())
+    grade = f", {row['grade']}" if row["grade"] else ""
+    return Text.assemble(
+        (f"{place:>3}  {row['band']}, due {due}: {answer}{grade}\n", "bold"),
+        f"     {row['reason']}\n",
+        f"     {row['patient_id']}, {row['slices']} objects, {sent} of {owed} delivered\n",
+        (f"     {row['study_instance_uid']}\n", "dim"),
+    )
 
 
 def _predictions(lines: Sequence[dict[str, Any]]) -> Table:

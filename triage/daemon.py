@@ -109,7 +109,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }
     for destination in config.delivery.destinations:
-        jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 2)
+        jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 1)
     scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
     for name, (step, seconds) in jobs.items():
         scheduler.add_job(drain, "interval", args=[step, stop], seconds=seconds, id=name, next_run_time=now())
