@@ -49,7 +49,7 @@ def phantom(shape=(10, 220, 260), spacing=(8.0, 1.4, 1.4), lesion=True, lung=Tru
 
 @cache
 def loaded(name, **changes):
-    return models.load(Analysis(model=name, **changes))
+    return models.load(Analysis(model=name, threads=1, **changes))
 
 
 @pytest.fixture(params=models.MODELS)
@@ -301,6 +301,13 @@ class TestLungs:
         mask[:, 2:20, 2:12] = mask[:, 2:20, 20:30] = True
         both = mask.copy()
         mask[0, 35:38, 35:38] = True
+        assert np.array_equal(lungs.plausible(mask), both)
+
+    def test_what_lies_above_the_chest_is_not_lung(self):
+        mask = np.zeros((20, 40, 40), bool)
+        mask[:10, 2:20, 2:12] = mask[:12, 2:20, 20:30] = True
+        both = mask.copy()
+        mask[13:, 10:20, 10:30] = True
         assert np.array_equal(lungs.plausible(mask), both)
 
     def test_nothing_stays_nothing(self):

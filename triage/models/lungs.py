@@ -9,12 +9,12 @@ from triage.domain import Mask
 from triage.models.preprocessing import bounding_box
 
 SMALLEST_PART = 0.05
-"""A component below this share of the largest one is bowel gas, a sinus or air on the table."""
+"""A component below this share of the largest one is bowel gas, an airway or a cushion."""
 IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 
 
 def plausible(mask: Mask) -> Mask:
-    """Large components only, with holes filled slice by slice: dense tissue inside a lung is lung.
+    """Large components of the chest, holes filled slice by slice: dense tissue inside a lung is lung.
 
     Canonical mask (z, h, w) → the same shape; an empty mask stays empty.
     """
@@ -27,11 +27,19 @@ def plausible(mask: Mask) -> Mask:
 
 
 def _large(mask: Mask) -> Mask:
+    """Components large enough, and in the slices of the largest one: both lungs lie side by side."""
     labels, _ = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept: Mask = (sizes >= SMALLEST_PART * sizes.max())[labels] & mask
+    sizes = np.bincount(labels.ravel())[1:]
+    extents = [place[0] for place in ndimage.find_objects(labels)]
+    chest = extents[int(sizes.argmax())]
+    beside = [_shared(extent, chest) >= 0.5 * (extent.stop - extent.start) for extent in extents]
+    kept: Mask = np.concatenate([[False], (sizes >= SMALLEST_PART * sizes.max()) & beside])[labels]
     return kept
+
+
+def _shared(a: slice, b: slice) -> int:
+    """Slices in both ranges."""
+    return max(0, int(min(a.stop, b.stop) - max(a.start, b.start)))
 
 
 def _filled(mask: Mask) -> Mask:

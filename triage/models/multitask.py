@@ -1,4 +1,9 @@
-"""The multitask system (Goncharov et al., figure 3): lungs network, crop, two-headed network."""
+"""The multitask system (Goncharov et al., figure 3): lungs network, crop, two-headed network.
+
+The answer is a score from the affected fraction. The classification head is trained with the rest,
+as in the paper, but not asked: without healthy patients to learn from it calls clear lungs of an
+unknown scanner positive (the card has the figures).
+"""
 
 from __future__ import annotations
 
@@ -47,7 +52,7 @@ class Multitask:
         with self.compute.running():
             slices = prepare(volume)
             lung = self._lungs(slices)
-            lesion, _ = self._lesions(slices, lung)
+            lesion = self._lesions(slices, lung)
             lung_mask = restore(torch.from_numpy(lung), 0.5, volume)
             lesion_mask = restore(lesion, self.lesion_threshold, volume) & lung_mask
         fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
@@ -63,16 +68,17 @@ class Multitask:
             raise Rejected("no lungs found")
         return lungs.plausible(mask)
 
-    def _lesions(self, slices: Tensor, lung: Mask) -> tuple[Tensor, float]:
-        """Lesion probability at 2 mm, 0 outside the lungs' box, and the classifier's logit."""
+    def _lesions(self, slices: Tensor, lung: Mask) -> Tensor:
+        """Lesion probability at 2 mm, (z, h, w), 0 outside the lungs' box."""
         box = bounding_box(lung, MARGIN)
         cropped = slices[box]
         _, h, w = cropped.shape
-        results = [self.multitask_net(part) for part in self._batches(cropped, self.multitask_net.stride)]
+        logits = [
+            self.multitask_net(part)[0][:, 0] for part in self._batches(cropped, self.multitask_net.stride)
+        ]
         probability = torch.zeros_like(slices)
-        probability[box] = torch.cat([r[0][:, 0].float().sigmoid().cpu() for r in results])[:, :h, :w]
-        logit = self.multitask_net.classify(torch.cat([r[1] for r in results]))
-        return probability, float(logit)
+        probability[box] = torch.cat(logits)[:, :h, :w].float().sigmoid().cpu()
+        return probability
 
     def _batches(self, slices: Tensor, stride: int) -> Iterator[Tensor]:
         """(z, h, w) → (n, 1, H, W) on the device, padded to the network's stride."""

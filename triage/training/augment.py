@@ -87,6 +87,17 @@ def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tens
     return result
 
 
+def consolidations(
+    slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Dense lung is a lesion: few training patients show it; slices and lesion mask with some added."""
+    slices, lesion = slices.clone(), lesion.clone()
+    for image, mask, keep in zip(slices[:, 0], lesion[:, 0], lung[:, 0] > 0.5, strict=True):
+        if rng.random() < 0.2:
+            mask[_consolidation(image, keep, rng)] = 1
+    return slices, lesion
+
+
 def _table(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
     """A cushion of foam or air under the body, and a bar below it that may be bent."""
     h, w = image.shape
@@ -104,19 +115,22 @@ def _table(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
     image[below & ((rows - bar).abs() < rng.uniform(0.5, 3))] = rng.uniform(0.2, 1)
 
 
-def _consolidation(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
-    """Part of a lung as dense as tissue, most often at its back."""
+def _consolidation(image: Tensor, keep: Tensor, rng: np.random.Generator) -> Tensor:
+    """Part of a lung as dense as tissue, most often at its back; returns where."""
     inside = torch.nonzero(keep)
     if len(inside) == 0:
-        return
+        return torch.zeros_like(keep)
     places = inside[torch.from_numpy(rng.integers(len(inside), size=3))]
     y, x = places[places[:, 0].argmax()].tolist()
     h, w = image.shape
     rows, columns = torch.arange(h)[:, None] - y, torch.arange(w)[None] - x
     rough = blur(torch.randn(1, 1, h, w), 2.0)[0, 0]
     oval = (rows / rng.uniform(5, 25)) ** 2 + (columns / rng.uniform(5, 30)) ** 2 + rough < 1
-    dense = rng.uniform(0.55, 0.85) + 0.04 * rough
-    image[oval & keep] = torch.maximum(image, dense)[oval & keep].clamp(0, 1)
+    dense = (rng.uniform(0.55, 0.85) + 0.04 * rough).clamp(0, 1)
+    share = blur((oval & keep)[None, None].float(), 1.0)[0, 0] * keep
+    image.copy_(torch.maximum(image, share * dense + (1 - share) * image))
+    where: Tensor = oval & keep
+    return where
 
 
 def _gas(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:

@@ -8,7 +8,7 @@ same patients, since no healthy volumes are at hand.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from triage.training.data import Scan
 
 CLASSIFICATION_WEIGHT = 0.1
 """Share of the classification loss (section 4.5)."""
+SMOOTH = 10.0
+"""Pixels added to both sides of Dice, so that a slice with a speck of lesion does not dominate."""
 
 
 class Task(Protocol):
@@ -41,28 +43,25 @@ class Task(Protocol):
 
 
 def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice over the whole batch."""
-    p = logits.sigmoid()
-    dice = (2 * (p * truth).sum() + 1) / (p.sum() + truth.sum() + 1)
-    return F.binary_cross_entropy_with_logits(logits, truth) + 1 - dice
+    """Binary cross-entropy plus soft Dice, (n, 1, h, w) each.
+
+    Dice is taken slice by slice, where there is something to find: a small lesion counts as much as
+    a large one, and slices without any are left to the cross-entropy.
+    """
+    p, shown = logits.sigmoid(), truth.flatten(1).any(1)
+    both, either = (p * truth).flatten(1).sum(1), (p + truth).flatten(1).sum(1)
+    missed = (1 - (2 * both + SMOOTH) / (either + SMOOTH)) * shown
+    return F.binary_cross_entropy_with_logits(logits, truth) + missed.sum() / shown.sum().clamp(min=1)
 
 
 def on_canvas(
-    scan: Scan,
-    index: Sequence[int],
-    truth: Tensor,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    paint: Callable[[Tensor, Tensor, np.random.Generator], Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Augmented slices and their mask, both (n, 1, *size); ``paint`` adds to slices what is no truth."""
+    scan: Scan, index: Sequence[int], size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some slices with their lung and lesion masks, placed alike, each (n, 1, *size)."""
     chosen = list(index)
-    placed = augment.place(torch.stack([scan.slices[chosen], truth[chosen].float()], dim=1), size, rng)
-    mask = (placed[:, 1:] > 0.5).float()
-    slices = augment.blend_neighbours(placed[:, :1], rng)
-    if paint:
-        slices = paint(slices, mask, rng)
-    return augment.intensity(slices, rng), mask
+    layers = [scan.slices[chosen], scan.lung[chosen].float(), scan.lesion[chosen].float()]
+    slices, lung, lesion = torch.split(augment.place(torch.stack(layers, dim=1), size, rng), 1, dim=1)
+    return augment.blend_neighbours(slices, rng), (lung > 0.5).float(), (lesion > 0.5).float()
 
 
 def forward(network: nn.Module, slices: Tensor) -> Any:
@@ -102,7 +101,8 @@ class LungsTask:
         scans = self.by_patient[rng.choice(list(self.by_patient))]
         scan = scans[rng.integers(len(scans))]
         index = [int(rng.integers(len(scan.slices)))]
-        return on_canvas(scan, index, scan.lung, self.canvas, rng, augment.surroundings)
+        slices, lung, _ = on_canvas(scan, index, self.canvas, rng)
+        return augment.intensity(augment.surroundings(slices, lung, rng), rng), lung
 
     def logits(self, network: Any, scan: Scan) -> tuple[Tensor, Tensor]:
         return whole(network, scan.slices), scan.lung
@@ -165,11 +165,15 @@ class MultitaskTask:
         patients = self.by_label[label]
         windows = patients[rng.choice(list(patients))]
         window = windows[rng.integers(len(windows))]
-        return on_canvas(window.scan, window.index, window.scan.lesion, self.canvas, rng)
+        slices, lung, lesion = on_canvas(window.scan, window.index, self.canvas, rng)
+        if label:
+            slices, lesion = augment.consolidations(slices, lesion, lung, rng)
+        return augment.intensity(slices, rng), lesion
 
     def _picture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scan = self.singles[rng.integers(len(self.singles))]
-        return on_canvas(scan, [0], scan.lesion, self.canvas, rng)
+        slices, _, lesion = on_canvas(scan, [0], self.canvas, rng)
+        return augment.intensity(slices, rng), lesion
 
     def logits(self, network: Any, scan: Scan) -> tuple[Tensor, Tensor]:
         scan = scan.cropped()
