@@ -6,16 +6,17 @@ An object is acknowledged only when its file and folder are on the disk and ``on
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from socketserver import BaseServer
 from types import TracebackType
 from typing import Self, cast
 
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import (
     AE,
-    ALL_TRANSFER_SYNTAXES,
     AllStoragePresentationContexts,
     StoragePresentationContexts,
     evt,
@@ -38,7 +39,6 @@ __all__ = ["Listener", "index_spool"]
 logger = logging.getLogger(__name__)
 
 STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
-NATIVE = tuple(uid for uid in map(UID, ALL_TRANSFER_SYNTAXES) if not uid.is_compressed)
 VERIFICATION = "1.2.840.10008.1.1"
 KNOWN_CLASSES = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 RETIRED_CLASSES = frozenset(str(context.abstract_syntax) for context in StoragePresentationContexts)
@@ -50,6 +50,16 @@ class _Refused(Exception):
     def __init__(self, status: StoreStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class _Server(ThreadedAssociationServer):
+    """As pynetdicom's, but it belongs to the Listener and not to the AE's list of servers."""
+
+    request_queue_size = 64
+
+    def shutdown(self) -> None:
+        BaseServer.shutdown(self)
+        self.server_close()
 
 
 class Listener:
@@ -81,23 +91,22 @@ class Listener:
 
     def start(self) -> None:
         """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
-        timeout = [self._settings.timeout_seconds]
-        server = self._ae.start_server(
+        server = self._ae.make_server(
             (self._settings.host, self._settings.port),
-            block=False,
             evt_handlers=[
-                (evt.EVT_CONN_OPEN, guard, timeout),
+                (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
                 (evt.EVT_CONN_CLOSE, forget),
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_SOP_COMMON, _storage_services),
                 (evt.EVT_REJECTED, _log_rejection),
                 (evt.EVT_C_STORE, self._on_store),
             ],
+            server_class=_Server,
         )
-        if server is not None:
-            self.port = int(server.server_address[1])
-        logger.info("listening as %s on %s:%d", self._settings.ae_title, self._settings.host, self.port)
         self._server = server
+        self.port = int(server.server_address[1])
+        threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+        logger.info("listening as %s on %s:%d", self._settings.ae_title, self._settings.host, self.port)
 
     def stop(self) -> None:
         """Stop listening and end every association; what was not acknowledged will be sent again."""
@@ -192,8 +201,8 @@ def _contexts_for(proposed: list[PresentationContext]) -> list[PresentationConte
     syntaxes: dict[UID, list[UID]] = {}
     for context in proposed:
         if context.abstract_syntax is not None and _is_storage(context.abstract_syntax):
-            known = [uid for uid in context.transfer_syntax if uid in ALL_TRANSFER_SYNTAXES]
-            if known and known[0] in NATIVE and ExplicitVRLittleEndian in known:
+            known = [uid for uid in context.transfer_syntax if uid.type == "Transfer Syntax"]
+            if ExplicitVRLittleEndian in known and not known[0].is_compressed:
                 known.insert(0, ExplicitVRLittleEndian)
             syntaxes.setdefault(context.abstract_syntax, []).extend(known)
     storage = [build_context(uid, list(dict.fromkeys(known))) for uid, known in syntaxes.items() if known]

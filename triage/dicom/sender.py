@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
@@ -90,7 +91,7 @@ def echo(destination: Destination, calling_ae_title: str, timeout_seconds: float
 
 
 def _object_at(path: Path) -> _Object:
-    meta = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"]).file_meta
+    meta = read_file_meta_info(path)
     if not meta.MediaStorageSOPInstanceUID:
         raise AttributeError("no Media Storage SOP Instance UID")
     return _Object(path, meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID, path.stat().st_size)

@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from triage.dicom import header
 from triage.dicom.files import sync_directory
@@ -52,7 +53,7 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
     Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
     """
     dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
-    if _is_cut_off(dataset):
+    if _is_cut_off(dataset, raw, transfer_syntax_uid):
         raise Rejected("data set is cut off")
     instance = header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
     for uid in (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid):
@@ -100,13 +101,20 @@ def index_spool(
                 logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
 
 
-def _is_cut_off(dataset: Dataset) -> bool:
-    """True when the last element promises more bytes than came; pydicom does not mind."""
+def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
+    """True when the bytes end within an element, which pydicom does not mind.
+
+    What does not show here fails to parse: a torn sequence, fragments without an end, a torn deflated stream.
+    """
     if not dataset:
         return True
     last = dataset.get_item(list(dataset.keys())[-1])
-    length = getattr(last, "length", UNDEFINED_LENGTH)
-    return length != UNDEFINED_LENGTH and length > len(last.value or b"")
+    if not isinstance(last, RawDataElement) or last.length == UNDEFINED_LENGTH:
+        return False
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        return last.length > len(last.value or b"")
+    end = last.value_tell + last.length
+    return end > len(raw) or any(raw[end:])  # some writers pad the end with zeros
 
 
 def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
