@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from ssl import SSLContext
 
 import pydicom
 from pydicom.errors import InvalidDicomError
@@ -18,10 +19,11 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from triage.config import Destination
 from triage.dicom.status import WARNINGS, StoreStatus, explain_refusal, explain_rejection
-from triage.dicom.upper_layer import guard
+from triage.dicom.upper_layer import ClosingSocket, close, guard
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,18 @@ class _Object:
     size: int
 
 
-class _NotAssociated(Exception):
-    """No association with the destination; the text says why."""
+class _Gone(Exception):
+    """There is no association with the destination, or none any longer; the text says why."""
+
+
+class _Caller(AE):
+    def _create_socket(
+        self,
+        assoc: Association,
+        address: AddressInformation,
+        tls_args: tuple[SSLContext, str] | None,  # noqa: ARG002 - no TLS yet
+    ) -> AssociationSocket:
+        return ClosingSocket(assoc, address=address)
 
 
 def send(
@@ -82,7 +94,7 @@ def echo(destination: Destination, calling_ae_title: str, timeout_seconds: float
     try:
         with _association(destination, contexts, calling_ae_title, timeout_seconds) as association:
             status = association.send_c_echo()
-    except (_NotAssociated, RuntimeError, ValueError) as error:
+    except (_Gone, RuntimeError, ValueError) as error:
         return str(error)
     if "Status" not in status:
         return f"{_named(destination)} did not answer within {timeout_seconds:g} s"
@@ -100,11 +112,15 @@ def _object_at(path: Path) -> _Object:
 def _send_all(
     objects: Sequence[_Object], destination: Destination, calling_ae_title: str, timeout: float
 ) -> dict[Path, SendOutcome]:
+    outcomes: dict[Path, SendOutcome] = {}
     try:
         with _association(destination, _contexts(objects), calling_ae_title, timeout) as association:
-            return {item.path: _store(association, item, destination, timeout) for item in objects}
-    except _NotAssociated as error:
-        return {item.path: SendOutcome(item.path, False, False, str(error)) for item in objects}
+            for item in objects:
+                outcomes[item.path] = _store(association, item, destination, timeout)
+    except _Gone as error:
+        for item in objects:
+            outcomes.setdefault(item.path, SendOutcome(item.path, False, False, str(error)))
+    return outcomes
 
 
 def _contexts(objects: Sequence[_Object]) -> list[PresentationContext]:
@@ -122,7 +138,7 @@ def _contexts(objects: Sequence[_Object]) -> list[PresentationContext]:
 def _association(
     destination: Destination, contexts: list[PresentationContext], calling_ae_title: str, timeout: float
 ) -> Iterator[Association]:
-    ae = AE(calling_ae_title)
+    ae = _Caller(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout
     ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
     connected: list[evt.Event] = []
@@ -135,13 +151,14 @@ def _association(
             evt_handlers=[(evt.EVT_CONN_OPEN, guard, [timeout]), (evt.EVT_CONN_OPEN, connected.append)],
         )
     except OSError as error:
-        raise _NotAssociated(f"{_named(destination)} cannot be found: {error}") from error
-    if not association.is_established:
-        raise _NotAssociated(f"{_named(destination)} {_why_not(association, bool(connected), timeout)}")
+        raise _Gone(f"{_named(destination)} cannot be found: {error}") from error
     try:
+        if not association.is_established:
+            raise _Gone(f"{_named(destination)} {_why_not(association, bool(connected), timeout)}")
         yield association
     finally:
         association.release()
+        close(association)
 
 
 def _why_not(association: Association, connected: bool, timeout: float) -> str:
@@ -159,8 +176,6 @@ def _why_not(association: Association, connected: bool, timeout: float) -> str:
 
 def _store(association: Association, item: _Object, destination: Destination, timeout: float) -> SendOutcome:
     name = _named(destination)
-    if not association.is_established:
-        return SendOutcome(item.path, False, False, f"{name} ended the association")
     payload = _payload(association, item)
     if payload is None:
         text = f"does not accept {item.sop_class_uid.name} in {item.transfer_syntax_uid.name}; allow it there"
@@ -168,10 +183,12 @@ def _store(association: Association, item: _Object, destination: Destination, ti
     association.dimse_timeout = timeout + item.size / SLOWEST_BYTES_PER_SECOND
     try:
         status = association.send_c_store(payload)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return SendOutcome(item.path, False, False, f"{item.path.name} was not sent: {error}")
+    except RuntimeError as error:
+        raise _Gone(f"{name} ended the association") from error
     if "Status" not in status:
-        return SendOutcome(item.path, False, False, f"{name} did not acknowledge")
+        raise _Gone(f"{name} did not acknowledge {item.path.name}, or ended the association")
     return _outcome(item, int(status.Status), destination)
 
 

@@ -12,6 +12,8 @@ from pynetdicom.association import Association
 from pynetdicom.events import Event
 from pynetdicom.transport import AssociationSocket
 
+logger = logging.getLogger(__name__)
+
 # Its event loggers describe every message and data set, patients included, and cost time for each PDU.
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
@@ -22,29 +24,45 @@ LONGEST_PDU = 8 * 1024 * 1024
 """Bytes; a peer that announces more is not speaking DICOM (we never offer more than 4 MiB)."""
 
 
-class GuardedSocket(AssociationSocket):
+class ClosingSocket(AssociationSocket):
+    """Is really closed in the end; pynetdicom leaves a socket open when its peer was faster."""
+
+    def _shutdown_socket(self) -> None:
+        connection = self.socket
+        super()._shutdown_socket()
+        if connection is not None:
+            connection.close()
+
+
+class GuardedSocket(ClosingSocket):
     """Takes over an open connection: each PDU must have come whole within ``timeout`` seconds."""
 
     def __init__(self, plain: AssociationSocket, timeout: float) -> None:
         self.__dict__.update(vars(plain))
         self._timeout = timeout
         self._connection = _tuned(plain.socket, timeout)
+        self._peer = self._connection.getpeername()[0]
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """Exactly ``nr_bytes``, fewer when the peer closed; TimeoutError for a stalled or dripping peer."""
+        """Exactly ``nr_bytes``; fewer, which ends the association, when the peer closes, stalls or drips."""
         if nr_bytes > LONGEST_PDU:
-            raise OSError(f"a PDU of {nr_bytes} bytes was announced, more than {LONGEST_PDU}")
+            logger.warning("let go of %s: it announced a PDU of %d bytes", self._peer, nr_bytes)
+            return bytearray()
         deadline = time.monotonic() + self._timeout
         buffer = bytearray(nr_bytes)
         view, filled = memoryview(buffer), 0
         while filled < nr_bytes:
-            received = self._connection.recv_into(view[filled:])
-            if not received:
-                break
+            try:
+                received = self._connection.recv_into(view[filled:])
+            except TimeoutError:
+                received = 0
             filled += received
+            late = time.monotonic() > deadline
+            if late and filled < nr_bytes:
+                logger.warning("let go of %s: it stalled for %g s within a PDU", self._peer, self._timeout)
+            if late or not received:
+                break
             _acknowledge_at_once(self._connection)
-            if filled < nr_bytes and time.monotonic() > deadline:
-                raise TimeoutError(f"{filled} of {nr_bytes} bytes after {self._timeout} s")
         return bytearray(view[:filled])
 
 
@@ -61,6 +79,13 @@ def hang_up(association: Association) -> None:
     if wrapper is not None and wrapper.socket is not None:
         with suppress(OSError):
             wrapper.socket.shutdown(socket.SHUT_RDWR)
+
+
+def close(association: Association) -> None:
+    """Close the connection of an ended association; pynetdicom forgets to when a peer aborts early."""
+    wrapper = association.dul.socket
+    if wrapper is not None and wrapper.socket is not None:
+        wrapper.socket.close()
 
 
 def forget(event: Event) -> None:
