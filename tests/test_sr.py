@@ -114,7 +114,8 @@ def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject,
     )
     figures = (
         "0.97", "not calibrated", "62.0", "41.0", "4100.2", "2200.4", "CT-3", "Severe", "Positive",
-        "Pneumonia", "cannot tell COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01", "lesion threshold = 0.5",
+        "Pneumonia", "cannot tell COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01",
+        "lesion threshold = 0.5",
         "Positive: right lung 62 % affected, P 0.97", "not a medical device",
     )  # fmt: skip
     for command in (["dsrdump", "+Pl", written.path], ["dcsrdump", written.path]):

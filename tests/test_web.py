@@ -189,8 +189,7 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     ward.judge("1.3", probability_kind="classifier", **unknown)
     page = browse(ward).get("/")
     assert (
-        finding(page, "1.1")
-        == "● Positive R 47 % L 12 % Score 0.97, not calibrated Worse lung 47 % · CT-2"
+        finding(page, "1.1") == "● Positive R 47 % L 12 % Score 0.97, not calibrated Worse lung 47 % · CT-2"
     )
     assert "P 0.97, calibrated" in finding(page, "1.2")
     assert finding(page, "1.3") == "● Positive P 0.97, not calibrated"
