@@ -253,6 +253,27 @@ def test_an_undeliverable_result_is_given_up_after_days_and_says_so(tmp_path: Pa
         assert here.entry(uid_of(study)).deliveries == {DeliveryState.GIVEN_UP: 3}
 
 
+def test_what_would_be_refused_again_is_tried_rarely_and_holds_up_nothing(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    here, pacs = ward
+    peers.scan(study, here.config)
+    here.pass_time(here.config.assemble.quiet_seconds)
+    assemble.step(here.db, here.config, here.now)
+    analyze.step(here.db, here.config, here.model, "test", here.now)
+    seg = next(d for d in here.db.deliveries(uid_of(study)) if d.path.name == "lesion_seg.dcm")
+    seg.path.write_bytes(b"damaged")
+    here.deliver()
+    assert len(pacs) == 2
+    settings = here.config.delivery
+    here.pass_time(settings.longest_retry_seconds - 1)
+    assert here.db.due_deliveries("PACS", here.now) == []
+    here.pass_time(1)
+    (owed,) = here.db.due_deliveries("PACS", here.now)
+    assert owed.sop_instance_uid == seg.sop_instance_uid
+    assert owed.last_error
+
+
 def test_a_stat_order_goes_first(ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path) -> None:
     here, _ = ward
     phantom.write_study(tmp_path / "stat", seed=5, priority="STAT", **PHANTOM)  # type: ignore[arg-type]

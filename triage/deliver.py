@@ -9,6 +9,7 @@ from triage.config import Config, Destination
 from triage.config import Delivery as DeliverySettings
 from triage.db import Database
 from triage.dicom import sender
+from triage.dicom.sender import SendOutcome
 from triage.domain import Delivery
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,22 @@ def step(db: Database, config: Config, destination: Destination, now: datetime) 
             db.mark_sent(delivery.delivery_id, now)
             log.info("%s sent to %s", delivery.sop_instance_uid, destination.name)
         else:
-            _put_off(db, config.delivery, delivery, outcome.error, now)
+            _put_off(db, config.delivery, delivery, outcome, now)
     return True
 
 
-def _put_off(db: Database, settings: DeliverySettings, delivery: Delivery, error: str, now: datetime) -> None:
-    """Try again after a growing wait; give up only after days, and say so on the list."""
-    log.warning("%s not sent to %s: %s", delivery.sop_instance_uid, delivery.destination, error)
+def _put_off(
+    db: Database, settings: DeliverySettings, delivery: Delivery, outcome: SendOutcome, now: datetime
+) -> None:
+    """Try again after a growing wait; give up only after days, and say so on the list.
+
+    What the peer will refuse again is tried rarely from the start: someone must change its settings first.
+    """
+    log.warning("%s not sent to %s: %s", delivery.sop_instance_uid, delivery.destination, outcome.error)
     if now - delivery.created_at >= timedelta(hours=settings.give_up_hours):
-        db.give_up(delivery.delivery_id, error)
+        db.give_up(delivery.delivery_id, outcome.error)
         return
-    wait = min(
-        settings.first_retry_seconds * 2.0 ** min(delivery.attempts, 20), settings.longest_retry_seconds
-    )
-    db.postpone(delivery.delivery_id, error, now + timedelta(seconds=wait))
+    longest = settings.longest_retry_seconds
+    growing = settings.first_retry_seconds * 2.0 ** min(delivery.attempts, 20)
+    wait = longest if outcome.permanent else min(growing, longest)
+    db.postpone(delivery.delivery_id, outcome.error, now + timedelta(seconds=wait))
