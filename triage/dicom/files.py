@@ -30,6 +30,17 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
         raise Retryable(f"cannot write {path.name}: {error.strerror}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder and its parents, durably. Raises Retryable when the disk refuses."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing:
+            sync_directory(path.parent)
+    except OSError as error:
+        raise Retryable(f"cannot make {folder.name}: {error.strerror}") from error
+
+
 def sync_directory(folder: Path) -> None:
     """Make the names in ``folder`` durable (a rename is only a change of its directory)."""
     descriptor = os.open(folder, os.O_RDONLY)
