@@ -296,6 +296,12 @@ class TestLungs:
         mask[2:4, 12:18, 12:18] = False
         assert np.array_equal(lungs.plausible(mask), whole)
 
+    def test_the_dome_of_the_diaphragm_is_not_lung(self):
+        mask = np.zeros((6, 40, 40), bool)
+        mask[:, 5:30, 5:30] = True
+        mask[:3, 12:18, 12:18] = False
+        assert np.array_equal(lungs.plausible(mask), mask)
+
     def test_bowel_gas_is_not_lung(self):
         mask = np.zeros((6, 40, 40), bool)
         mask[:, 2:20, 2:12] = mask[:, 2:20, 20:30] = True

@@ -10,11 +10,10 @@ from triage.models.preprocessing import bounding_box
 
 SMALLEST_PART = 0.05
 """A component below this share of the largest one is bowel gas, an airway or a cushion."""
-IN_PLANE = np.array([[[0, 0, 0]] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0, 0, 0]] * 3], dtype=bool)
 
 
 def plausible(mask: Mask) -> Mask:
-    """Large components of the chest, holes filled slice by slice: dense tissue inside a lung is lung.
+    """Large components of the chest with holes filled: dense tissue inside a lung is lung.
 
     Canonical mask (z, h, w) → the same shape; an empty mask stays empty.
     """
@@ -43,10 +42,7 @@ def _shared(a: slice, b: slice) -> int:
 
 
 def _filled(mask: Mask) -> Mask:
-    """Background that does not reach its slice's edge becomes mask."""
-    outside = np.pad(~mask, ((0, 0), (1, 1), (1, 1)), constant_values=True)
-    labels, count = ndimage.label(outside, IN_PLANE)
-    reaches_edge = np.zeros(count + 1, dtype=bool)
-    reaches_edge[labels[:, 0, 0]] = True
-    filled: Mask = (~reaches_edge[labels])[:, 1:-1, 1:-1]
+    """Background that is shut in on all sides becomes mask; the diaphragm's dome is open below."""
+    labels, _ = ndimage.label(np.pad(~mask, 1, constant_values=True))
+    filled: Mask = (labels != labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return filled
