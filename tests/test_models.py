@@ -125,6 +125,11 @@ class TestContract:
     def test_judging_twice_gives_the_same(self, model):
         assert equal(model.predict(phantom()), model.predict(phantom()))
 
+    def test_the_number_of_threads_does_not_change_the_answer(self, model):
+        volume = phantom((40, 120, 140), (5.0, 2.6, 2.6))
+        many = models.load(Analysis(model=model.info.name, threads=3))
+        assert equal(model.predict(volume), many.predict(volume))
+
     def test_a_hazy_lung_is_more_affected_than_a_clear_one(self, model):
         hazy, clear = model.predict(phantom()), model.predict(phantom(lesion=False))
         assert hazy.lesion_mask.sum() > 5 * clear.lesion_mask.sum()

@@ -60,10 +60,8 @@ class Multitask:
 
     def _lungs(self, slices: Tensor) -> Mask:
         """Canonical slices → lungs at 2 mm. Raises Rejected where there are none."""
-        parts = [
-            self.lungs_net(part)[:, 0].cpu() > 0 for part in self._batches(slices, self.lungs_net.stride)
-        ]
-        mask = torch.cat(parts)[:, : slices.shape[1], : slices.shape[2]].numpy()
+        logits = self.compute.map(self.lungs_net, self._batches(slices, self.lungs_net.stride))
+        mask = (torch.cat(logits)[:, 0, : slices.shape[1], : slices.shape[2]] > 0).cpu().numpy()
         if not mask.any():
             raise Rejected("no lungs found")
         return lungs.plausible(mask)
@@ -73,11 +71,10 @@ class Multitask:
         box = bounding_box(lung, MARGIN)
         cropped = slices[box]
         _, h, w = cropped.shape
-        logits = [
-            self.multitask_net(part)[0][:, 0] for part in self._batches(cropped, self.multitask_net.stride)
-        ]
+        batches = self._batches(cropped, self.multitask_net.stride)
+        logits = self.compute.map(lambda batch: self.multitask_net(batch)[0], batches)
         probability = torch.zeros_like(slices)
-        probability[box] = torch.cat(logits)[:, :h, :w].float().sigmoid().cpu()
+        probability[box] = torch.cat(logits)[:, 0, :h, :w].float().sigmoid().cpu()
         return probability
 
     def _batches(self, slices: Tensor, stride: int) -> Iterator[Tensor]:
