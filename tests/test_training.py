@@ -171,7 +171,7 @@ class TestAugmentation:
 class TestTrainer:
     @pytest.mark.parametrize("network", ["lungs", "multitask"])
     def test_the_loss_falls(self, data, tmp_path, network):
-        run = trainer(data, tmp_path, network, steps=24)
+        run = trainer(data, tmp_path, network, steps=100)
         before = run.train([], until=2)
         assert run.train([]) < 0.9 * before
 
