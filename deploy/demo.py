@@ -33,6 +33,8 @@ from triage.dicom.listener import Listener
 from triage.domain import Instance
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / "var" / "demo"
+MARK = ".demo"
+"""A file that says: a demo made this folder, and the next one may empty it."""
 START_SECONDS = 120
 ONCE_SECONDS = 1800
 SETTLED = {"analyzed", "rejected", "failed"}
@@ -43,10 +45,8 @@ def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     home: Path = arguments.folder
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
-    folders = arguments.folders or _made_up_studies(home / "scanner")
-    studies = _studies(folders)
+    _empty(home, arguments.folders)
+    studies = _studies(arguments.folders or _made_up_studies(home / "scanner"))
     pacs_port, listener_port, web_port = _free_ports(3)
     settings = _write_settings(home, pacs_port, listener_port, web_port)
     page = f"http://127.0.0.1:{web_port}/"
@@ -58,6 +58,7 @@ def main() -> int:
         console.print(f"The worklist: [bold]{page}[/]")
         _send(studies, scanner_peer)
         settled = _watch(daemon, page, len(studies), log)
+        console.print()
         console.print(f"Images and results lie in {home}; the PACS's in {home / 'pacs'}")
         if not arguments.once:
             console.print(f"The worklist stays at [bold]{page}[/] until Ctrl-C")
@@ -79,6 +80,19 @@ def _arguments() -> argparse.Namespace:
         if not folder.exists():
             parser.error(f"{folder} does not exist")
     return arguments
+
+
+def _empty(home: Path, inputs: Sequence[Path]) -> None:
+    """Start from nothing, but empty only a folder that an earlier demo made, and never one with inputs."""
+    own = home.resolve()
+    for folder in (path.resolve() for path in inputs):
+        if own == folder or own in folder.parents or folder in own.parents:
+            sys.exit(f"{folder} and the demo's own folder {own} overlap; give another --folder")
+    if home.exists() and any(home.iterdir()) and not (home / MARK).exists():
+        sys.exit(f"{home} holds something that no demo made; give another --folder")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    (home / MARK).touch()
 
 
 def _made_up_studies(folder: Path) -> list[Path]:
@@ -208,7 +222,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             row["reason"],
             row["grade"] or "",
             row["patient_id"],
-            str(row["slices"]),
+            str(row["images"]),
             f"{row['deliveries']['sent']}/{owed}" if owed else "",
         )
     return table

@@ -123,6 +123,15 @@ def test_check_is_go_when_everything_answers_and_no_go_when_not(tmp_path: Path) 
     assert [c["what"] for c in checks if not c["go"]] == ["destination PACS"]
 
 
+def test_results_for_a_destination_that_is_not_configured_are_no_go(tmp_path: Path, ward: Ward) -> None:
+    ward.judge("1.2.3", to=("OLD PACS",))
+    ward.database.close()
+    (tmp_path / "daemon" / "config.yaml").write_text("database: {url: 'sqlite:///triage.db'}\n")
+    checks = json.loads(triage("-c", tmp_path / "daemon" / "config.yaml", "check", "--json", status=1).stdout)
+    (wrong,) = (c for c in checks if not c["go"])
+    assert "OLD PACS, which delivery.destinations does not name" in wrong["detail"]
+
+
 def test_a_missing_settings_file_is_named(tmp_path: Path) -> None:
     assert "nowhere.yaml" in triage("-c", tmp_path / "nowhere.yaml", "check", status=78).stderr
 

@@ -58,3 +58,30 @@ def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp
         for path in delivered:
             checked = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
             assert "Error" not in checked.stderr, checked.stderr
+
+
+@pytest.mark.parametrize("inputs", ["home", "home/study", "."])
+def test_the_demo_never_empties_its_inputs(tmp_path: Path, inputs: str) -> None:
+    (tmp_path / "home" / "study").mkdir(parents=True)
+    (tmp_path / "home" / "study" / "image.dcm").write_text("precious")
+    command = [
+        sys.executable,
+        str(DEMO),
+        "--once",
+        "--folder",
+        str(tmp_path / "home"),
+        str(tmp_path / inputs),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode != 0
+    assert "overlap" in ended.stderr
+    assert (tmp_path / "home" / "study" / "image.dcm").exists()
+
+
+def test_the_demo_empties_only_folders_a_demo_made(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("precious")
+    command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "home")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "no demo made" in ended.stderr
+    assert (tmp_path / "home" / "thesis.txt").exists()

@@ -88,7 +88,7 @@ def test_the_list_and_the_pacs_end_the_same(tmp_path: Path, point: str) -> None:
             peers.wait_until(lambda: is_delivered(settings), process, log)
     entry = entry_of(settings)
     assert entry is not None
-    assert entry.slices == SLICES
+    assert entry.images == SLICES
     assert entry.result is not None
     assert entry.result.revision == 1
     assert entry.priority.reason == "right lung 40 % affected, score 0.80"

@@ -102,12 +102,18 @@ def _is_up(running: Orthanc) -> bool:
         return False
 
 
-def entries_of(settings: config.Config) -> list[WorklistEntry]:
+@contextmanager
+def database(settings: config.Config) -> Iterator[Database]:
     db = Database(settings.database.url)
     try:
-        return db.worklist(peers.now(), settings.priority.ordering, 7)
+        yield db
     finally:
         db.close()
+
+
+def entries_of(settings: config.Config) -> list[WorklistEntry]:
+    with database(settings) as db:
+        return db.worklist(peers.now(), settings.priority.ordering, 7)
 
 
 def is_settled(settings: config.Config, orthanc: Orthanc) -> bool:
@@ -118,12 +124,13 @@ def is_settled(settings: config.Config, orthanc: Orthanc) -> bool:
         return False
     if any(entry.deliveries.get(DeliveryState.PENDING) for entry in entries):
         return False
-    came_back = all(
-        entry.slices == len(orthanc.get(f"/studies/{study['ID']}/instances"))
-        for entry in entries
-        for study in [_study(orthanc, entry.study.study_instance_uid)]
-    )
-    return came_back and orthanc.is_idle() and sum(orthanc.times_stable().values()) == 5
+    if not orthanc.is_idle() or sum(orthanc.times_stable().values()) != 5:
+        return False
+    with database(settings) as db:
+        return all(
+            len(db.instances(uid)) == len(orthanc.get(f"/studies/{_study(orthanc, uid)['ID']}/instances"))
+            for uid in (entry.study.study_instance_uid for entry in entries)
+        )
 
 
 def _study(orthanc: Orthanc, uid: str) -> Any:

@@ -51,9 +51,16 @@ def _database(config: Config) -> Check:
     try:
         database = daemon.open_database(config)
         open_studies = sum(database.counts().values())
+        waiting = database.destinations_owed()
         database.close()
     except TriageError as error:
         return Check("database", False, str(error))
+    unknown = waiting - {destination.name for destination in config.delivery.destinations}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        return Check(
+            "database", False, f"results wait for {names}, which delivery.destinations does not name"
+        )
     return Check("database", True, f"{open_studies} open studies")
 
 

@@ -193,7 +193,7 @@ def requeue(context: typer.Context, study_uid: StudyUid) -> None:
     with _plain_errors():
         database = _database(configuration.load(context.obj))
         _known(database.requeue(study_uid, datetime.now(UTC)), study_uid)
-    out.print(f"{study_uid} will be judged again")
+    out.print(f"{study_uid} will be looked at again; the same images, weights and settings keep their answer")
 
 
 @app.command()
@@ -262,7 +262,7 @@ def _lines(place: int, row: dict[str, Any]) -> Text:
     return Text.assemble(
         (f"{place:>3}  {row['band']}, due {due}: {answer}{grade}\n", "bold"),
         f"     {row['reason']}\n",
-        f"     {row['patient_id']}, {row['slices']} objects, {sent} of {owed} delivered\n",
+        f"     {row['patient_id']}, {row['images']} images, {sent} of {owed} delivered\n",
         (f"     {row['study_instance_uid']}\n", "dim"),
     )
 

@@ -295,10 +295,13 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class WorklistEntry:
-    """One row of the worklist: the study, why it stands where it stands, and what was found."""
+    """One row of the worklist: the study, why it stands where it stands, and what was found.
+
+    ``images`` counts CT images; reports and other objects filed with them are left out.
+    """
 
     study: Study
     priority: Priority
     result: Result | None
-    slices: int
+    images: int
     deliveries: Mapping[DeliveryState, int]

@@ -78,7 +78,7 @@ def entry_row(entry: WorklistEntry, now: datetime) -> dict[str, Any]:
         "accession_number": study.accession_number,
         "study_date": study.study_date,
         "study_description": study.study_description,
-        "slices": entry.slices,
+        "images": entry.images,
         "deliveries": {state.value: entry.deliveries.get(state, 0) for state in DeliveryState},
     }
 

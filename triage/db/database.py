@@ -74,7 +74,11 @@ class Database:
                 _add_note(connection, uid, CONFLICT_NOTE)
                 return Registered.CONFLICT
             _ensure_study(connection, received, now, stat, pending)
-            connection.execute(insert(instance).values(**records.instance_values(received), received_at=now))
+            connection.execute(
+                insert(instance).values(
+                    **records.instance_values(received), received_at=now, judgeable=judgeable
+                )
+            )
             if judgeable:
                 _reopen(connection, uid, now)
             return Registered.NEW
@@ -247,6 +251,12 @@ class Database:
         )
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
+
+    def destinations_owed(self) -> set[str]:
+        """Names of all destinations that something waits for."""
+        query = select(delivery.c.destination).where(delivery.c.state == DeliveryState.PENDING).distinct()
+        with self._read() as connection:
+            return set(connection.execute(query).scalars())
 
     def mark_sent(self, delivery_id: int, now: datetime) -> None:
         self._set_delivery(delivery_id, state=DeliveryState.SENT, sent_at=now, last_error="")

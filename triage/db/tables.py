@@ -81,6 +81,7 @@ instance = Table(
     Column("path", Text, nullable=False),
     Column("digest", String(64), nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
+    Column("judgeable", Boolean, nullable=False),
     Column("facts", JSON, nullable=False),
 )
 

@@ -31,13 +31,13 @@ def entries(connection: Connection, rows: Sequence[RowMapping]) -> list[Worklist
             .order_by(result.c.revision)
         )
     }
-    slices: dict[str, int] = {}
+    images: dict[str, int] = {}
     for uid, count in connection.execute(
         select(instance.c.study_instance_uid, func.count())
-        .where(instance.c.study_instance_uid.in_(uids))
+        .where(instance.c.study_instance_uid.in_(uids), instance.c.judgeable)
         .group_by(instance.c.study_instance_uid)
     ):
-        slices[uid] = count
+        images[uid] = count
     deliveries: dict[str, dict[DeliveryState, int]] = {}
     for uid, state, count in connection.execute(
         select(delivery.c.study_instance_uid, delivery.c.state, func.count())
@@ -50,7 +50,7 @@ def entries(connection: Connection, rows: Sequence[RowMapping]) -> list[Worklist
             study=records.study_of(row),
             priority=records.priority_of(row),
             result=results.get(row["study_instance_uid"]),
-            slices=slices.get(row["study_instance_uid"], 0),
+            images=images.get(row["study_instance_uid"], 0),
             deliveries=deliveries.get(row["study_instance_uid"], {}),
         )
         for row in rows

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _config.LOG_HANDLER_LEVEL = "none"
 _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
-logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # we say what failed, with whom and what to do
 
 LONGEST_PDU = 8 * 1024 * 1024
 """Bytes; a peer that announces more is not speaking DICOM (we never offer more than 4 MiB)."""

@@ -66,7 +66,7 @@ def answer(entry: WorklistEntry) -> Answer:
 
 def _pending(entry: WorklistEntry) -> Answer:
     study = entry.study
-    images = f"{entry.slices} image{'' if entry.slices == 1 else 's'}"
+    images = f"{entry.images} image{'' if entry.images == 1 else 's'}"
     if study.state is StudyState.RECEIVING:
         return Answer("pending", "↓", "Receiving", f"{images} so far")
     if study.state is StudyState.ANALYZING:
