@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,6 @@ from typing import Protocol
 from triage.config import Analysis
 from triage.domain import Findings, ModelInfo, Volume
 from triage.errors import ConfigError
-
-# Threads that wait must sleep, not spin: with one other busy process on two cores, spinning made a
-# study take five times as long. OpenMP reads this once, when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 HERE = Path(__file__).parent
 CARDS = HERE / "cards"
