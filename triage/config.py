@@ -84,7 +84,7 @@ class Analysis(Section):
     lesion_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     positive_probability: Fraction = 0.5
     positive_fraction: Fraction = 0.05
-    ct0_tolerance: Annotated[float, Field(ge=0, lt=0.25)] = 0.001
+    ct0_tolerance: Annotated[float, Field(ge=0, lt=0.25)] = 0.005
     minimum_lung_ml: Annotated[float, Field(ge=0)] = 500.0
     lease_seconds: Seconds = 900.0
     maximum_attempts: Annotated[int, Field(ge=1, le=100)] = 5
