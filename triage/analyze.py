@@ -114,10 +114,7 @@ def judge(
         predecessor=previous.files.get(ResultKind.SR) if previous else None,
     )
     objects, thumbnail = _write(case, config.results, watch)
-    report = next(o.sop_instance_uid for o in objects if o.kind is ResultKind.SR)
-    paths = {**{o.kind: o.path for o in objects}, ResultKind.THUMBNAIL: thumbnail}
-    seconds = {**watch.seconds, "total": round(sum(watch.seconds.values()), 3)}
-    return Judgement(replace(answer, sr_sop_instance_uid=report, seconds=seconds, files=paths), objects)
+    return Judgement(_filed(answer, objects, thumbnail, watch), objects)
 
 
 def step(db: Database, config: Config, model: Model, owner: str, now: datetime) -> bool:
@@ -220,6 +217,16 @@ def _conclude(chosen: Series, findings: Findings, extent: Severity, model: Model
         notes=tuple(note for note in (*chosen.notes, extent.note) if note),
     )
     return replace(answer, reason=priority.sentence(answer))
+
+
+def _filed(answer: Result, objects: Sequence[ResultObject], thumbnail: Path, watch: Stopwatch) -> Result:
+    """The answer, knowing its files and how long it took."""
+    return replace(
+        answer,
+        sr_sop_instance_uid=next(o.sop_instance_uid for o in objects if o.kind is ResultKind.SR),
+        seconds={**watch.seconds, "total": round(sum(watch.seconds.values()), 3)},
+        files={**{o.kind: o.path for o in objects}, ResultKind.THUMBNAIL: thumbnail},
+    )
 
 
 def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
