@@ -182,6 +182,14 @@ def test_children_are_not_judged() -> None:
         ({"body_part_examined": "", "study_description": "CT ABDOMEN W CONTRAST"}, "not a chest: ABDOMEN"),
         ({"body_part_examined": "PELVIS", "study_description": "CT HIP LEFT"}, "not a chest: PELVIS"),
         ({"body_part_examined": "HIP"}, "not a chest: HIP"),
+        (
+            {"body_part_examined": "ABDOMEN", "study_description": "CT CHEST ABDOMEN PELVIS"},
+            "not a chest: ABDOMEN",
+        ),
+        (
+            {"body_part_examined": "", "series_description": "Pelvis 5.0", "study_description": "CT TAP"},
+            "not a chest: PELVIS",
+        ),
     ],
 )
 def test_another_region_is_named(facts: dict[str, str], expected: str) -> None:
@@ -196,7 +204,9 @@ def test_another_region_is_named(facts: dict[str, str], expected: str) -> None:
         {"body_part_examined": "CHESTABDPELVIS"},
         {"body_part_examined": "THORAX"},
         {"body_part_examined": "HEAD", "series_description": "Lung 1.25"},
-        {"body_part_examined": "ABDOMEN", "study_description": "CT CHEST ABDOMEN PELVIS"},
+        {"body_part_examined": "ABDOMEN", "series_description": "CHEST/LUNG"},
+        {"body_part_examined": "", "study_description": "CT CHEST ABDOMEN PELVIS"},
+        {"body_part_examined": "CHEST", "series_description": "ABD 5.0"},
         {"body_part_examined": "", "study_description": "TDM THORACO-ABDOMINO-PELVIENNE"},
         {"body_part_examined": "", "series_description": "HEAD FIRST 5.0"},
         {"body_part_examined": "", "series_description": "SHIPPED COPY"},
@@ -420,6 +430,42 @@ def test_the_next_best_series_is_used_and_that_is_noted() -> None:
 def test_the_reason_is_that_of_the_best_series() -> None:
     thin = stack(240, 1.25, series="1.1")
     assert reason(stack(5, series="1.9") + thin[:100] + thin[101:]).startswith("missing slices")
+
+
+THREE_REGIONS = {"study_description": "CT CHEST ABDOMEN PELVIS"}
+NOT_SURELY_THE_CHEST: list[dict[str, str]] = [
+    {"body_part_examined": "ABDOMEN"},
+    {"body_part_examined": "", "series_description": "ABDOMEN/PELVIS 5.0"},
+    {"body_part_examined": "CHEST", "series_description": "ABDOMEN/PELVIS 5.0"},
+    {"body_part_examined": "", "series_description": "5.0 STND"},
+    {"body_part_examined": "", "study_description": "CT TAP"},
+]
+
+
+@pytest.mark.parametrize("other", NOT_SURELY_THE_CHEST)
+def test_no_other_region_stands_in_for_a_chest_that_cannot_be_judged(other: dict[str, str]) -> None:
+    chest = stack(60, series="1.1", **THREE_REGIONS)
+    abdomen = stack(240, 1.25, series="1.9", **THREE_REGIONS | other)
+    assert chosen(chest, abdomen) == "1.1"
+    expected = "missing slices: 10 mm hole between slices 29 and 31"
+    assert reason(chest[:30] + chest[31:] + abdomen) == expected
+
+
+def test_an_abdomen_is_not_judged_while_the_chest_is_still_missing() -> None:
+    abdomen = stack(80, body_part_examined="ABDOMEN", **THREE_REGIONS)
+    pelvis = stack(60, series="1.2.4", body_part_examined="", series_description="PELVIS", **THREE_REGIONS)
+    assert reason(abdomen + pelvis) == "not a chest: ABDOMEN"
+
+
+def test_another_kernel_of_the_chest_stands_in_for_one_that_cannot_be_judged() -> None:
+    soft = stack(series="1.1", **THREE_REGIONS)
+    lung = stack(series="1.5", convolution_kernel="LUNG", **THREE_REGIONS)
+    abdomen = stack(80, series="1.9", **THREE_REGIONS | {"body_part_examined": "ABDOMEN"})
+    series = choose(soft[:30] + soft[31:] + lung + abdomen, RULES)
+    assert series.series_instance_uid == "1.5"
+    assert series.notes == (
+        "a preferred series was not used: missing slices: 10 mm hole between slices 29 and 31",
+    )
 
 
 # Files and real scanners.

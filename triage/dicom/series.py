@@ -2,7 +2,8 @@
 
 1. Images that can never be part of an axial CT series are set aside (``NEVER``).
 2. What is left of a series is parted into stacks of one size, orientation and kernel.
-3. Stacks are ranked (``PREFERENCES``); the best one whose geometry is sound (``MUST``) is chosen.
+3. Stacks are ranked (``PREFERENCES``); of those as surely of the chest as the best one, the first that is
+   sound (``MUST``) is chosen: an abdomen never stands in for a chest that cannot be judged.
 
 A study without such a stack is Rejected: the reason is the best stack's, or says what there was instead.
 """
@@ -55,6 +56,8 @@ ELSEWHERE = re.compile(
     r"|ABD|PELV|LIVER|KIDNEY|COLON|UROGR|SPINE|CSPINE|LSPINE|LUMBAR|KNEE|SHOULDER|ELBOW|WRIST|ANKLE|FEMUR|EXTREMIT"
     r"|(?:HIP|LEG|FOOT|HAND|ARM|EAR|JAW)(?![A-Z]))[A-Z]*"
 )
+SEVERAL = re.compile(r"(?<![A-Z])(WHOLE ?BODY|(?:TAP|CAP|NCAP)(?![A-Z]))")
+"""Words of CHEST that name other regions as well: thorax, abdomen and pelvis."""
 SOFT = re.compile(
     r"^(B[1-4]\d[A-Z]?|[BQ][RFV][1-4]\d.*|I[1-4]\d.*|STANDARD|STND|SOFT.*|STD.*|[ABC]|FC0\d|FC1\d|MEDIAST.*)$"
 )
@@ -121,8 +124,9 @@ def choose(instances: Sequence[Instance], rules: Assemble) -> Series:
 
 
 def _first_sound(stacks: Sequence[Stack], rules: Assemble) -> Series:
+    """The first sound one of the stacks that are as surely of the chest as the best."""
     reasons: list[str] = []
-    for stack in stacks:
+    for stack in (stack for stack in stacks if _region(stack) == _region(stacks[0])):
         reason = next((reason for must in MUST if (reason := must(stack, rules))), "")
         if not reason:
             notes = [f"a preferred series was not used: {reason}" for reason in reasons]
@@ -257,8 +261,21 @@ def _ordered(group: Sequence[Instance]) -> tuple[Instance, ...]:
 
 
 def _region(stack: Stack) -> int:
-    """0 where nothing speaks against a chest, 1 where the series names another region."""
-    return int(bool(_elsewhere(stack)))
+    """0 where nothing speaks against a chest, 1 where it may be another region, 2 where it names another.
+
+    It may be another in a study of several regions when the series itself is silent, and where only the body
+    part says chest: scanners write that of the first series into all.
+    """
+    if _elsewhere(stack):
+        return 2
+    first = stack.instances[0]
+    description = first.series_description.upper()
+    if CHEST.search(description):
+        return 0
+    if CHEST.search(first.body_part_examined.upper()):
+        return int(bool(ELSEWHERE.search(description)))
+    study = first.study_description.upper()
+    return int(bool(ELSEWHERE.search(study) or SEVERAL.search(study)))
 
 
 def _narrow(stack: Stack) -> bool:
@@ -301,9 +318,8 @@ def _rank(stack: Stack) -> tuple[object, ...]:
 
 
 def _another_region(stack: Stack, _rules: Assemble) -> str:
-    first = stack.instances[0]
     region = _elsewhere(stack)
-    return f"not a chest: {region}" if region and not CHEST.search(first.study_description.upper()) else ""
+    return f"not a chest: {region}" if region else ""
 
 
 def _values_missing(stack: Stack, _rules: Assemble) -> str:
@@ -411,7 +427,7 @@ def _image_type_words(instance: Instance) -> set[str]:
 
 
 def _elsewhere(stack: Stack) -> str:
-    """The other region that the series names; where it is silent, the study's description counts."""
+    """The other region that the series names; only where it names none, and no chest, that of the study."""
     first = stack.instances[0]
     series = f"{first.body_part_examined} {first.series_description}".upper()
     for text in (series, first.study_description.upper()):
