@@ -21,6 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     SecondaryCaptureImageStorage,
+    SegmentationStorage,
 )
 from pynetdicom import AE, evt
 
@@ -244,9 +245,11 @@ def test_a_refused_association_says_why(settings: dict[str, object], text: str, 
 
 def test_nobody_there(tmp_path: Path) -> None:
     port = free_port()
-    (outcome,) = send(port, save(ct(1), tmp_path / "1.dcm"))
-    assert "cannot be reached: connection refused" in outcome.error
-    assert not outcome.permanent
+    outcomes = send(port, *[save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2)])
+    for outcome in outcomes:
+        assert "cannot be reached: connection refused" in outcome.error
+        assert outcome.tried
+        assert not outcome.permanent
 
 
 def test_a_name_that_does_not_exist(tmp_path: Path) -> None:
@@ -274,9 +277,35 @@ def test_a_peer_that_aborts_after_the_first(tmp_path: Path) -> None:
     with peer(abort_at_the_second) as port:
         outcomes = send(port, *[save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2, 3)])
     assert [outcome.sent for outcome in outcomes] == [True, False, False]
+    assert [outcome.tried for outcome in outcomes] == [True, True, False]
     assert "did not acknowledge 2.dcm, or ended the association" in outcomes[1].error
-    assert outcomes[2].error == outcomes[1].error
+    assert outcomes[2].error == f"3.dcm was not tried: {outcomes[1].error}"
     assert time.monotonic() - start < 4, "the third must not wait for the timeout"
+
+
+def test_a_class_at_which_a_peer_aborts_holds_up_no_other(tmp_path: Path) -> None:
+    """Whoever sends the untried ones again gets every other object through, however many are aborted at."""
+
+    def abort_at_a_segmentation(event: evt.Event) -> int:
+        if event.request.AffectedSOPClassUID == SegmentationStorage:
+            event.assoc.abort()
+        return 0x0000
+
+    kinds = [SegmentationStorage, CTImageStorage, SegmentationStorage, SegmentationStorage, CTImageStorage]
+    files = [save(ct(n, SOPClassUID=kind), tmp_path / f"{n}.dcm") for n, kind in enumerate(kinds)]
+    last: dict[Path, sender.SendOutcome] = {}
+    left, calls = files, 0
+    with peer(abort_at_a_segmentation, classes=[CTImageStorage, SegmentationStorage]) as port:
+        while left:
+            outcomes = send(port, *left)
+            assert any(outcome.tried for outcome in outcomes)
+            last |= {outcome.path: outcome for outcome in outcomes}
+            left, calls = [outcome.path for outcome in outcomes if not outcome.tried], calls + 1
+    assert [last[file].sent for file in files] == [kind == CTImageStorage for kind in kinds]
+    assert calls == 4, "one for each abort, and one for what came after the last"
+    for file in (files[0], files[2], files[3]):
+        assert f"did not acknowledge {file.name}" in last[file].error
+        assert not last[file].permanent
 
 
 # --- peers that stall -----------------------------------------------------------------------------
@@ -378,6 +407,8 @@ def test_a_peer_that_stalls_holds_up_nobody(
         error = sender.echo(at(port), "TRIAGE", QUICK)
     assert time.monotonic() - start < 16 * QUICK
     assert not any(outcome.sent or outcome.permanent for outcome in outcomes)
+    associated = behave.__name__.startswith("accepts")
+    assert [outcome.tried for outcome in outcomes] == [True, not associated]
     assert all(f"{HOST}:{port}" in outcome.error for outcome in outcomes)
     if behave is not accepts_and_does_not_read:
         assert error is not None

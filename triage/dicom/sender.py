@@ -39,12 +39,17 @@ SLOWEST_BYTES_PER_SECOND = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class SendOutcome:
-    """What became of one file; ``permanent``: these bytes will be refused again until someone acts."""
+    """What became of one file.
+
+    ``permanent``: these bytes will be refused again until someone acts. ``tried`` is False where the
+    association ended at an earlier file: that says nothing of this one, which may be sent at once.
+    """
 
     path: Path
     sent: bool
     permanent: bool = False
     error: str = ""
+    tried: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ def send(
     """C-STORE every file over one association; one outcome for each, in the order given.
 
     ``sent`` is only said after the peer's success (or a warning, with which it stored the object as well).
+    Where the association ends at one file, only that one has failed; without any association, all have. So
+    each call tries at least one, and who sends the untried ones again comes to an end.
     """
     outcomes: dict[Path, SendOutcome] = {}
     readable = []
@@ -112,14 +119,28 @@ def _object_at(path: Path) -> _Object:
 def _send_all(
     objects: Sequence[_Object], destination: Destination, calling_ae_title: str, timeout: float
 ) -> dict[Path, SendOutcome]:
-    outcomes: dict[Path, SendOutcome] = {}
     try:
         with _association(destination, _contexts(objects), calling_ae_title, timeout) as association:
-            for item in objects:
-                outcomes[item.path] = _store(association, item, destination, timeout)
+            return _store_all(association, objects, destination, timeout)
     except _Gone as error:
-        for item in objects:
-            outcomes.setdefault(item.path, SendOutcome(item.path, False, False, str(error)))
+        return {item.path: SendOutcome(item.path, False, False, str(error)) for item in objects}
+
+
+def _store_all(
+    association: Association, objects: Sequence[_Object], destination: Destination, timeout: float
+) -> dict[Path, SendOutcome]:
+    outcomes: dict[Path, SendOutcome] = {}
+    ended = ""
+    for item in objects:
+        if ended:
+            untried = f"{item.path.name} was not tried: {ended}"
+            outcomes[item.path] = SendOutcome(item.path, False, False, untried, tried=False)
+            continue
+        try:
+            outcomes[item.path] = _store(association, item, destination, timeout)
+        except _Gone as error:
+            ended = str(error)
+            outcomes[item.path] = SendOutcome(item.path, False, False, ended)
     return outcomes
 
 
