@@ -233,7 +233,7 @@ def test_other_bytes_under_the_same_uid_overwrite_nothing(tmp_path: Path, receiv
     first = save(ct(1), tmp_path / "first.dcm")
     second = save(ct(1, PatientID="P2"), tmp_path / "second.dcm")
     assert all(outcome.sent for outcome in received.send(first, second, second))
-    (kept,) = received.instances
+    (kept,) = set(received.instances)
     beside, again = received.conflicts
     assert body(kept.path) == body(first)
     assert beside == again
@@ -243,6 +243,36 @@ def test_other_bytes_under_the_same_uid_overwrite_nothing(tmp_path: Path, receiv
     assert list(index_spool(received.spool)) == [kept]
 
 
+def test_a_conflict_also_records_what_was_filed_first(tmp_path: Path, received: Received) -> None:
+    first = save(ct(1), tmp_path / "first.dcm")
+    second = save(ct(1, PatientID="P2"), tmp_path / "second.dcm")
+    received.errors.append(Retryable("database is locked"))
+    assert not received.send(first)[0].sent
+    received.instances.clear()
+    received.errors.append(Retryable("database is locked"))
+    assert not received.send(second)[0].sent
+    assert received.conflicts == []
+    received.instances.clear()
+    assert received.send(second)[0].sent
+    (recorded,), (beside,) = received.instances, received.conflicts
+    assert body(recorded.path) == body(first)
+    assert list(index_spool(received.spool)) == [recorded]
+    assert body(beside.path) == body(second)
+
+
+def test_a_conflict_with_a_broken_file_is_noted(
+    tmp_path: Path, received: Received, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = received.spool / STUDY / SERIES / f"{SERIES}.1.dcm"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"not DICOM")
+    file = save(ct(1), tmp_path / "1.dcm")
+    assert received.send(file)[0].sent
+    assert received.instances == []
+    assert [body(i.path) for i in received.conflicts] == [body(file)]
+    assert f"{own.relative_to(received.spool)} in the spool cannot be read: not a DICOM file" in caplog.text
+
+
 def test_two_associations_race_for_one_uid(tmp_path: Path, received: Received) -> None:
     files = [save(ct(1, PatientID=f"P{n}"), tmp_path / f"{n}.dcm") for n in range(8)]
     threads = [threading.Thread(target=received.send, args=[file]) for file in files]
@@ -250,8 +280,9 @@ def test_two_associations_race_for_one_uid(tmp_path: Path, received: Received) -
         thread.start()
     for thread in threads:
         thread.join()
-    filed = [*received.instances, *received.conflicts]
-    assert len(received.instances) == 1
+    filed = [*set(received.instances), *received.conflicts]
+    assert len(filed) == 8
+    assert len(received.conflicts) == 7
     assert sorted(body(i.path) for i in filed) == sorted(body(file) for file in files)
 
 

@@ -27,6 +27,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
+from triage.dicom import header
 from triage.dicom import spool as spooling
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, StoreStatus, explain_rejection
@@ -67,8 +68,8 @@ class Listener:
 
     ``on_received(instance)`` is called for every object on the disk, also when it comes again: it must be
     idempotent. It may raise Retryable, and the sender is asked to send again. ``on_conflict(instance)`` is
-    called for other bytes under a known SOP Instance UID. ``has_room()`` says whether the disk takes more.
-    Both are called from the threads of several associations.
+    called for other bytes under a known SOP Instance UID, after ``on_received`` for the first ones.
+    ``has_room()`` says whether the disk takes more. All are called from the threads of several associations.
     """
 
     def __init__(
@@ -164,12 +165,21 @@ class Listener:
         try:
             filed = spooling.file(self._spool, raw, instance, event.assoc.requestor.ae_title)
             if filed.conflict:
-                logger.warning("SOP instance %s came again with other bytes", instance.sop_instance_uid)
-                self._on_conflict(filed.instance)
+                self._conflict(filed.instance)
             else:
                 self._on_received(filed.instance)
         except Retryable as error:
             raise _Refused(StoreStatus.OUT_OF_RESOURCES, str(error)) from error
+
+    def _conflict(self, instance: Instance) -> None:
+        """The first bytes come on record as well: they may lie there from an attempt that failed thereafter."""
+        logger.warning("SOP instance %s came again with other bytes", instance.sop_instance_uid)
+        own = instance.path.parents[1] / f"{instance.sop_instance_uid}.dcm"
+        try:
+            self._on_received(header.read_instance(own))
+        except Rejected as error:
+            logger.error("%s in the spool cannot be read: %s", own.relative_to(self._spool), error)
+        self._on_conflict(instance)
 
 
 def _application_entity(settings: config.Listener) -> AE:
