@@ -172,7 +172,7 @@ class Listener:
             raise _Refused(StoreStatus.OUT_OF_RESOURCES, str(error)) from error
 
     def _conflict(self, instance: Instance) -> None:
-        """The first bytes come on record as well: they may lie there from an attempt that failed thereafter."""
+        """The first bytes come on record as well: the attempt that filed them may have failed thereafter."""
         logger.warning("SOP instance %s came again with other bytes", instance.sop_instance_uid)
         own = instance.path.parents[1] / f"{instance.sop_instance_uid}.dcm"
         try:
