@@ -143,6 +143,16 @@ def test_a_missing_uid_is_named(phantom: Path, tmp_path: Path, keyword: str) -> 
 
 
 @pytest.mark.parametrize(
+    "keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"]
+)
+@pytest.mark.parametrize("uid", [b"..", b".", b".1.2", b"1.2/3", b"1.2a", "١.٢".encode()])
+def test_a_uid_is_never_a_path(phantom: Path, tmp_path: Path, keyword: str, uid: bytes) -> None:
+    """UIDs name folders, also of what never came through the listener."""
+    with pytest.raises(Rejected, match=f"^{keyword} is not a UID$"):
+        read_instance(patched(phantom, tmp_path, keyword, uid))
+
+
+@pytest.mark.parametrize(
     "content", [b"", b"hello", bytes(1000), b"\x89PNG\r\n\x1a\n" + bytes(500), b"%PDF-1.7" * 60, b"DICM" * 99]
 )
 def test_other_files_are_not_dicom(tmp_path: Path, content: bytes) -> None:

@@ -42,6 +42,9 @@ BROKEN = (
 )  # fmt: skip
 """What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence."""
 
+UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
+"""A UID as tolerant as scanners need it, and as strict as the name of a file or folder must be."""
+
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 KEYWORDS = (
@@ -71,7 +74,7 @@ def read_instance(path: Path, digest: str | None = None) -> Instance:
 def instance_of(dataset: Dataset, transfer_syntax_uid: str, path: Path, digest: str) -> Instance:
     """The header facts of a parsed data set (pixel data is not needed).
 
-    Raises Rejected when an identifying UID is missing.
+    Raises Rejected when an identifying UID is missing or none, and so could not name a file.
     """
     return Instance(
         study_instance_uid=_uid(dataset, "StudyInstanceUID"),
@@ -244,7 +247,7 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     uid = _text(dataset, keyword)
     if not uid:
         raise Rejected(f"missing {keyword}")
-    if len(uid) > 64 or not re.fullmatch(r"[0-9.]+", uid):
+    if not UID_NAME.fullmatch(uid):
         raise Rejected(f"{keyword} is not a UID")
     return uid
 
