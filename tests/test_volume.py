@@ -360,12 +360,24 @@ def test_an_unsupported_transfer_syntax_is_named(phantom: Path, tmp_path: Path) 
     assert refused([file]) == "transfer syntax of slice 1 is not supported: MPEG2 Main Profile / Main Level"
 
 
-def test_a_missing_file_may_come_back(tmp_path: Path) -> None:
+def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    files = write_study(tmp_path, seed=5, slices=3, rows=64)
+    found = series(files)
+    number = found.instances[1].instance_number
+    files[1].unlink()
+    expected = f"^image file of slice {number} is gone from the spool; send the study again$"
+    with pytest.raises(Rejected, match=expected):
+        read(found)
+
+
+def test_a_disk_that_cannot_be_read_may_come_back(tmp_path: Path) -> None:
     files = write_study(tmp_path, seed=5, slices=3, rows=64)
     found = series(files)
     aside = shutil.move(files[1], tmp_path / "aside")
-    with pytest.raises(Retryable, match="No such file"):
+    files[1].mkdir()
+    with pytest.raises(Retryable, match="Is a directory"):
         read(found)
+    files[1].rmdir()
     shutil.move(aside, files[1])
     assert isinstance(read(found), Volume)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any, Literal
 
 import imagecodecs
@@ -18,7 +19,7 @@ from pydicom.encaps import generate_frames
 
 from triage.dicom.header import BROKEN, parse, read_bytes, split
 from triage.domain import Instance, Series, Volume
-from triage.errors import Rejected
+from triage.errors import Rejected, Retryable
 
 AIR = -1024
 """HU of what was never scanned: padding, and whatever lies below the scale of a CT scanner."""
@@ -55,7 +56,7 @@ def read(series: Series, threads: int = 0) -> Volume:
 
     Values are clipped to [-1024, 32767]; padding (PS3.3 C.7.5.1.1.2) becomes air.
     ``threads`` 0 takes all cores.
-    Raises Rejected naming the slice that cannot be decoded, Retryable when a file cannot be read.
+    Raises Rejected naming the slice that is gone or cannot be decoded, Retryable when a file cannot be read.
     """
     first = series.instances[0]
     array = np.empty((len(series.instances), first.rows, first.columns), np.int16)
@@ -68,7 +69,7 @@ def read(series: Series, threads: int = 0) -> Volume:
 
 def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: tuple[int, int]) -> None:
     number = place if instance.instance_number is None else instance.instance_number
-    transfer_syntax_uid, body = split(read_bytes(instance.path))
+    transfer_syntax_uid, body = split(_bytes_of(instance.path, number))
     decoder = DECODERS.get(transfer_syntax_uid)
     if decoder is None:
         name = uid.UID(transfer_syntax_uid).name
@@ -84,6 +85,17 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
         sizes = " × ".join(map(str, values.shape)), " × ".join(map(str, shape))
         raise Rejected(f"slice {number} has the wrong size: {sizes[0]}, not {sizes[1]}")
     _write_hu(values, padding, instance, out)
+
+
+def _bytes_of(path: Path, number: int) -> bytes:
+    """A disk may come back; a file that was deleted does not, until someone sends it again."""
+    try:
+        return read_bytes(path)
+    except Retryable as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        reason = f"image file of slice {number} is gone from the spool; send the study again"
+        raise Rejected(reason) from error
 
 
 def _pixels(dataset: Dataset) -> Pixels:
