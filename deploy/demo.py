@@ -7,6 +7,7 @@ with a database and a spool of its own in a folder that is emptied first (var/de
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import shutil
 import signal
@@ -46,6 +47,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     home: Path = arguments.folder
     _empty(home, arguments.folders)
+    lock = (home / MARK).open()
+    fcntl.flock(lock, fcntl.LOCK_SH)  # another demo must not empty the folder under this one
     studies = _studies(arguments.folders or _made_up_studies(home / "scanner"))
     pacs_port, listener_port, web_port = _free_ports(3)
     settings = _write_settings(home, pacs_port, listener_port, web_port)
@@ -58,7 +61,8 @@ def main() -> int:
         console.print(f"The worklist: [bold]{page}[/]")
         _send(studies, scanner_peer)
         settled = _watch(daemon, page, len(studies), log)
-        console.print()
+        console.print("The worklist in reading order:\n")
+        subprocess.run([sys.executable, "-m", "triage", "--config", str(settings), "worklist"], check=True)
         console.print(f"Images and results lie in {home}; the PACS's in {home / 'pacs'}")
         if not arguments.once:
             console.print(f"The worklist stays at [bold]{page}[/] until Ctrl-C")
@@ -90,6 +94,12 @@ def _empty(home: Path, inputs: Sequence[Path]) -> None:
             sys.exit(f"{folder} and the demo's own folder {own} overlap; give another --folder")
     if home.exists() and any(home.iterdir()) and not (home / MARK).exists():
         sys.exit(f"{home} holds something that no demo made; give another --folder")
+    if (home / MARK).exists():
+        with (home / MARK).open() as mark:
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                sys.exit(f"a demo is running in {home}; stop it, or give another --folder")
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     (home / MARK).touch()
@@ -193,7 +203,7 @@ def _send(studies: dict[str, list[Instance]], peer: Destination) -> None:
 def _watch(daemon: subprocess.Popen[bytes], page: str, count: int, log: Path) -> bool:
     """Show the worklist until every study has its answer and every result is delivered."""
     deadline = time.monotonic() + ONCE_SECONDS
-    with Live(console=console, auto_refresh=False) as live:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             with urllib.request.urlopen(page + "api/worklist", timeout=10) as answer:
                 rows = json.load(answer)

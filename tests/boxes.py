@@ -18,6 +18,9 @@ class Boxes:
     """Says that ``affected`` of the patient's right lung is diseased, whatever the volume shows."""
 
     affected: float = 0.4
+    lungs: int = 2
+    margin: int = 2
+    """Slices above and below the lungs."""
     settings: Mapping[str, str | float] = field(default_factory=dict)
     info: ModelInfo = field(
         default_factory=lambda: ModelInfo(
@@ -30,8 +33,11 @@ class Boxes:
         lung = np.zeros(volume.array.shape, dtype=bool)
         span = slice(rows // 4, 3 * rows // 4)
         right = slice(columns // 8, 3 * columns // 8)
-        lung[:, span, right] = True
-        lung[:, span, 5 * columns // 8 : 7 * columns // 8] = True
+        inner = slice(self.margin, slices - self.margin)
+        lung[inner, span, right] = True
+        if self.lungs == 2:
+            lung[inner, span, 5 * columns // 8 : 7 * columns // 8] = True
         lesion = np.zeros_like(lung)
-        lesion[: round(slices * self.affected), span, right] = True
+        diseased = round((slices - 2 * self.margin) * self.affected)
+        lesion[self.margin : self.margin + diseased, span, right] = True
         return Findings(min(1.0, 2 * self.affected), "score", False, lung, lesion)

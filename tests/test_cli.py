@@ -65,6 +65,15 @@ def test_predict_passes_over_what_is_not_dicom_and_says_so(tmp_path: Path) -> No
     assert "PHANTOM" in ended.stdout
 
 
+def test_predict_leaves_nothing_of_an_earlier_run(tmp_path: Path) -> None:
+    phantom.write_study(tmp_path / "in", seed=2, slices=30, rows=128, slice_spacing=8)
+    (row,) = json.loads(triage("predict", tmp_path / "in", "--output", tmp_path / "out", "--json").stdout)
+    stale = Path(row["files"]["sr"]).with_name("lung_seg.dcm")
+    stale.write_bytes(b"of an earlier run")
+    triage("predict", tmp_path / "in", "--output", tmp_path / "out")
+    assert not stale.exists()
+
+
 def test_predict_without_dicom_says_so(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     ended = triage("predict", tmp_path, "--output", tmp_path / "out", status=78)

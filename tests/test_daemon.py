@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tests import peers
-from triage import config
+from triage import config, daemon
+from triage.config import Destination
 from triage.db import Database
 from triage.dicom import phantom
 from triage.domain import StudyState
@@ -27,7 +30,8 @@ def children(pid: int) -> dict[str, int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             arguments = Path(f"/proc/{child}/cmdline").read_text().split("\0")
-            found[arguments[arguments.index("--role") + 1]] = int(child)
+            if "--role" in arguments:  # a child that has just been forked is still a copy of its parent
+                found[arguments[arguments.index("--role") + 1]] = int(child)
     return found
 
 
@@ -73,6 +77,38 @@ def test_no_role_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         peers.wait_until(lambda: not any(map(is_alive, roles.values())))
+
+
+def test_a_role_that_has_worked_is_tried_again_whatever_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's port is taken after a crash: the listener must go on receiving meanwhile."""
+    monkeypatch.setattr(daemon, "PROVEN_SECONDS", 0.1)
+    monkeypatch.setattr(daemon, "RESTART_SECONDS", 0.5)
+    path = peers.write_config(tmp_path / "daemon")
+    settings = config.load(path, {})
+    page = Destination(name="page", ae_title="X", host="127.0.0.1", port=settings.web.port)
+    stop = threading.Event()
+    thread = threading.Thread(target=daemon.supervise, args=(path, ["listener", "web"], stop))
+    thread.start()
+    try:
+        peers.wait_until(lambda: peers.answers(page) and peers.answers(peers.destination(settings)))
+        first = children(os.getpid())["web"]
+        os.kill(first, signal.SIGKILL)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
+        with socket.create_server(("127.0.0.1", settings.web.port)):
+            seen: set[int] = set()
+
+            def tried_twice() -> bool:
+                seen.add(children(os.getpid()).get("web", first))
+                return len(seen - {first}) >= 2
+
+            peers.wait_until(tried_twice)
+            assert peers.answers(peers.destination(settings))
+        peers.wait_until(lambda: peers.answers(page))
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(

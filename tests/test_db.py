@@ -1,5 +1,6 @@
 """The database keeps what it promised: states, revisions, deliveries, and order."""
 
+import dataclasses
 import multiprocessing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triage.config import PriorityPolicy
-from triage.db import Database, Registered
+from triage.db import Database
 from triage.domain import (
     Band,
     DeliveryState,
@@ -80,28 +81,35 @@ def db(tmp_path: Path) -> Database:
     return database
 
 
-def register(db: Database, received: Instance, now: datetime = NOW, judgeable: bool = True) -> Registered:
-    return db.register(received, now, judgeable=judgeable, stat=False, pending=pending(now, False, POLICY))
+def waiting(arrived_at: datetime, stat: bool) -> Priority:
+    return pending(arrived_at, stat, POLICY)
 
 
-def judged(db: Database, key: str = "k1") -> None:
+def register(
+    db: Database, received: Instance, now: datetime = NOW, judgeable: bool = True, stat: bool = False
+) -> None:
+    db.register(received, now, judgeable=judgeable, stat=stat, pending=waiting)
+
+
+def judged(db: Database, key: str = "k1", band: Band = Band.SEVERE, minutes: float = 30) -> None:
     seen = db.quiet_study(NOW + timedelta(days=1))
     assert seen is not None
     assert db.mark_ready(seen)
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
-    assert db.finish(claimed, an_answer(key=key), objects(key), ["PACS"], place(), NOW)
+    assert db.finish(claimed, an_answer(key=key), objects(key), ["PACS"], place(band, minutes), NOW)
 
 
 def test_instances_come_back_as_they_were_registered(db: Database) -> None:
-    assert register(db, an_instance()) is Registered.NEW
+    register(db, an_instance())
     assert db.instances("1.2") == [an_instance()]
 
 
 def test_the_same_instance_again_changes_nothing(db: Database) -> None:
     register(db, an_instance())
     judged(db)
-    assert register(db, an_instance(), NOW + timedelta(hours=1)) is Registered.SAME
+    register(db, an_instance(), NOW + timedelta(hours=1))
+    assert len(db.instances("1.2")) == 1
     entry = db.entry("1.2")
     assert entry is not None
     assert entry.study.state is StudyState.ANALYZED
@@ -109,7 +117,7 @@ def test_the_same_instance_again_changes_nothing(db: Database) -> None:
 
 def test_other_bytes_under_a_known_uid_are_noted_and_never_replace(db: Database) -> None:
     register(db, an_instance())
-    assert register(db, an_instance(digest="other")) is Registered.CONFLICT
+    register(db, an_instance(digest="other"))
     entry = db.entry("1.2")
     assert entry is not None
     assert "different content" in entry.study.notes[0]
@@ -119,7 +127,8 @@ def test_other_bytes_under_a_known_uid_are_noted_and_never_replace(db: Database)
 def test_objects_that_are_not_ct_images_never_reopen_a_study(db: Database) -> None:
     register(db, an_instance())
     judged(db)
-    assert register(db, an_instance(sop="2.25.12"), judgeable=False) is Registered.NEW
+    register(db, an_instance(sop="2.25.12"), judgeable=False)
+    assert len(db.instances("1.2")) == 2
     entry = db.entry("1.2")
     assert entry is not None
     assert entry.study.state is StudyState.ANALYZED
@@ -133,7 +142,43 @@ def test_a_late_slice_reopens_and_brings_a_closed_study_back(db: Database) -> No
     register(db, an_instance(sop="1.2.3.2"), NOW + timedelta(minutes=5))
     (entry,) = db.worklist(NOW, "deadline", 7)
     assert entry.study.state is StudyState.RECEIVING
-    assert entry.priority == place()  # it keeps its place until it is judged anew
+    assert entry.priority == dataclasses.replace(place(), reason="new images came, not judged yet")
+
+
+def test_a_reopened_negative_study_moves_up_to_those_nobody_has_judged(db: Database) -> None:
+    register(db, an_instance())
+    judged(db, band=Band.ROUTINE, minutes=480)
+    register(db, an_instance(sop="1.2.3.2"), NOW + timedelta(minutes=5))
+    (entry,) = db.worklist(NOW, "deadline", 7)
+    assert entry.priority == dataclasses.replace(
+        waiting(NOW, False), reason="new images came, not judged yet"
+    )
+
+
+def test_new_images_bring_an_old_study_back(db: Database) -> None:
+    register(db, an_instance())
+    later = NOW + timedelta(days=8)
+    assert db.worklist(later, "deadline", 7) == []
+    register(db, an_instance(sop="1.2.3.2"), later)
+    assert len(db.worklist(later, "deadline", 7)) == 1
+    assert sum(db.counts(later, 7).values()) == 1
+
+
+def test_what_the_first_object_did_not_know_comes_with_the_next(db: Database) -> None:
+    """A dose report without accession number first; then CT images of a STAT order."""
+    first = dataclasses.replace(an_instance(sop="1.2.3.9"), accession_number="", patient_name="")
+    register(db, first, judgeable=False)
+    register(db, an_instance(), NOW + timedelta(seconds=9), stat=True)
+    (entry,) = db.worklist(NOW, "deadline", 7)
+    assert (entry.study.accession_number, entry.study.patient_name) == ("A1", "Doe^Jane")
+    assert entry.study.stat
+    assert entry.priority == waiting(NOW, True)
+
+
+def test_the_list_has_no_end(db: Database) -> None:
+    for n in range(230):
+        register(db, an_instance(f"1.{n + 1}"))
+    assert len(db.worklist(NOW, "deadline", 7)) == 230
 
 
 def test_slices_that_come_during_the_analysis_discard_it(db: Database) -> None:
@@ -181,12 +226,12 @@ def test_a_failed_study_is_claimed_again_only_when_its_time_has_come(db: Databas
     db.mark_ready(seen)
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
-    assert db.mark_failed(claimed, "disk full", place(), NOW + timedelta(minutes=1))
+    assert db.mark_failed(claimed, "disk full", place(), NOW + timedelta(minutes=1), attempts=1)
     assert db.claim("me", NOW, 60) is None
     again = db.claim("me", NOW + timedelta(minutes=1), 60)
     assert again is not None
     assert again.attempts == 2
-    assert db.mark_failed(again, "disk full", place(), None)
+    assert db.mark_failed(again, "disk full", place(), None, attempts=2)
     assert db.claim("me", NOW + timedelta(days=1), 60) is None
     assert db.requeue("1.2", NOW)
     assert db.quiet_study(NOW) is not None
@@ -228,7 +273,13 @@ def test_both_orderings(
     for n, (band, score, minutes) in enumerate(rows):
         priority = Priority(band, score, NOW + timedelta(minutes=minutes), "")
         arrived = NOW + timedelta(seconds=n)
-        db.register(an_instance(f"1.{n + 1}"), arrived, judgeable=True, stat=False, pending=priority)
+        db.register(
+            an_instance(f"1.{n + 1}"),
+            arrived,
+            judgeable=True,
+            stat=False,
+            pending=lambda *_, place=priority: place,
+        )
     by_deadline = [e.priority.due_at for e in db.worklist(NOW, "deadline", 7)]
     assert by_deadline == sorted(by_deadline)
     strict = [
@@ -263,5 +314,6 @@ def test_a_lost_database_is_retryable_and_a_wrong_url_is_named(tmp_path: Path) -
     db = Database(f"sqlite:///{tmp_path}/triage.db")  # never migrated: no tables
     with pytest.raises(Retryable, match="database"):
         db.quiet_study(NOW)
-    with pytest.raises(ConfigError, match="database"):
-        Database("nonsense://x")
+    for url in ("nonsense://x", "postgresql://host/triage", "sqlite://"):
+        with pytest.raises(ConfigError, match="sqlite:///path"):
+            Database(url)

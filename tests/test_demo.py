@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -85,3 +86,14 @@ def test_the_demo_empties_only_folders_a_demo_made(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "no demo made" in ended.stderr
     assert (tmp_path / "home" / "thesis.txt").exists()
+
+
+def test_a_second_demo_does_not_disturb_the_first(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with (home / ".demo").open("w") as running:
+        fcntl.flock(running, fcntl.LOCK_SH)
+        command = [sys.executable, str(DEMO), "--once", "--folder", str(home)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert "a demo is running" in ended.stderr
+    assert (home / ".demo").exists()

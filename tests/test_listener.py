@@ -36,7 +36,7 @@ from tests.needs import DATA, needs_data, needs_dcmtk
 from tests.objects import PATIENT, SERIES, STUDY, body, ct, save, with_body
 from triage import config
 from triage.config import Destination
-from triage.dicom import sender, spool
+from triage.dicom import header, sender, spool
 from triage.dicom.listener import Listener, index_spool
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
@@ -378,7 +378,7 @@ def test_a_uid_is_never_a_path(
 
 @given(st.text(st.sampled_from("0123456789./\\ \0a"), max_size=70))
 def test_no_name_leads_out_of_the_spool(name: str) -> None:
-    if spool.UID_NAME.fullmatch(name):
+    if header.UID_NAME.fullmatch(name):
         assert "/" not in name
         assert name.strip(".") == name.lstrip(".").rstrip(".")
         assert Path("/spool", name).resolve().parent == Path("/spool")

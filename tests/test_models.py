@@ -20,7 +20,7 @@ from triage.dicom.header import find_instances
 from triage.dicom.series import choose
 from triage.dicom.volume import read
 from triage.domain import Volume
-from triage.errors import ConfigError, Rejected, Retryable
+from triage.errors import ConfigError, DeviceLost, Rejected, Retryable
 from triage.models import compute, lungs, preprocessing, weights
 from triage.models.multitask import score
 from triage.models.networks import PAPER_WIDTHS, PYRAMID, LungsNet, MultitaskNet, pyramid
@@ -209,6 +209,17 @@ class TestCompute:
         running = compute.choose(Analysis(device="cpu"))
         with pytest.raises(Retryable, match="memory"), running.running():
             torch.empty(1 << 50)
+
+    def test_a_lost_gpu_asks_for_a_new_process(self):
+        running = compute.choose(Analysis(device="cpu"))
+        with pytest.raises(DeviceLost), running.running():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_what_is_no_number_is_never_an_answer(self, value):
+        chosen = compute.choose(Analysis(device="cpu"))
+        with pytest.raises(Retryable, match="no numbers"):
+            chosen.map(lambda batch: batch * value, [torch.ones(1, 1, 4, 4)])
 
     def test_a_mistake_of_ours_is_not_called_transient(self):
         running = compute.choose(Analysis(device="cpu"))

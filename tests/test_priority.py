@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status
-from triage.priority import not_judged, pending, percent, prioritise
+from triage.domain import Band, Priority, Result, Status, percent
+from triage.priority import not_judged, pending, prioritise
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 ANALYSIS = Analysis()

@@ -267,9 +267,9 @@ def test_every_figure_reads_back(
     (certainty,) = group.get_measurements(codes.SCORE if probability_kind == "score" else codes.PROBABILITY)
     assert certainty.value == pytest.approx(probability, abs=5e-5)
     assert certainty.method.meaning.endswith(", calibrated") is calibrated
-    assert affected(group) == pytest.approx(
-        {"worse": 100 * max(left, right), "Left": 100 * left, "Right": 100 * right}, abs=0.05
-    )
+    told_percent = affected(group)
+    for name, fraction in {"worse": max(left, right), "Left": left, "Right": right}.items():
+        assert 0 <= 100 * fraction - told_percent[name] + 1e-4 < 0.1 + 2e-4  # rounded down, never up
     told = answers(group)
     assert told["Triage result"].upper() == status.name
     assert told["CT grade by affected lung fraction"].startswith(grade.value)

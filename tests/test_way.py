@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from pydicom import dcmread
 
 from tests import peers
+from tests.boxes import Boxes
 from tests.hospital import Hospital, hospital
-from triage import analyze, assemble
+from triage import analyze, assemble, daemon
+from triage.config import Assemble
 from triage.dicom import phantom
-from triage.domain import Band, DeliveryState, Findings, Instance, ResultKind, StudyState, Volume
-from triage.errors import Rejected, Retryable
+from triage.domain import Band, DeliveryState, Findings, Instance, ResultKind, Series, StudyState, Volume
+from triage.errors import DeviceLost, Rejected, Retryable
 
 PHANTOM = {"slices": 30, "rows": 64, "slice_spacing": 8.0}
 
@@ -99,7 +102,8 @@ def test_late_slices_supersede_the_earlier_result(
     peers.scan(late, here.config)
     reopened = here.entry(uid_of(study))
     assert reopened.study.state is StudyState.RECEIVING
-    assert reopened.priority == first.priority
+    assert reopened.priority.due_at == first.priority.due_at
+    assert reopened.priority.reason == "new images came, not judged yet"
     here.work()
     second = here.entry(uid_of(study))
     assert first.result is not None
@@ -152,22 +156,159 @@ def test_a_failure_is_shown_and_tried_again(ward: tuple[Hospital, list[Instance]
     assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
 
 
-def test_a_failing_study_is_given_up_and_says_so(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+def test_a_full_disk_or_a_busy_gpu_never_gives_a_study_up(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    here, _ = ward
+    here.model = _Broken(here, *[Retryable("not enough memory")] * 30)
+    peers.scan(study, here.config)
+    for _ in range(30):
+        here.work()
+        assert "will be retried" in here.entry(uid_of(study)).priority.reason
+        here.pass_time(analyze.LONGEST_RETRY.total_seconds())
+    here.work()
+    assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
+
+
+def test_a_spool_that_is_not_mounted_is_waited_for(
+    ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path
+) -> None:
+    here, _ = ward
+    peers.scan(study, here.config)
+    spool = here.config.storage.spool
+    spool.rename(tmp_path / "unmounted")
+    here.work()
+    assert "is the disk mounted?" in here.entry(uid_of(study)).priority.reason
+    (tmp_path / "unmounted").rename(spool)
+    here.pass_time(10_000)
+    here.work()
+    assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
+
+
+def test_a_lost_gpu_is_shown_and_ends_the_process(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, _ = ward
+    here.model = _Broken(here, DeviceLost("the GPU is gone"))
+    peers.scan(study, here.config)
+    with pytest.raises(DeviceLost):
+        here.work()
+    assert "will be retried: the GPU is gone" in here.entry(uid_of(study)).priority.reason
+    stop = threading.Event()
+    here.pass_time(10_000)
+    here.model = _Broken(here, DeviceLost("the GPU is gone"))
+    daemon.repeat(lambda: analyze.step(here.db, here.config, here.model, "test", here.now), stop)
+    assert stop.is_set()
+
+
+def test_a_study_that_trips_us_is_given_up_and_says_so(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
     here, _ = ward
     attempts = here.config.analysis.maximum_attempts
-    here.model = _Broken(here, *[Retryable("not enough memory")] * attempts)
+    here.model = _Broken(here, *[ZeroDivisionError()] * attempts)
     peers.scan(study, here.config)
     for _ in range(attempts):
-        here.work()
+        with pytest.raises(ZeroDivisionError):
+            here.work()
         here.pass_time(10_000)
     entry = here.entry(uid_of(study))
-    assert entry.priority.reason == "failed, given up: not enough memory"
+    assert entry.priority.reason == "failed, given up: internal error: ZeroDivisionError"
     assert entry.priority.band is Band.NOT_JUDGED
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.FAILED
     here.db.requeue(uid_of(study), here.now)
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
+
+
+def test_a_study_that_cannot_be_assembled_holds_up_nobody(
+    ward: tuple[Hospital, list[Instance]], study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = ward
+    phantom.write_study(tmp_path / "next", seed=4, **PHANTOM)  # type: ignore[arg-type]
+    peers.scan(study, here.config)
+    here.pass_time(1)
+    peers.scan(tmp_path / "next", here.config)
+    choose = assemble.series.choose
+
+    def tripping(instances: Sequence[Instance], rules: Assemble) -> Series:
+        if instances[0].study_instance_uid == uid_of(study):
+            raise ZeroDivisionError
+        return choose(instances, rules)
+
+    monkeypatch.setattr(assemble.series, "choose", tripping)
+    with pytest.raises(ZeroDivisionError):
+        here.work()
+    here.work()
+    assert "given up" in here.entry(uid_of(study)).priority.reason
+    assert here.entry(uid_of(tmp_path / "next")).study.state is StudyState.ANALYZED
+
+
+@pytest.mark.parametrize(
+    ("change", "doubt"), [({"lungs": 1}, "one lung only"), ({"margin": 0}, "the images end inside the lungs")]
+)
+def test_nobody_is_called_negative_when_the_lungs_were_not_seen_whole(
+    ward: tuple[Hospital, list[Instance]], study: Path, change: dict[str, int], doubt: str
+) -> None:
+    here, pacs = ward
+    here.model = Boxes(affected=0, **change)
+    peers.scan(study, here.config)
+    here.work()
+    entry = here.entry(uid_of(study))
+    assert entry.study.state is StudyState.REJECTED
+    assert doubt in entry.priority.reason
+    assert entry.priority.band is Band.NOT_JUDGED
+    assert pacs == []
+
+
+def test_a_positive_answer_stands_in_doubt_and_says_so(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    here, _ = ward
+    here.model = Boxes(lungs=1)
+    peers.scan(study, here.config)
+    here.work()
+    result = here.entry(uid_of(study)).result
+    assert result is not None
+    assert result.status == "positive"
+    assert result.notes == ("one lung only",)
+
+
+def test_settings_changed_and_changed_back_supersede_each_time(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    """The PACS's newest report and the page say the same, and no UID is used twice."""
+    here, pacs = ward
+    peers.scan(study, here.config)
+    here.work()
+    before = here.config
+    stricter = before.analysis.model_copy(update={"positive_probability": 0.99, "positive_fraction": 0.99})
+    for settings in (before.model_copy(update={"analysis": stricter}), before, before):
+        here.config = settings
+        here.db.requeue(uid_of(study), here.now)
+        here.work()
+    results = here.db.results(uid_of(study))
+    assert [(r.revision, r.status.value) for r in results] == [
+        (3, "positive"),
+        (2, "negative"),
+        (1, "positive"),
+    ]
+    assert [r.supersedes for r in results[:2]] == [r.sr_sop_instance_uid for r in results[1:]]
+    assert pacs[-1].study_instance_uid == uid_of(study)
+    assert len({i.sop_instance_uid for i in pacs}) == len(pacs) == 9
+
+
+def test_a_tidied_spool_does_not_stop_a_judgement(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+    here, _ = ward
+    peers.scan(study, here.config)
+    here.work()
+    shutil.rmtree(here.config.storage.spool / uid_of(study) / "results")
+    stricter = here.config.analysis.model_copy(update={"lesion_threshold": 0.4, "ct0_tolerance": 0.01})
+    here.config = here.config.model_copy(update={"analysis": stricter})
+    here.db.requeue(uid_of(study), here.now)
+    here.work()
+    result = here.entry(uid_of(study)).result
+    assert result is not None
+    assert result.revision == 2
 
 
 def test_a_fault_of_ours_is_shown_and_does_not_stop_the_next_study(

@@ -437,6 +437,42 @@ def test_the_api_gives_the_rows_of_the_terminal(ward: Ward) -> None:
     assert {rows[1][key] for key in unknown} == {None}
 
 
+def troubles_on_every_page(ward: Ward) -> list[str]:
+    """What the page and the health check both say is wrong."""
+    client = browse(ward)
+    health = client.get("/healthz").json()
+    assert health["ok"] is (not health["troubles"])
+    for address in ("/", "/search"):
+        page = text(client.get(address))
+        assert all(trouble in page for trouble in health["troubles"])
+    return list(health["troubles"])
+
+
+def test_a_full_disk_is_said_on_the_page(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    full = config.storage.model_copy(update={"minimum_free_gb": 1e9})
+    config.storage.spool.mkdir(parents=True)
+    (trouble,) = troubles_on_every_page(Ward(config.model_copy(update={"storage": full})))
+    assert trouble.startswith("New images are refused")
+
+
+def test_an_analyzer_that_does_nothing_is_said_on_the_page(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.database.mark_ready(ward.study("1.1"))
+    assert troubles_on_every_page(ward) == []
+    ward.now += timedelta(seconds=ward.config.analysis.lease_seconds + ward.config.assemble.quiet_seconds + 1)
+    assert troubles_on_every_page(ward) == ["Studies wait for analysis since 12:00: does the analyzer run?"]
+
+
+def test_results_that_do_not_arrive_are_said_on_the_page(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", to=("PACS",))
+    assert troubles_on_every_page(ward) == []
+    ward.now += timedelta(minutes=61)
+    (trouble,) = troubles_on_every_page(ward)
+    assert trouble.startswith("Results have not reached the PACS since 12:00")
+
+
 def test_health_counts_open_studies_by_state(ward: Ward) -> None:
     for uid in ("1.1", "1.2", "1.3"):
         ward.arrive(uid)

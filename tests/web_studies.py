@@ -14,7 +14,7 @@ from triage import config as settings
 from triage import priority
 from triage.config import Config
 from triage.db import Database
-from triage.domain import Grade, Instance, Result, ResultKind, ResultObject, Status, Study
+from triage.domain import Grade, Instance, Priority, Result, ResultKind, ResultObject, Status, Study
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -68,14 +68,16 @@ class Ward:
                 digest=f"{number}",
                 **{"patient_id": f"P{uid}", "patient_name": "DOE^JANE", **facts},
             )
-            waiting = priority.pending(at, stat, self.config.priority)
-            self.database.register(received, at, judgeable=True, stat=stat, pending=waiting)
+            self.database.register(received, at, judgeable=True, stat=stat, pending=self.waiting)
         return self.study(uid)
 
     def study(self, uid: str) -> Study:
         entry = self.database.entry(uid)
         assert entry is not None
         return entry.study
+
+    def waiting(self, arrived_at: datetime, stat: bool) -> Priority:
+        return priority.pending(arrived_at, stat, self.config.priority)
 
     def claim(self, uid: str) -> Study:
         self.database.mark_ready(self.study(uid))
@@ -156,7 +158,7 @@ class Ward:
             f"analysis failed: {reason}",
             self.config.priority,
         )
-        assert self.database.mark_failed(claimed, reason, place, retry_at)
+        assert self.database.mark_failed(claimed, reason, place, retry_at, claimed.attempts)
 
     def png(self, name: str = "picture.png", colour: tuple[int, int, int] = (60, 90, 60)) -> Path:
         path = self.config.storage.spool / name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from triage import priority, severity
-from triage.assemble import reject
+from triage.assemble import fail, reject
 from triage.config import Config, Results
 from triage.db import Database
 from triage.dicom import files, pictures, seg, series, sr, volume
@@ -34,10 +35,14 @@ from triage.domain import (
     Study,
     Volume,
 )
-from triage.errors import Rejected, Retryable
+from triage.errors import DeviceLost, Rejected, Retryable
 from triage.models import Model
 
 log = logging.getLogger(__name__)
+
+ANSWER_VERSION = 1
+"""Raised whenever the same images, weights and settings give another answer or other objects than before."""
+LONGEST_RETRY = timedelta(minutes=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +103,8 @@ def judge(
     with watch("measure"):
         extent = severity.measure(ct, findings, config.analysis.ct0_tolerance)
         _refuse_too_little_lung(extent, config)
-    answer = _conclude(chosen, findings, extent, model, config)
-    if previous is not None:
-        answer = replace(answer, supersedes=previous.sr_sop_instance_uid)
+    supersedes = previous.sr_sop_instance_uid if previous else None
+    answer = _conclude(chosen, findings, extent, model, config, supersedes)
     case = Case(
         series=chosen,
         volume=ct,
@@ -111,7 +115,7 @@ def judge(
         parameters=_parameters(model, config),
         folder=folder,
         now=now,
-        predecessor=previous.files.get(ResultKind.SR) if previous else None,
+        predecessor=_report_at_hand(previous),
     )
     objects, thumbnail = _write(case, config.results, watch)
     return Judgement(_filed(answer, objects, thumbnail, watch), objects)
@@ -125,40 +129,63 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
     instances = db.instances(study.study_instance_uid)
     try:
         if study.attempts > config.analysis.maximum_attempts:
-            raise Retryable("the analysis ended without a word each time it was tried")
+            raise _Lethal("the analysis ended without a word each time it was tried")
         judgement = _judgement_of(db, config, model, study, instances, now)
     except Rejected as rejection:
         reject(db, config, study, instances, str(rejection), now)
     except Retryable as failure:
-        _fail(db, config, study, str(failure), now)
+        _try_later(db, config, study, str(failure), now)
+        if isinstance(failure, DeviceLost):
+            raise
+    except _Lethal as end:
+        fail(db, config, study, str(end), None)
     except Exception as error:
-        _fail(db, config, study, f"internal error: {type(error).__name__}", now)
+        _count_failure(db, config, study, f"internal error: {type(error).__name__}", now)
         raise
     else:
         _finish(db, config, study, judgement, now)
     return True
 
 
-def content_key(chosen: Series, model: Model, config: Config) -> str:
-    """Same slices, weights and analysis settings give the same key, hence the same object UIDs."""
-    facts = [chosen.content_digest, model.info.name, model.info.version, _parameters(model, config)]
-    return hashlib.sha256(
-        json.dumps([*facts, config.results.model_dump()], sort_keys=True).encode()
-    ).hexdigest()
+class _Lethal(Exception):
+    """The study ends the process that judges it."""
+
+
+def content_key(chosen: Series, model: Model, config: Config, supersedes: str | None) -> str:
+    """Same slices, weights and settings after the same report: the same key, hence the same object UIDs."""
+    facts = {
+        "version": ANSWER_VERSION,
+        "content": chosen.content_digest,
+        "notes": chosen.notes,
+        "supersedes": supersedes,
+        "model": [model.info.name, model.info.version],
+        "parameters": dict(_parameters(model, config)),
+        "minimum_lung_ml": config.analysis.minimum_lung_ml,
+        "results": config.results.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _judgement_of(
     db: Database, config: Config, model: Model, study: Study, instances: Sequence[Instance], now: datetime
 ) -> Judgement:
-    """An answer given before to the same content is given again; its objects are never rebuilt."""
+    """The newest report's answer is given again to the same content; its objects are never rebuilt.
+
+    Each attempt writes into a folder of its own: what was sent is never overwritten.
+    """
     chosen = series.choose(instances, config.assemble)
-    key = content_key(chosen, model, config)
-    earlier = db.result_for(study.study_instance_uid, key)
-    if earlier is not None:
-        return Judgement(earlier)
-    reported = (r for r in db.results(study.study_instance_uid) if r.sr_sop_instance_uid)
-    folder = config.storage.spool / study.study_instance_uid / "results" / key[:16]
-    return judge(chosen, model, config, folder, now, previous=next(reported, None))
+    previous = next((r for r in db.results(study.study_instance_uid) if r.sr_sop_instance_uid), None)
+    if previous and previous.content_key == content_key(chosen, model, config, previous.supersedes):
+        return Judgement(previous)
+    home = config.storage.spool / study.study_instance_uid
+    if not home.is_dir():
+        raise Retryable(f"the study's images are not in {config.storage.spool}: is the disk mounted?")
+    folder = home / "results" / f"{now:%Y%m%dT%H%M%S%f}"
+    try:
+        return judge(chosen, model, config, folder, now, previous)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _finish(db: Database, config: Config, study: Study, judgement: Judgement, now: datetime) -> None:
@@ -171,17 +198,22 @@ def _finish(db: Database, config: Config, study: Study, judgement: Judgement, no
         log.info("study %s received more images while it was judged; again", study.study_instance_uid)
 
 
-def _fail(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
-    """Put "failed" on the list, with the time of the next try or that it was given up."""
+def _try_later(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
+    """Disk, memory or device failed: not the study's fault, so it is never given up for that.
+
+    The longer it has waited, the longer it waits again, up to LONGEST_RETRY.
+    """
+    waited = now - study.last_received_at
+    shortest = timedelta(seconds=config.analysis.retry_seconds)
+    fail(db, config, study, reason, now + min(max(waited, shortest), LONGEST_RETRY))
+
+
+def _count_failure(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
+    """A fault of ours: tried again a few times, each after twice the wait, then given up."""
     settings = config.analysis
-    given_up = study.attempts >= settings.maximum_attempts
     wait = timedelta(seconds=settings.retry_seconds * 2.0 ** (study.attempts - 1))
-    entry = db.entry(study.study_instance_uid)
-    before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, config.priority)
-    said = f"failed, {'given up' if given_up else 'will be retried'}: {reason}"
-    place = priority.not_judged(before, study.arrived_at, study.stat, said, config.priority)
-    db.mark_failed(study, reason, place, None if given_up else now + wait)
-    log.error("study %s %s", study.study_instance_uid, said)
+    retry_at = now + wait if study.attempts < settings.maximum_attempts else None
+    fail(db, config, study, reason, retry_at, attempts=study.attempts)
 
 
 def _refuse_too_little_lung(extent: Severity, config: Config) -> None:
@@ -190,12 +222,24 @@ def _refuse_too_little_lung(extent: Severity, config: Config) -> None:
         raise Rejected(f"only {found:.0f} ml of lung found, below {needed:.0f} ml")
 
 
-def _conclude(chosen: Series, findings: Findings, extent: Severity, model: Model, config: Config) -> Result:
-    """Positive by probability or by affected fraction; neither alone may call a sick lung negative."""
+def _conclude(
+    chosen: Series,
+    findings: Findings,
+    extent: Severity,
+    model: Model,
+    config: Config,
+    supersedes: str | None,
+) -> Result:
+    """Positive by probability or by affected fraction; neither alone may call a sick lung negative.
+
+    Raises Rejected for a negative in doubt: a lung that was not seen may be the sick one.
+    """
     settings = config.analysis
     positive = findings.probability >= settings.positive_probability or (
         extent.affected_fraction is not None and extent.affected_fraction >= settings.positive_fraction
     )
+    if extent.doubts and not positive:
+        raise Rejected(f"{'; '.join(extent.doubts)}: no lesion in what is seen, which is not the whole")
     answer = Result(
         study_instance_uid=chosen.study_instance_uid,
         series_instance_uid=chosen.series_instance_uid,
@@ -213,10 +257,17 @@ def _conclude(chosen: Series, findings: Findings, extent: Severity, model: Model
         lesion_volume_ml=extent.lesion_volume_ml,
         model=model.info.name,
         model_version=model.info.version,
-        content_key=content_key(chosen, model, config),
-        notes=tuple(note for note in (*chosen.notes, extent.note) if note),
+        content_key=content_key(chosen, model, config, supersedes),
+        supersedes=supersedes,
+        notes=(*chosen.notes, *extent.doubts),
     )
     return replace(answer, reason=priority.sentence(answer))
+
+
+def _report_at_hand(previous: Result | None) -> Path | None:
+    """The earlier report's file; someone may have tidied the spool, which must not stop a judgement."""
+    path = previous.files.get(ResultKind.SR) if previous else None
+    return path if path is not None and path.exists() else None
 
 
 def _filed(answer: Result, objects: Sequence[ResultObject], thumbnail: Path, watch: Stopwatch) -> Result:
@@ -292,4 +343,12 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
     sides = severity.side_masks(case.findings.lung_mask, case.volume) if settings.lung_seg else None
     if sides is None:
         return None
-    return seg.write_lungs(case.series, *sides, case.answer, case.info, case.folder, now=case.now)
+    return seg.write_lungs(
+        case.series,
+        *sides,
+        case.answer,
+        case.info,
+        case.folder,
+        now=case.now,
+        omit_empty_frames=settings.omit_empty_frames,
+    )

@@ -9,26 +9,25 @@ from datetime import datetime, timedelta
 
 from triage import priority
 from triage.config import Config
-from triage.db import Database, Registered
+from triage.db import Database
 from triage.dicom import series
-from triage.domain import Instance, Result, Status, Study
-from triage.errors import Rejected
+from triage.domain import Instance, Priority, Result, Status, Study
+from triage.errors import Rejected, Retryable
 
 log = logging.getLogger(__name__)
 
 
-def register(db: Database, config: Config, received: Instance, now: datetime) -> Registered:
-    """Put a stored instance on record. Only CT images open or reopen a study: our own results, dose
-    reports and pictures that a PACS routes along are filed and nothing more. Raises Retryable.
+def register(db: Database, config: Config, received: Instance, now: datetime) -> None:
+    """Put a stored instance on record. Only CT images reopen a study: our own results, dose reports and
+    pictures that a PACS routes along are filed and nothing more. Raises Retryable.
     """
+
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return priority.pending(arrived_at, stat, config.priority)
+
     stat = received.requested_procedure_priority == priority.STAT
-    return db.register(
-        received,
-        now,
-        judgeable=series.is_ct_image(received),
-        stat=stat,
-        pending=priority.pending(now, stat, config.priority),
-    )
+    judgeable = series.is_ct_image(received)
+    db.register(received, now, judgeable=judgeable, stat=stat, pending=pending)
 
 
 def step(db: Database, config: Config, now: datetime) -> bool:
@@ -39,6 +38,17 @@ def step(db: Database, config: Config, now: datetime) -> bool:
     study = db.quiet_study(now - timedelta(seconds=config.assemble.quiet_seconds))
     if study is None:
         return False
+    try:
+        _assemble(db, config, study, now)
+    except Retryable:
+        raise
+    except Exception as error:  # a study that trips us must not hold up all others
+        fail(db, config, study, f"internal error: {type(error).__name__}", None)
+        raise
+    return True
+
+
+def _assemble(db: Database, config: Config, study: Study, now: datetime) -> None:
     instances = db.instances(study.study_instance_uid)
     try:
         series.choose(instances, config.assemble)
@@ -47,18 +57,33 @@ def step(db: Database, config: Config, now: datetime) -> bool:
     else:
         db.mark_ready(study)
         log.info("study %s is complete: %d instances", study.study_instance_uid, len(instances))
-    return True
 
 
 def reject(
     db: Database, config: Config, study: Study, instances: Sequence[Instance], reason: str, now: datetime
 ) -> None:
     """Put "not analysable" and its reason on the list; the study keeps its place or moves up."""
+    place = _place(db, config, study, reason)
+    if db.mark_rejected(study, not_analysable(instances, reason), place, now):
+        log.info("study %s is not analysable: %s", study.study_instance_uid, reason)
+
+
+def fail(
+    db: Database, config: Config, study: Study, reason: str, retry_at: datetime | None, attempts: int = 0
+) -> None:
+    """Put "failed" on the list, and whether it will be tried again; the study keeps its place or moves up.
+
+    ``attempts`` are those that count towards giving up.
+    """
+    said = f"failed, {'will be retried' if retry_at else 'given up'}: {reason}"
+    if db.mark_failed(study, reason, _place(db, config, study, said), retry_at, attempts):
+        log.error("study %s %s", study.study_instance_uid, said)
+
+
+def _place(db: Database, config: Config, study: Study, reason: str) -> Priority:
     entry = db.entry(study.study_instance_uid)
     before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, config.priority)
-    place = priority.not_judged(before, study.arrived_at, study.stat, reason, config.priority)
-    db.mark_rejected(study, not_analysable(instances, reason), place, now)
-    log.info("study %s is not analysable: %s", study.study_instance_uid, reason)
+    return priority.not_judged(before, study.arrived_at, study.stat, reason, config.priority)
 
 
 def not_analysable(instances: Sequence[Instance], reason: str) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from triage import daemon, models
 from triage.config import Config
@@ -48,9 +49,10 @@ def _spool(config: Config) -> Check:
 
 
 def _database(config: Config) -> Check:
+    known = Path(config.database.url.removeprefix("sqlite:///")).exists()
     try:
         database = daemon.open_database(config)
-        open_studies = sum(database.counts().values())
+        open_studies = sum(database.counts(daemon.now(), config.retention.leave_list_after_days).values())
         waiting = database.destinations_owed()
         database.close()
     except TriageError as error:
@@ -61,7 +63,8 @@ def _database(config: Config) -> Check:
         return Check(
             "database", False, f"results wait for {names}, which delivery.destinations does not name"
         )
-    return Check("database", True, f"{open_studies} open studies")
+    new = "" if known else "new and empty; is the path right? "
+    return Check("database", True, f"{config.database.url}: {new}{open_studies} open studies")
 
 
 def _model(config: Config) -> Iterator[Check]:

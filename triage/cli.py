@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,9 +24,8 @@ from triage import __version__
 from triage import config as configuration
 from triage.config import Config
 from triage.db import Database
-from triage.domain import WorklistEntry
+from triage.domain import WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
-from triage.priority import percent
 from triage.rows import entry_row, result_row
 
 app = typer.Typer(
@@ -76,6 +76,7 @@ def serve(
     """Run the daemon: receive, judge, deliver, show the worklist. Ends on Ctrl-C or SIGTERM."""
     from triage import daemon
 
+    os.umask(0o077)  # images and names are for this user alone
     with _plain_errors():
         settings = configuration.load(context.obj)
         roles = role or list(daemon.ROLES)
@@ -251,6 +252,8 @@ def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEn
 
 def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
     """Some lines a study: a UID on a line of its own can be copied in any terminal."""
+    if not entries:
+        return Group(Text("no open study"))
     return Group(*(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
 
 

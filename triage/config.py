@@ -218,7 +218,8 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected sections such as 'listener:', got {type(data).__name__}")
-    config = parse(_with_secrets(data, environ), str(path))
+    sections = {name: {} if section is None else section for name, section in data.items()}
+    config = parse(_with_secrets(sections, environ), str(path))
     return _anchored(config, path.resolve().parent)
 
 

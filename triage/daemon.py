@@ -11,6 +11,7 @@ Each role can also be started alone (systemd units, containers). A role stops wh
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import shutil
@@ -31,7 +32,7 @@ from triage.config import Config, Destination
 from triage.db import Database
 from triage.dicom.listener import Listener, index_spool
 from triage.domain import Instance
-from triage.errors import ConfigError, Retryable
+from triage.errors import ConfigError, DeviceLost, Retryable
 from triage.web import app as web
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.5
 STOP_SECONDS = 60.0
 RESTART_SECONDS = 5.0
+PROVEN_SECONDS = 60.0
+"""A role that has run this long was configured well: what stops it later is not its settings."""
 GIGABYTE = 1024**3
 EX_CONFIG = 78
 """Exit status of a role whose settings cannot work (sysexits.h)."""
@@ -64,7 +67,10 @@ def run_listener(config: Config, stop: threading.Event) -> None:
     spool = config.storage.spool
     spool.mkdir(parents=True, exist_ok=True)
     for instance in index_spool(spool, db.sop_instance_uids):
-        assemble.register(db, config, instance, now())
+        try:
+            _record(db, config, instance)
+        except Exception:
+            log.exception("%s in the spool cannot be put on record", instance.sop_instance_uid)
     listener = Listener(
         config.listener,
         spool,
@@ -92,7 +98,16 @@ def run_analyzer(config: Config, stop: threading.Event) -> None:
     released = db.release_leases(now(), owner)
     log.info("analyzer ready; %d interrupted studies will be judged again", released)
     model = models.load(config.analysis)
-    repeat(lambda: analyze.step(db, config, model, owner, now()), stop)
+
+    def step() -> bool:
+        # A hung network or GPU ends the process when its lease runs out; the supervisor starts another.
+        faulthandler.dump_traceback_later(config.analysis.lease_seconds, exit=True)
+        try:
+            return analyze.step(db, config, model, owner, now())
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    repeat(step, stop)
 
 
 def run_clerk(config: Config, stop: threading.Event) -> None:
@@ -102,7 +117,9 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     db.reprioritise(
         lambda study, result: priority.prioritise(
             result, study.arrived_at, study.stat, config.priority, config.analysis
-        )
+        ),
+        now(),
+        config.retention.leave_list_after_days,
     )
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
         "assemble": (lambda: assemble.step(db, config, now()), 1),
@@ -155,6 +172,10 @@ def drain(step: Callable[[], bool], stop: threading.Event) -> bool:
     try:
         while not stop.is_set() and step():
             pass
+    except DeviceLost as failure:
+        log.error("%s; this process ends for a new one", failure)
+        stop.set()
+        return False
     except Retryable as failure:
         log.warning("%s; trying again", failure)
         return False
@@ -194,17 +215,18 @@ def stopped_by_signals() -> threading.Event:
 def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) -> int:
     """Keep one process a role alive until ``stop`` is set. Returns the exit status of the daemon.
 
-    A role that cannot start as configured ends the daemon: wrong at start or never.
+    A role that cannot start as configured ends the daemon: wrong at start or never. A role that has
+    worked before is started again and again instead, so that the others go on receiving.
     """
     children = {role: _Child(role, config_path) for role in roles}
     status = 0
     while not stop.wait(IDLE_SECONDS):
         for child in children.values():
-            if child.ended() == EX_CONFIG:
+            if child.ended() == EX_CONFIG and not child.has_worked:
                 status = EX_CONFIG
                 stop.set()
             elif child.ended() is not None and child.may_restart():
-                child.start()
+                child.start_again()
     for child in children.values():
         child.ask_to_stop()
     deadline = monotonic() + STOP_SECONDS
@@ -218,16 +240,25 @@ class _Child:
 
     def __init__(self, role: str, config_path: Path) -> None:
         self.role = role
+        self.has_worked = False
         self._command = [sys.executable, "-m", "triage", "--config", str(config_path)]
         self._command += ["serve", "--role", role, "--supervised"]
-        self.start()
+        self._process, self._started = self._launch()
 
-    def start(self) -> None:
-        self._started = monotonic()
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+    def start_again(self) -> None:
+        self.ask_to_stop()  # it is dead; this closes our end of its pipe
+        self._process, self._started = self._launch()
+
+    def _launch(self) -> tuple[subprocess.Popen[bytes], float]:
+        process = subprocess.Popen(self._command, stdin=subprocess.PIPE, start_new_session=True)
+        return process, monotonic()
 
     def ended(self) -> int | None:
-        return self._process.poll()
+        """Exit status, or None while it runs."""
+        status = self._process.poll()
+        if status is None and monotonic() - self._started > PROVEN_SECONDS:
+            self.has_worked = True
+        return status
 
     def may_restart(self) -> bool:
         """True RESTART_SECONDS after the last start at the earliest."""

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 def step(db: Database, config: Config, destination: Destination, now: datetime) -> bool:
     """Send what one destination is owed now over one association; False when nothing is due.
 
-    A destination that is away holds up nobody else: each has a schedule of its own.
+    A destination that is away holds up nobody else: each has a schedule of its own. An object at which
+    the peer breaks off holds up nothing: what was not tried stays due and goes without it next time.
     """
     owed = db.due_deliveries(destination.name, now)
     if not owed:
@@ -33,7 +34,7 @@ def step(db: Database, config: Config, destination: Destination, now: datetime) 
         if outcome.sent:
             db.mark_sent(delivery.delivery_id, now)
             log.info("%s sent to %s", delivery.sop_instance_uid, destination.name)
-        else:
+        elif outcome.tried:
             _put_off(db, config.delivery, delivery, outcome, now)
     return True
 

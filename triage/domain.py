@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,19 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Vector = tuple[float, float, float]
+
+
+def tenths_of_percent(fraction: float) -> float:
+    """A fraction in percent, rounded down: no figure reaches a limit that the fraction has not reached."""
+    return floor(1000 * fraction + 1e-6) / 10
+
+
+def percent(fraction: float) -> str:
+    """ "62 %"; small fractions keep one digit so that little is never shown as nothing."""
+    value = tenths_of_percent(fraction)
+    if value >= 10 or fraction == 0:
+        return f"{floor(value)} %"
+    return "<0.1 %" if value < 0.1 else f"{value:.1f} %"
 
 
 class StudyState(StrEnum):
@@ -188,7 +202,8 @@ class Severity:
     grade: Grade | None
     lung_volume_ml: float
     lesion_volume_ml: float | None
-    note: str = ""
+    doubts: tuple[str, ...] = ()
+    """Why the lungs may not have been seen whole; nobody is called negative in doubt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

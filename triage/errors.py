@@ -21,3 +21,7 @@ class Rejected(TriageError):
 
 class Retryable(TriageError):
     """The attempt failed for a reason outside the study: disk, peer, memory, a killed process."""
+
+
+class DeviceLost(Retryable):
+    """The GPU does not answer this process any more; only a new process can use it again."""

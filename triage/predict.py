@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -13,9 +14,11 @@ from triage import analyze, assemble, rows
 from triage.config import Config
 from triage.dicom import series
 from triage.dicom.header import find_instances
-from triage.domain import Instance, Result, Status
+from triage.domain import Instance, Result, ResultKind, Status
 from triage.errors import Rejected, Retryable
 from triage.models import Model
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +67,27 @@ def _predict_one(
     instances: Sequence[Instance], output: Path, model: Model, config: Config, now: datetime
 ) -> Result:
     first = instances[0]
+    failed = Result(
+        study_instance_uid=first.study_instance_uid,
+        patient_id=first.patient_id,
+        status=Status.FAILED,
+        reason="internal error; see the log",
+    )
     try:
-        chosen = series.choose(instances, config.assemble)
-        return analyze.judge(chosen, model, config, output / first.study_instance_uid, now).answer
+        folder = output / first.study_instance_uid
+        _clear(folder)
+        return analyze.judge(series.choose(instances, config.assemble), model, config, folder, now).answer
     except Rejected as rejection:
         return assemble.not_analysable(instances, str(rejection))
     except Retryable as failure:
-        return Result(
-            study_instance_uid=first.study_instance_uid,
-            patient_id=first.patient_id,
-            status=Status.FAILED,
-            reason=str(failure),
-        )
+        return replace(failed, reason=str(failure))
+    except Exception:  # one study must not cost the answers of the others
+        log.exception("study %s", first.study_instance_uid)
+        return failed
+
+
+def _clear(folder: Path) -> None:
+    """Remove the results of an earlier run: a SEG beside a new report without lesion would mislead."""
+    for kind in ResultKind:
+        for path in folder.glob(f"{kind.value}.*"):
+            path.unlink()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status
+from triage.domain import Band, Priority, Result, Status, percent
 
 STAT = "STAT"
 """RequestedProcedurePriority (0040,1003) of an order that is never lowered."""
@@ -26,9 +26,9 @@ def not_judged(
 ) -> Priority:
     """Place of a study that could not be judged: a failure never lowers it, and never hides it."""
     after = _place(Band.NOT_JUDGED, 0.0, reason, arrived_at, stat, policy)
-    if before.due_at < after.due_at:
-        return Priority(before.band, before.score, before.due_at, after.reason)
-    return after
+    return Priority(
+        min(before.band, after.band), before.score, min(before.due_at, after.due_at), after.reason
+    )
 
 
 def prioritise(
@@ -102,9 +102,3 @@ def sentence(result: Result) -> str:
         word = "score" if result.probability_kind == "score" else "P"
         parts.append(f"{word} {result.probability:.2f}")
     return ", ".join(parts)
-
-
-def percent(fraction: float) -> str:
-    """ "62 %"; small fractions keep one digit so that little is never shown as nothing."""
-    value = 100 * fraction
-    return f"{value:.0f} %" if value >= 10 or value == 0 else "<0.1 %" if value < 0.1 else f"{value:.1f} %"

@@ -15,6 +15,11 @@ from triage.domain import Findings, Grade, Mask, Severity, Vector, Volume
 PlaneMask = NDArray[np.bool_]
 
 ONE_LUNG = "one lung only"
+CUT_OFF = "the images end inside the lungs"
+END_SHARE = 0.1
+"""Lung on the first or last slice, as a share of the slice with most, above which lung lies outside."""
+SMALLER_SHARE = 0.1
+"""A lung below this share of both is a remnant: nothing can be said of that side."""
 BIN_MM = 15.0
 """Wide enough that pixel columns fall evenly into the bins of the profile."""
 VALLEY = 0.6
@@ -38,9 +43,9 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
     lung_columns = np.count_nonzero(lung, axis=0)
     sides = split_lungs(lung_columns, volume.spacing, volume.orientation)
     lung_ml = float(lung_columns.sum()) * volume.voxel_ml
-    note = "" if sides else ONE_LUNG
+    doubts = tuple(doubt for doubt in ("" if sides else ONE_LUNG, _cut_off(lung)) if doubt)
     if findings.lesion_mask is None:
-        return Severity(None, None, None, None, lung_ml, None, note)
+        return Severity(None, None, None, None, lung_ml, None, doubts)
     lesion_columns = np.count_nonzero(findings.lesion_mask & lung, axis=0)
     left = _fraction(lesion_columns, lung_columns, sides.left) if sides else None
     right = _fraction(lesion_columns, lung_columns, sides.right) if sides else None
@@ -53,7 +58,7 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
         grade=grade(affected, ct0_tolerance),
         lung_volume_ml=lung_ml,
         lesion_volume_ml=float(lesion_columns.sum()) * volume.voxel_ml,
-        note=note,
+        doubts=doubts,
     )
 
 
@@ -94,9 +99,17 @@ def split_lungs(
     if cut is None or not _has_valley(to_left, weights, cut):
         return None
     left, right = (np.zeros(lung_columns.shape, dtype=bool) for _ in range(2))
+    share = float(np.average(cut.is_left, weights=weights))
+    if min(share, 1 - share) < SMALLER_SHARE:
+        return None
     left[y[cut.is_left], x[cut.is_left]] = True
     right[y[~cut.is_left], x[~cut.is_left]] = True
     return Sides(left, right)
+
+
+def _cut_off(lung: Mask) -> str:
+    area = np.count_nonzero(lung, axis=(1, 2))
+    return CUT_OFF if max(area[0], area[-1]) > END_SHARE * area.max(initial=0) else ""
 
 
 def _fraction(

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from enum import Enum
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
 
-from triage.db import records
+from triage.db import intake, records
 from triage.db.engine import connect, migrate, translated
+from triage.db.intake import Pending
 from triage.db.tables import delivery, instance, result, study
 from triage.db.worklist import ORDERINGS, entries
 from triage.domain import (
@@ -26,16 +26,6 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
 )
-
-CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
-
-
-class Registered(Enum):
-    """What the database knew of an instance when it was registered."""
-
-    NEW = "new"
-    SAME = "same"
-    CONFLICT = "conflict"
 
 
 class Database:
@@ -54,34 +44,14 @@ class Database:
     # --- receiving ---------------------------------------------------------------------------
 
     def register(
-        self, received: Instance, now: datetime, *, judgeable: bool, stat: bool, pending: Priority
-    ) -> Registered:
+        self, received: Instance, now: datetime, *, judgeable: bool, stat: bool, pending: Pending
+    ) -> None:
         """Remember an instance. Only a new judgeable one (a CT image) reopens its study.
 
-        ``pending`` is the study's place on the worklist if this is its first instance.
+        ``pending`` gives the place of a study that nobody has judged yet.
         """
-        uid = received.study_instance_uid
         with self._write() as connection:
-            known = connection.execute(
-                select(instance.c.digest).where(
-                    instance.c.study_instance_uid == uid,
-                    instance.c.sop_instance_uid == received.sop_instance_uid,
-                )
-            ).scalar()
-            if known == received.digest:
-                return Registered.SAME
-            if known is not None:
-                _add_note(connection, uid, CONFLICT_NOTE)
-                return Registered.CONFLICT
-            _ensure_study(connection, received, now, stat, pending)
-            connection.execute(
-                insert(instance).values(
-                    **records.instance_values(received), received_at=now, judgeable=judgeable
-                )
-            )
-            if judgeable:
-                _reopen(connection, uid, now)
-            return Registered.NEW
+            intake.register(connection, received, now, judgeable=judgeable, stat=stat, pending=pending)
 
     def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
         """What is on record of a study, by SOP Instance UID."""
@@ -92,7 +62,7 @@ class Database:
     def note_conflict(self, received: Instance) -> None:
         """Other bytes came under a known SOP Instance UID: say so on the worklist."""
         with self._write() as connection:
-            _add_note(connection, received.study_instance_uid, CONFLICT_NOTE)
+            intake.add_note(connection, received.study_instance_uid, intake.CONFLICT_NOTE)
 
     # --- assembling --------------------------------------------------------------------------
 
@@ -163,7 +133,7 @@ class Database:
                 return None
             connection.execute(
                 update(study)
-                .where(study.c.study_instance_uid == row["study_instance_uid"])
+                .where(study.c.study_instance_uid == row["study_instance_uid"], waiting)
                 .values(
                     state=StudyState.ANALYZING,
                     attempts=row["attempts"] + 1,
@@ -187,10 +157,6 @@ class Database:
                 .where(study.c.state == StudyState.ANALYZING, lost)
                 .values(state=StudyState.READY, lease_owner=None, lease_until=None)
             ).rowcount
-
-    def result_for(self, study_instance_uid: str, content_key: str) -> Result | None:
-        """The revision that already answers exactly this content with these settings."""
-        return next((r for r in self.results(study_instance_uid) if r.content_key == content_key), None)
 
     def finish(
         self,
@@ -221,14 +187,17 @@ class Database:
                 _enqueue(connection, seen.study_instance_uid, objects, destinations, now)
             return changed
 
-    def mark_failed(self, seen: Study, reason: str, priority: Priority, retry_at: datetime | None) -> bool:
-        """ANALYZING → FAILED, to be tried again at ``retry_at`` or given up (None)."""
+    def mark_failed(
+        self, seen: Study, reason: str, priority: Priority, retry_at: datetime | None, attempts: int
+    ) -> bool:
+        """→ FAILED, to be tried again at ``retry_at`` or given up (None); ``attempts`` so far that count."""
         with self._write() as connection:
             return _transition(
                 connection,
                 seen,
                 StudyState.FAILED,
                 reason=reason,
+                attempts=attempts,
                 not_before=retry_at,
                 lease_owner=None,
                 lease_until=None,
@@ -271,7 +240,7 @@ class Database:
         with self._write() as connection:
             connection.execute(
                 update(delivery)
-                .where(delivery.c.delivery_id == delivery_id)
+                .where(delivery.c.delivery_id == delivery_id, delivery.c.state == DeliveryState.PENDING)
                 .values(attempts=delivery.c.attempts + 1, **values)
             )
 
@@ -285,6 +254,8 @@ class Database:
                 .where(study.c.study_instance_uid == study_instance_uid)
                 .values(
                     state=StudyState.RECEIVING,
+                    last_received_at=now,
+                    priority_reason="looked at again on request",
                     attempts=0,
                     not_before=None,
                     lease_owner=None,
@@ -318,14 +289,11 @@ class Database:
     # --- reading -----------------------------------------------------------------------------
 
     def worklist(
-        self, now: datetime, ordering: str, leave_after_days: float, limit: int = 200
+        self, now: datetime, ordering: str, leave_after_days: float, limit: int | None = None
     ) -> list[WorklistEntry]:
         """Open studies in reading order; see README, "How the list is ordered"."""
         query = (
-            select(study)
-            .where(study.c.closed_at.is_(None), study.c.arrived_at > now - timedelta(days=leave_after_days))
-            .order_by(*ORDERINGS[ordering])
-            .limit(limit)
+            select(study).where(_is_open(now, leave_after_days)).order_by(*ORDERINGS[ordering]).limit(limit)
         )
         with self._read() as connection:
             return entries(connection, connection.execute(query).mappings().all())
@@ -354,11 +322,29 @@ class Database:
         with self._read() as connection:
             return entries(connection, connection.execute(query).mappings().all())
 
-    def counts(self) -> dict[StudyState, int]:
+    def counts(self, now: datetime, leave_after_days: float) -> dict[StudyState, int]:
         """Open studies by state."""
-        query = select(study.c.state, func.count()).where(study.c.closed_at.is_(None)).group_by(study.c.state)
+        query = (
+            select(study.c.state, func.count()).where(_is_open(now, leave_after_days)).group_by(study.c.state)
+        )
         with self._read() as connection:
             return {StudyState(state): count for state, count in connection.execute(query)}
+
+    def waiting_for_analysis_since(self) -> datetime | None:
+        """When the study that has waited longest for the analyzer received its last image."""
+        query = select(func.min(study.c.last_received_at)).where(
+            study.c.state.in_((StudyState.READY, StudyState.ANALYZING))
+        )
+        with self._read() as connection:
+            since: datetime | None = connection.execute(query).scalar()
+            return since
+
+    def undelivered_since(self) -> datetime | None:
+        """When the oldest result that has not reached its destination was written."""
+        query = select(func.min(delivery.c.created_at)).where(delivery.c.state == DeliveryState.PENDING)
+        with self._read() as connection:
+            since: datetime | None = connection.execute(query).scalar()
+            return since
 
     def results(self, study_instance_uid: str) -> list[Result]:
         """Every revision of the answer, newest first."""
@@ -379,9 +365,11 @@ class Database:
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
 
-    def reprioritise(self, place: Callable[[Study, Result], Priority]) -> None:
+    def reprioritise(
+        self, place: Callable[[Study, Result], Priority], now: datetime, leave_after_days: float
+    ) -> None:
         """Apply a changed policy to every open study that has been judged."""
-        query = select(study).where(study.c.closed_at.is_(None), study.c.state == StudyState.ANALYZED)
+        query = select(study).where(_is_open(now, leave_after_days), study.c.state == StudyState.ANALYZED)
         with self._write() as connection:
             for entry in entries(connection, connection.execute(query).mappings().all()):
                 if entry.result is None:
@@ -405,47 +393,9 @@ class Database:
             yield connection
 
 
-def _ensure_study(
-    connection: Connection, received: Instance, now: datetime, stat: bool, pending: Priority
-) -> None:
-    uid = received.study_instance_uid
-    known = connection.execute(select(study.c.stat).where(study.c.study_instance_uid == uid)).scalar()
-    if known is not None:
-        return
-    connection.execute(
-        insert(study).values(
-            study_instance_uid=uid,
-            state=StudyState.RECEIVING,
-            arrived_at=now,
-            last_received_at=now,
-            patient_id=received.patient_id,
-            patient_name=received.patient_name,
-            accession_number=received.accession_number,
-            study_date=received.study_date,
-            study_description=received.study_description,
-            stat=stat,
-            **records.priority_values(pending),
-        )
-    )
-
-
-def _reopen(connection: Connection, uid: str, now: datetime) -> None:
-    """New content: whatever was concluded is out of date; a closed study comes back to the list."""
-    connection.execute(
-        update(study)
-        .where(study.c.study_instance_uid == uid)
-        .values(
-            state=StudyState.RECEIVING,
-            last_received_at=now,
-            reason="",
-            attempts=0,
-            not_before=None,
-            lease_owner=None,
-            lease_until=None,
-            closed_at=None,
-            closed_reason="",
-        )
-    )
+def _is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
+    """On the list: not closed, and not forgotten for days. New images bring an old study back."""
+    return study.c.closed_at.is_(None) & (study.c.last_received_at > now - timedelta(days=leave_after_days))
 
 
 def _transition(connection: Connection, seen: Study, state: StudyState, **values: Any) -> bool:
@@ -461,14 +411,6 @@ def _transition(connection: Connection, seen: Study, state: StudyState, **values
         .values(state=state, **values)
     )
     return changed.rowcount > 0
-
-
-def _add_note(connection: Connection, uid: str, note: str) -> None:
-    notes = connection.execute(select(study.c.notes).where(study.c.study_instance_uid == uid)).scalar()
-    if notes is not None and note not in notes:
-        connection.execute(
-            update(study).where(study.c.study_instance_uid == uid).values(notes=[*notes, note])
-        )
 
 
 def _is_current(connection: Connection, answer: Result) -> bool:

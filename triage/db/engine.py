@@ -11,7 +11,7 @@ import alembic.command
 import alembic.config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from triage.errors import ConfigError, Retryable
 
@@ -23,12 +23,11 @@ def connect(url: str) -> Engine:
     """An engine for the URL. Raises ConfigError for a URL that no database can have."""
     try:
         parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise ConfigError(f"database.url: {error}; use sqlite:///path/to/triage.db") from error
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    except ArgumentError as error:
+        raise ConfigError(f"database.url = {url!r}: {error}; use sqlite:///path/to/triage.db") from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        raise ConfigError("database.url: only SQLite files are supported; use sqlite:///path/to/triage.db")
+    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _tune_sqlite)
     event.listen(engine, "begin", _begin)

@@ -32,6 +32,7 @@ from triage.domain import (
     Severity,
     Status,
     Volume,
+    percent,
 )
 
 Picture = NDArray[np.uint8]
@@ -188,7 +189,7 @@ def _caption(draw: ImageDraw.ImageDraw, severity: Severity, result: Result) -> N
         ("L", severity.affected_left, WIDTH - edge, "rm"),
     ):
         if fraction is not None:
-            draw.text((x, top + 44), f"{name} {_percent(fraction)}", WHITE, _font(56), anchor=anchor)
+            draw.text((x, top + 44), f"{name} {percent(fraction)}", WHITE, _font(56), anchor=anchor)
     draw.rounded_rectangle((middle - 100, top + 8, middle + 100, top + 80), 16, GRADE_COLOURS[severity.grade])
     grade = severity.grade.value if severity.grade else "CT ?"
     draw.text((middle, top + 44), grade, WHITE, _font(56), anchor="mm")
@@ -202,7 +203,7 @@ def _scale(draw: ImageDraw.ImageDraw, x: int, y: int, severity: Severity) -> Non
         draw.text((WIDTH // 2, y), "affected lung: not measured", GREY, _font(22), anchor="mm")
         return
     which = "lung" if severity.affected_left is None or severity.affected_right is None else "worse lung"
-    draw.text((x, y), f"{which} {_percent(severity.affected_fraction)}", WHITE, _font(24), anchor="lm")
+    draw.text((x, y), f"{which} {percent(severity.affected_fraction)}", WHITE, _font(24), anchor="lm")
     draw.text((x + 400, y), "share of ray  0 %", GREY, _font(20), anchor="rm")
     for i, colour in enumerate(_ramp(np.linspace(0, FULL_RED, 220, dtype=np.float32))):
         red, green, blue = (int(channel) for channel in colour)
@@ -217,10 +218,6 @@ def _answer(result: Result) -> str:
     kind = "score" if result.probability_kind == "score" else "P"
     calibration = "" if result.calibrated else ", not calibrated"
     return f"{answer}   {kind} {result.probability:.2f}{calibration}"
-
-
-def _percent(fraction: float) -> str:
-    return "< 1 %" if 0 < fraction < 0.01 else f"{100 * fraction:.0f} %"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

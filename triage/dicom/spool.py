@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -35,7 +34,6 @@ RESULTS = "results"
 IMPLEMENTATION_CLASS_UID = derive("implementation")
 IMPLEMENTATION_VERSION_NAME = "TRIAGE"
 
-UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
@@ -55,11 +53,7 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
     dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
     if _is_cut_off(dataset, raw, transfer_syntax_uid):
         raise Rejected("data set is cut off")
-    instance = header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
-    for uid in (instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid):
-        if not UID_NAME.fullmatch(uid):
-            raise Rejected("a UID that is none")
-    return instance
+    return header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
 
 
 def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> Filed:

@@ -39,7 +39,16 @@ from triage import __version__
 from triage.dicom import codes, objects, seg, source
 from triage.dicom.header import parse, read_bytes, split
 from triage.dicom.uids import derive
-from triage.domain import ModelInfo, Result, ResultKind, ResultObject, Series, Severity, Status
+from triage.domain import (
+    ModelInfo,
+    Result,
+    ResultKind,
+    ResultObject,
+    Series,
+    Severity,
+    Status,
+    tenths_of_percent,
+)
 
 SopClass = Literal["comprehensive_3d", "comprehensive", "enhanced"]
 SOP_CLASSES = {
@@ -136,14 +145,16 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
     if severity.affected_fraction is not None:
         yield Measurement(
             name=codes.AFFECTED,
-            value=round(100 * severity.affected_fraction, 1),
+            value=tenths_of_percent(severity.affected_fraction),
             unit=codes.PERCENT,
             derivation=codes.MAXIMUM if sides_known else None,
             finding_sites=[both],
         )
     for site, fraction in ((left, severity.affected_left), (right, severity.affected_right)):
         if fraction is not None:
-            yield Measurement(codes.AFFECTED, round(100 * fraction, 1), codes.PERCENT, finding_sites=[site])
+            yield Measurement(
+                codes.AFFECTED, tenths_of_percent(fraction), codes.PERCENT, finding_sites=[site]
+            )
     yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
 
 

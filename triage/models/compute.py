@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from triage.config import Analysis
-from triage.errors import ConfigError, Retryable
+from triage.errors import ConfigError, DeviceLost, Retryable
 
-TRANSIENT = ("out of memory", "can't allocate memory", "cuda", "cudnn", "cublas")
+MEMORY = ("out of memory", "can't allocate memory")
+DEVICE = ("cuda", "cudnn", "cublas")
 """Parts of the messages with which torch reports memory and devices, all as RuntimeError."""
 
 
@@ -32,7 +33,7 @@ class Compute:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inference in this precision. Raises Retryable where memory or the device fails."""
+        """Inference in this precision. Raises Retryable where memory fails, DeviceLost where the GPU does."""
         try:
             with (
                 torch.inference_mode(),
@@ -42,25 +43,31 @@ class Compute:
         except MemoryError as error:
             raise Retryable("not enough memory to judge this study") from error
         except RuntimeError as error:
-            if any(part in str(error).lower() for part in TRANSIENT):
-                raise Retryable(f"the network could not run: {str(error).splitlines()[0]}") from error
+            said = f"the network could not run: {str(error).splitlines()[0]}"
+            if any(part in said.lower() for part in MEMORY):
+                raise Retryable(said) from error
+            if any(part in said.lower() for part in DEVICE):
+                raise DeviceLost(said) from error
             raise
 
     def map(self, network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> list[Tensor]:
-        """The network's answers, in order.
+        """The network's answers, in order. Raises Retryable for NaN, which every threshold calls negative.
 
         On a CPU each thread takes whole batches: threads that share a layer wait for each other at its
         end, and on a busy machine that waiting took several times as long as the work.
         """
-        if self.device.type != "cpu":
-            return [network(batch) for batch in batches]
 
-        def alone(batch: Tensor) -> Tensor:
+        def answer(batch: Tensor) -> Tensor:
             with self.running():
-                return network(batch)
+                values = network(batch)
+                if not torch.isfinite(values).all():
+                    raise Retryable("the network gave no numbers")
+                return values
 
+        if self.device.type != "cpu":
+            return [answer(batch) for batch in batches]
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(alone, batches))
+            return list(pool.map(answer, batches))
 
 
 def choose(analysis: Analysis) -> Compute:

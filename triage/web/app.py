@@ -33,6 +33,7 @@ from triage.errors import ConfigError, Retryable
 from triage.rows import entry_row
 from triage.web import words
 from triage.web.guard import HEADERS, Guard, log_in, log_out
+from triage.web.health import troubles
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +180,11 @@ class Pages:
         return _unless_known(request, JSONResponse(rows))
 
     def health(self, _: Request) -> Response:
-        counts = self.database.counts()
-        return JSONResponse({"ok": True, "open": {state.value: counts.get(state, 0) for state in StudyState}})
+        now = self.clock()
+        counts = self.database.counts(now, self.config.retention.leave_list_after_days)
+        found = troubles(self.database, self.config, now)
+        states = {state.value: counts.get(state, 0) for state in StudyState}
+        return JSONResponse({"ok": not found, "troubles": found, "open": states})
 
     def login(self, request: Request, wrong: bool = False) -> Response:
         """Shown in place of the page that was asked for, which is where a right token leads."""
@@ -227,7 +231,11 @@ class Pages:
 
     def _page(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
         html = self.templates.get_template(template).render(
-            now=now, picture=self._picture_address, refresh=self.config.web.refresh_seconds, **values
+            now=now,
+            picture=self._picture_address,
+            refresh=self.config.web.refresh_seconds,
+            troubles=troubles(self.database, self.config, now),
+            **values,
         )
         return _unless_known(request, HTMLResponse(html))
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from triage.domain import Band, Delivery, DeliveryState, Result, Status, StudyState, WorklistEntry
-from triage.priority import percent
+from triage.domain import (
+    Band,
+    Delivery,
+    DeliveryState,
+    Result,
+    Status,
+    StudyState,
+    WorklistEntry,
+    percent,
+)
 from triage.rows import status
 
 BANDS = {

@@ -1,0 +1,124 @@
+"""What an arriving instance changes: its own row, and the study that it opens, completes or reopens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from triage.db import records
+from triage.db.tables import instance, study
+from triage.domain import Instance, Priority, StudyState
+
+Pending = Callable[[datetime, bool], Priority]
+"""(arrival, is it a STAT order) → place of a study that nobody has judged yet."""
+
+IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
+CONCLUDED = (StudyState.ANALYZED, StudyState.REJECTED, StudyState.FAILED)
+CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
+
+
+def register(
+    connection: Connection,
+    received: Instance,
+    now: datetime,
+    *,
+    judgeable: bool,
+    stat: bool,
+    pending: Pending,
+) -> None:
+    """Put the instance on record; the same one again changes nothing, other bytes are noted."""
+    uid = received.study_instance_uid
+    known = connection.execute(
+        select(instance.c.digest).where(
+            instance.c.study_instance_uid == uid, instance.c.sop_instance_uid == received.sop_instance_uid
+        )
+    ).scalar()
+    if known == received.digest:
+        return
+    if known is not None:
+        add_note(connection, uid, CONFLICT_NOTE)
+        return
+    before = _study(connection, uid)
+    if before is None:
+        _open(connection, received, now, stat, pending)
+    else:
+        _complete(connection, before, received, stat, pending)
+    connection.execute(
+        insert(instance).values(**records.instance_values(received), received_at=now, judgeable=judgeable)
+    )
+    if judgeable and before is not None:
+        _reopen(connection, before, now, pending)
+
+
+def add_note(connection: Connection, uid: str, note: str) -> None:
+    """Say something about the study on the list, once."""
+    before = _study(connection, uid)
+    if before is not None and note not in before["notes"]:
+        _update(connection, uid, notes=[*before["notes"], note])
+
+
+def _open(connection: Connection, received: Instance, now: datetime, stat: bool, pending: Pending) -> None:
+    connection.execute(
+        insert(study).values(
+            study_instance_uid=received.study_instance_uid,
+            state=StudyState.RECEIVING,
+            arrived_at=now,
+            last_received_at=now,
+            stat=stat,
+            **{name: getattr(received, name) for name in IDENTITY},
+            **records.priority_values(pending(now, stat)),
+        )
+    )
+
+
+def _complete(
+    connection: Connection, before: RowMapping, received: Instance, stat: bool, pending: Pending
+) -> None:
+    """A dose report may come first and know less: fill what is empty; one STAT image makes the study STAT."""
+    known = {name: getattr(received, name) for name in IDENTITY}
+    values: dict[str, Any] = {name: value for name, value in known.items() if value and not before[name]}
+    if stat and not before["stat"]:
+        values["stat"] = True
+        place = pending(before["arrived_at"], True)
+        if place.due_at < before["due_at"]:
+            values |= records.priority_values(place)
+    if values:
+        _update(connection, before["study_instance_uid"], **values)
+
+
+def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: Pending) -> None:
+    """New content: what was concluded is out of date; a closed study comes back to the list.
+
+    It keeps its place or moves up to where the studies wait that nobody has judged.
+    """
+    values: dict[str, Any] = {}
+    if before["state"] in CONCLUDED:
+        place = pending(before["arrived_at"], before["stat"])
+        if place.due_at < before["due_at"]:
+            values = records.priority_values(place)
+        values["priority_reason"] = f"new images came, {place.reason}"
+    _update(
+        connection,
+        before["study_instance_uid"],
+        **values,
+        state=StudyState.RECEIVING,
+        last_received_at=now,
+        reason="",
+        attempts=0,
+        not_before=None,
+        lease_owner=None,
+        lease_until=None,
+        closed_at=None,
+        closed_reason="",
+    )
+
+
+def _study(connection: Connection, uid: str) -> RowMapping | None:
+    return connection.execute(select(study).where(study.c.study_instance_uid == uid)).mappings().first()
+
+
+def _update(connection: Connection, uid: str, **values: Any) -> None:
+    connection.execute(update(study).where(study.c.study_instance_uid == uid).values(**values))
