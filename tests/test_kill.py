@@ -91,7 +91,7 @@ def test_the_list_and_the_pacs_end_the_same(tmp_path: Path, point: str) -> None:
     assert entry.images == SLICES
     assert entry.result is not None
     assert entry.result.revision == 1
-    assert entry.priority.reason == "right lung 40 % affected, score 0.80"
+    assert entry.priority.reason == "right lung 38 % affected, score 0.80"
     delivered = {instance.sop_instance_uid: instance for instance in received}
     classes = Counter(instance.sop_class_uid for instance in delivered.values())
     assert classes == {SEG: 1, SR: 1, PICTURE: 1}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status, percent
+from triage.domain import Band, Priority, Result, Status, percent, two_decimals
 from triage.priority import not_judged, pending, prioritise
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
@@ -70,10 +70,30 @@ def test_the_sentence_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "text"), [(0, "0 %"), (0.0004, "<0.1 %"), (0.0123, "1.2 %"), (0.62, "62 %"), (1, "100 %")]
+    ("fraction", "text"),
+    [
+        (0, "0 %"),
+        (0.0004, "<0.1 %"),
+        (0.0123, "1.2 %"),
+        (0.0499, "4.9 %"),
+        (0.2499, "24 %"),
+        (0.25, "25 %"),
+        (0.29, "29 %"),
+        (0.62, "62 %"),
+        (1, "100 %"),
+    ],
 )
-def test_little_is_never_shown_as_nothing(fraction: float, text: str) -> None:
+def test_little_is_never_shown_as_nothing_and_no_limit_is_reached_by_rounding(
+    fraction: float, text: str
+) -> None:
     assert percent(fraction) == text
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"), [(0.4999, "0.49"), (0.5, "0.50"), (0.29, "0.29"), (1, "1.00")]
+)
+def test_no_limit_of_the_probability_is_reached_by_rounding(probability: float, text: str) -> None:
+    assert two_decimals(probability) == text
 
 
 @given(policies, fractions, fractions, fractions, fractions)

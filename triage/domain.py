@@ -33,6 +33,11 @@ def percent(fraction: float) -> str:
     return "<0.1 %" if value < 0.1 else f"{value:.1f} %"
 
 
+def two_decimals(probability: float) -> str:
+    """ "0.97", rounded down for the same reason."""
+    return f"{floor(100 * probability + 1e-6) / 100:.2f}"
+
+
 class StudyState(StrEnum):
     """Where a study stands on its one-way path."""
 

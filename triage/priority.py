@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status, percent
+from triage.domain import Band, Priority, Result, Status, percent, two_decimals
 
 STAT = "STAT"
 """RequestedProcedurePriority (0040,1003) of an order that is never lowered."""
@@ -100,5 +100,5 @@ def sentence(result: Result) -> str:
         parts.append(f"lungs {percent(result.affected_fraction)} affected")
     if result.probability is not None:
         word = "score" if result.probability_kind == "score" else "P"
-        parts.append(f"{word} {result.probability:.2f}")
+        parts.append(f"{word} {two_decimals(result.probability)}")
     return ", ".join(parts)

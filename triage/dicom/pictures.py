@@ -33,6 +33,7 @@ from triage.domain import (
     Status,
     Volume,
     percent,
+    two_decimals,
 )
 
 Picture = NDArray[np.uint8]
@@ -217,7 +218,7 @@ def _answer(result: Result) -> str:
         return answer
     kind = "score" if result.probability_kind == "score" else "P"
     calibration = "" if result.calibrated else ", not calibrated"
-    return f"{answer}   {kind} {result.probability:.2f}{calibration}"
+    return f"{answer}   {kind} {two_decimals(result.probability)}{calibration}"
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -14,6 +14,7 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
     percent,
+    two_decimals,
 )
 from triage.rows import status
 
@@ -171,7 +172,8 @@ def probability(result: Result) -> str:
     if result.probability is None:
         return ""
     word = "Score" if result.probability_kind == "score" else "P"
-    return f"{word} {result.probability:.2f}, {'calibrated' if result.calibrated else 'not calibrated'}"
+    calibrated = "calibrated" if result.calibrated else "not calibrated"
+    return f"{word} {two_decimals(result.probability)}, {calibrated}"
 
 
 def extent(result: Result) -> str:
