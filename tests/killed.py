@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests import peers
 from tests.boxes import Boxes
 from triage import analyze, assemble, config, daemon, deliver, models
 from triage.db import Database
@@ -69,11 +70,16 @@ def main() -> None:
         kill_at(sys.argv[2])
     threading.excepthook = lambda _arguments: os._exit(1)
     stop = daemon.stopped_by_signals()
-    roles = [daemon.run_listener, daemon.run_clerk, daemon.run_analyzer]
-    threads = [threading.Thread(target=role, args=(settings, stop)) for role in roles]
-    for thread in threads:
+    listener, *others = (
+        threading.Thread(target=role, args=(settings, stop))
+        for role in (daemon.run_listener, daemon.run_clerk, daemon.run_analyzer)
+    )
+    listener.start()
+    # The quiet period of this test is shorter than a slow start: nothing is complete before it can arrive.
+    peers.wait_until(lambda: peers.answers(peers.destination(settings)))
+    for thread in others:
         thread.start()
-    for thread in threads:
+    for thread in (listener, *others):
         thread.join()
 
 

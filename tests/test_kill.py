@@ -78,7 +78,7 @@ def test_the_list_and_the_pacs_end_the_same(tmp_path: Path, point: str) -> None:
     phantom.write_study(study, seed=7, slices=SLICES, rows=64, slice_spacing=8)
     log = tmp_path / "daemon.log"
     with peers.pacs(tmp_path / "pacs") as (port, received):
-        path = peers.write_config(tmp_path / "daemon", port, assemble={"quiet_seconds": 1.5})
+        path = peers.write_config(tmp_path / "daemon", port, assemble={"quiet_seconds": 2.5})
         settings = config.load(path, {})
         with roles(path, log, point) as process:
             send_as_often_as_it_takes(study, settings, process)
