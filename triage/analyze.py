@@ -127,9 +127,10 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
     if study is None:
         return False
     instances = db.instances(study.study_instance_uid)
+    if study.attempts > config.analysis.maximum_attempts:
+        fail(db, config, study, "the analysis ended without a word each time it was tried", None)
+        return True
     try:
-        if study.attempts > config.analysis.maximum_attempts:
-            raise _Lethal("the analysis ended without a word each time it was tried")
         judgement = _judgement_of(db, config, model, study, instances, now)
     except Rejected as rejection:
         reject(db, config, study, instances, str(rejection), now)
@@ -137,18 +138,12 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
         _try_later(db, config, study, str(failure), now)
         if isinstance(failure, DeviceLost):
             raise
-    except _Lethal as end:
-        fail(db, config, study, str(end), None)
     except Exception as error:
         _count_failure(db, config, study, f"internal error: {type(error).__name__}", now)
         raise
     else:
         _finish(db, config, study, judgement, now)
     return True
-
-
-class _Lethal(Exception):
-    """The study ends the process that judges it."""
 
 
 def content_key(chosen: Series, model: Model, config: Config, supersedes: str | None) -> str:

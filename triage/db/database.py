@@ -252,17 +252,7 @@ class Database:
             changed = connection.execute(
                 update(study)
                 .where(study.c.study_instance_uid == study_instance_uid)
-                .values(
-                    state=StudyState.RECEIVING,
-                    last_received_at=now,
-                    priority_reason="looked at again on request",
-                    attempts=0,
-                    not_before=None,
-                    lease_owner=None,
-                    lease_until=None,
-                    closed_at=None,
-                    closed_reason="",
-                )
+                .values(**intake.ANEW, last_received_at=now, priority_reason="looked at again on request")
             ).rowcount
             connection.execute(
                 update(delivery)

@@ -17,6 +17,16 @@ Pending = Callable[[datetime, bool], Priority]
 
 IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
 CONCLUDED = (StudyState.ANALYZED, StudyState.REJECTED, StudyState.FAILED)
+ANEW: dict[str, Any] = {
+    "state": StudyState.RECEIVING,
+    "attempts": 0,
+    "not_before": None,
+    "lease_owner": None,
+    "lease_until": None,
+    "closed_at": None,
+    "closed_reason": "",
+}
+"""What begins again when a study is looked at again, for new images or on request."""
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
 
 
@@ -103,16 +113,7 @@ def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: 
     _update(
         connection,
         before["study_instance_uid"],
-        **values,
-        state=StudyState.RECEIVING,
-        last_received_at=now,
-        reason="",
-        attempts=0,
-        not_before=None,
-        lease_owner=None,
-        lease_until=None,
-        closed_at=None,
-        closed_reason="",
+        **{**ANEW, **values, "last_received_at": now, "reason": ""},
     )
 
 
