@@ -11,7 +11,7 @@ from triage import priority
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import series
-from triage.domain import Instance, Priority, Result, Status, Study
+from triage.domain import Instance, Priority, Result, Status, Study, content_digest
 from triage.errors import Rejected, Retryable
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,10 @@ def _place(db: Database, config: Config, study: Study, reason: str) -> Priority:
 
 def not_analysable(instances: Sequence[Instance], reason: str) -> Result:
     """The answer for a study that cannot be judged."""
-    content = sorted(f"{i.sop_instance_uid}:{i.digest}" for i in instances)
     return Result(
         study_instance_uid=instances[0].study_instance_uid,
         patient_id=instances[0].patient_id,
         status=Status.NOT_ANALYSABLE,
         reason=reason,
-        content_key=hashlib.sha256("\n".join([reason, *content]).encode()).hexdigest(),
+        content_key=hashlib.sha256(f"{reason}\n{content_digest(instances)}".encode()).hexdigest(),
     )

@@ -39,7 +39,6 @@ out = Console()
 err = Console(stderr=True)
 
 DEFAULT_CONFIG = Path("config.yaml")
-EX_CONFIG = 78
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 StudyUid = Annotated[str, typer.Argument(help="Study Instance UID, as the worklist shows it.")]
@@ -217,7 +216,7 @@ def _plain_errors() -> Iterator[None]:
         yield
     except TriageError as error:
         err.print(str(error), style="bold red", highlight=False, soft_wrap=True)
-        raise typer.Exit(EX_CONFIG if isinstance(error, ConfigError) else 1) from error
+        raise typer.Exit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from error
 
 
 @contextmanager

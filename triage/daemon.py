@@ -43,8 +43,6 @@ RESTART_SECONDS = 5.0
 PROVEN_SECONDS = 60.0
 """A role that has run this long was configured well: what stops it later is not its settings."""
 GIGABYTE = 1024**3
-EX_CONFIG = 78
-"""Exit status of a role whose settings cannot work (sysexits.h)."""
 
 
 def now() -> datetime:
@@ -222,8 +220,8 @@ def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) ->
     status = 0
     while not stop.wait(IDLE_SECONDS):
         for child in children.values():
-            if child.ended() == EX_CONFIG and not child.has_worked:
-                status = EX_CONFIG
+            if child.ended() == os.EX_CONFIG and not child.has_worked:
+                status = os.EX_CONFIG
                 stop.set()
             elif child.ended() is not None and child.may_restart():
                 child.start_again()

@@ -6,7 +6,7 @@ Names are DICOM keywords in snake_case, the papers' terms, and the reading room'
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -136,6 +136,12 @@ class Instance:
     requested_procedure_priority: str = ""
 
 
+def content_digest(instances: Iterable[Instance]) -> str:
+    """Same instances with the same bytes give the same digest, in whatever order they came."""
+    parts = sorted(f"{i.sop_instance_uid}:{i.digest}" for i in instances)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """The chosen axial lung series, slices ordered along the normal of the slice plane.
@@ -158,9 +164,7 @@ class Series:
 
     @property
     def content_digest(self) -> str:
-        """Same slices with the same bytes give the same digest, in whatever order they came."""
-        parts = sorted(f"{i.sop_instance_uid}:{i.digest}" for i in self.instances)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return content_digest(self.instances)
 
 
 @dataclass(frozen=True, slots=True)

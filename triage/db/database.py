@@ -109,8 +109,6 @@ class Database:
                 StudyState.REJECTED,
                 reason=answer.reason,
                 attempts=0,
-                lease_owner=None,
-                lease_until=None,
                 **records.priority_values(priority),
             )
             if changed and not _is_current(connection, answer):
@@ -133,7 +131,7 @@ class Database:
                 return None
             connection.execute(
                 update(study)
-                .where(study.c.study_instance_uid == row["study_instance_uid"], waiting)
+                .where(study.c.study_instance_uid == row["study_instance_uid"])
                 .values(
                     state=StudyState.ANALYZING,
                     attempts=row["attempts"] + 1,
@@ -178,8 +176,6 @@ class Database:
                 StudyState.ANALYZED,
                 reason="",
                 attempts=0,
-                lease_owner=None,
-                lease_until=None,
                 **records.priority_values(priority),
             )
             if changed and not _is_current(connection, answer):
@@ -199,8 +195,6 @@ class Database:
                 reason=reason,
                 attempts=attempts,
                 not_before=retry_at,
-                lease_owner=None,
-                lease_until=None,
                 **records.priority_values(priority),
             )
 
@@ -389,7 +383,10 @@ def _is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
 
 
 def _transition(connection: Connection, seen: Study, state: StudyState, **values: Any) -> bool:
-    """Change the state only if the study is still as it was seen: nothing new has arrived since."""
+    """Change the state only if the study is still as it was seen: nothing new has arrived since.
+
+    Whoever held it for judging lets go of it.
+    """
     changed = connection.execute(
         update(study)
         .where(
@@ -398,7 +395,7 @@ def _transition(connection: Connection, seen: Study, state: StudyState, **values
             study.c.attempts == seen.attempts,
             study.c.last_received_at == seen.last_received_at,
         )
-        .values(state=state, **values)
+        .values(state=state, lease_owner=None, lease_until=None, **values)
     )
     return changed.rowcount > 0
 
