@@ -57,6 +57,10 @@ def model(request):
     return loaded(request.param)
 
 
+def kept(mask):
+    return (lungs.plausible(torch.from_numpy(mask).float()) > 0.5).numpy()
+
+
 def equal(a, b):
     return (
         a.probability == b.probability
@@ -310,30 +314,30 @@ class TestLungs:
         mask[:, 5:30, 5:30] = True
         whole = mask.copy()
         mask[2:4, 12:18, 12:18] = False
-        assert np.array_equal(lungs.plausible(mask), whole)
+        assert np.array_equal(kept(mask), whole)
 
     def test_the_dome_of_the_diaphragm_is_not_lung(self):
         mask = np.zeros((6, 40, 40), bool)
         mask[:, 5:30, 5:30] = True
         mask[:3, 12:18, 12:18] = False
-        assert np.array_equal(lungs.plausible(mask), mask)
+        assert np.array_equal(kept(mask), mask)
 
     def test_bowel_gas_is_not_lung(self):
         mask = np.zeros((6, 40, 40), bool)
         mask[:, 2:20, 2:12] = mask[:, 2:20, 20:30] = True
         both = mask.copy()
         mask[0, 35:38, 35:38] = True
-        assert np.array_equal(lungs.plausible(mask), both)
+        assert np.array_equal(kept(mask), both)
 
     def test_what_lies_above_the_chest_is_not_lung(self):
         mask = np.zeros((20, 40, 40), bool)
         mask[:10, 2:20, 2:12] = mask[:12, 2:20, 20:30] = True
         both = mask.copy()
         mask[13:, 10:20, 10:30] = True
-        assert np.array_equal(lungs.plausible(mask), both)
+        assert np.array_equal(kept(mask), both)
 
     def test_nothing_stays_nothing(self):
-        assert not lungs.plausible(np.zeros((2, 5, 5), bool)).any()
+        assert not kept(np.zeros((2, 5, 5), bool)).any()
 
 
 class TestNetworks:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from triage.config import Analysis
-from triage.domain import Findings, ModelInfo, Volume
+from triage.domain import Findings, Mask, ModelInfo, Volume
 from triage.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -34,6 +37,14 @@ class Model(Protocol):
         """Judge a volume in HU; masks have exactly ``volume.array.shape``.
 
         Raises Rejected where the volume shows no lungs, Retryable where memory or a device failed.
+        """
+        ...
+
+    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32] | None:
+        """Lesion probability before any threshold, ``volume.array.shape``, 0 outside the lungs' box.
+
+        For evaluation. A picture cut to the lungs comes with a mask that is True everywhere. None for
+        a network that only classifies.
         """
         ...
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy import ndimage
+from torch import Tensor
 
 from triage.domain import Mask
 from triage.models.preprocessing import bounding_box
@@ -12,17 +14,20 @@ SMALLEST_PART = 0.05
 """A component below this share of the largest one is bowel gas, an airway or a cushion."""
 
 
-def plausible(mask: Mask) -> Mask:
+def plausible(probability: Tensor) -> Tensor:
     """Large components of the chest with holes filled: dense tissue inside a lung is lung.
 
-    Canonical mask (z, h, w) → the same shape; an empty mask stays empty.
+    Probability of lung (z, h, w) → the same, 0 in what is dropped and 1 in what is filled; elsewhere it
+    stays soft, so that the border keeps its place between pixels when it is resampled.
     """
+    mask = (probability > 0.5).numpy()
     if not mask.any():
-        return mask
-    result = np.zeros_like(mask)
+        return probability
+    kept = np.zeros_like(mask)
     box = bounding_box(mask)
-    result[box] = _filled(_large(mask[box]))
-    return result
+    kept[box] = _filled(_large(mask[box]))
+    dropped, filled = torch.from_numpy(mask & ~kept), torch.from_numpy(kept & ~mask)
+    return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
 
 
 def _large(mask: Mask) -> Mask:

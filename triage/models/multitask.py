@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triage.config import Analysis
@@ -18,7 +20,7 @@ from triage.domain import Findings, Mask, ModelInfo, Volume
 from triage.errors import Rejected
 from triage.models import compute, lungs, weights
 from triage.models.networks import LungsNet, MultitaskNet
-from triage.models.preprocessing import MARGIN, bounding_box, pad, prepare, restore
+from triage.models.preprocessing import MARGIN, bounding_box, pad, prepare, restore, shrink, spread
 
 BATCH = 16
 """Slices a forward pass: more gains nothing on two cores and costs memory."""
@@ -51,20 +53,26 @@ class Multitask:
         """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
         with self.compute.running():
             slices = prepare(volume)
-            lung = self._lungs(slices)
-            lesion = self._lesions(slices, lung)
-            lung_mask = restore(torch.from_numpy(lung), 0.5, volume)
+            probability = self._lungs(slices)
+            lung_mask = restore(probability, 0.5, volume)
+            lesion = self._lesions(slices, (probability > 0.5).numpy())
             lesion_mask = restore(lesion, self.lesion_threshold, volume) & lung_mask
         fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
         return Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
 
-    def _lungs(self, slices: Tensor) -> Mask:
-        """Canonical slices → lungs at 2 mm. Raises Rejected where there are none."""
+    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
+        """See ``triage.models.Model``."""
+        with self.compute.running():
+            slices = prepare(volume)
+            return spread(self._lesions(slices, shrink(lung_mask, volume)), volume)
+
+    def _lungs(self, slices: Tensor) -> Tensor:
+        """Canonical slices → lung probability at 2 mm, (z, h, w). Raises Rejected where no lungs are."""
         logits = self.compute.map(self.lungs_net, self._batches(slices, self.lungs_net.stride))
-        mask = (torch.cat(logits)[:, 0, : slices.shape[1], : slices.shape[2]] > 0).cpu().numpy()
-        if not mask.any():
+        probability = torch.cat(logits)[:, 0, : slices.shape[1], : slices.shape[2]].float().sigmoid().cpu()
+        if not (probability > 0.5).any():
             raise Rejected("no lungs found")
-        return lungs.plausible(mask)
+        return lungs.plausible(probability)
 
     def _lesions(self, slices: Tensor, lung: Mask) -> Tensor:
         """Lesion probability at 2 mm, (z, h, w), 0 outside the lungs' box."""

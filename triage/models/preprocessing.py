@@ -88,6 +88,25 @@ def restore(values: Tensor, threshold: float, volume: Volume) -> Mask:
     return mask
 
 
+def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
+    """Canonical values (z, h, w) at 2 mm → the same on the volume's own grid."""
+    result = np.empty(volume.array.shape, dtype=np.float32)
+    canonical = Layout.of(volume.orientation).canonical(result)
+    for start in range(0, len(canonical), CHUNK):
+        part = values[start : start + CHUNK].float()
+        canonical[start : start + CHUNK] = resample(part, canonical.shape[1:]).numpy()
+    return result
+
+
+def shrink(mask: Mask, volume: Volume) -> Mask:
+    """A mask on the volume's own grid → canonical at 2 mm: the share of a pixel's area counts."""
+    layout = Layout.of(volume.orientation)
+    canonical = torch.from_numpy(layout.canonical(mask).astype(np.float32))
+    size = network_size(tuple(canonical.shape), volume.spacing, layout)
+    answer: Mask = (resample(canonical, size) > 0.5).numpy()
+    return answer
+
+
 def pad(slices: Tensor, stride: int) -> Tensor:
     """Air below and to the right of (…, h, w) until both are multiples of the networks' stride."""
     h, w = slices.shape[-2:]

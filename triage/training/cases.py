@@ -1,0 +1,41 @@
+"""What every data set is read into: volumes in HU with the marks that readers drew on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from triage.domain import Grade, Mask, Volume
+
+
+class Diagnosis(StrEnum):
+    """What a data set says of the patient, the three groups of the paper (Goncharov et al., section 3)."""
+
+    COVID = "covid"
+    HEALTHY = "healthy"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One volume, or one picture as a volume of one slice; masks have exactly ``volume.array.shape``.
+
+    ``volume.orientation`` is true: the networks turn it upright themselves.
+    """
+
+    name: str
+    """Unique within its data set."""
+    patient: str
+    """Splits and bootstraps go by this, never by volume or slice."""
+    volume: Volume
+    lung: Mask | None = None
+    """Both lungs; None where nobody marked them."""
+    lesions: tuple[Mask, ...] = ()
+    """Lesions of any kind, a mask for each rater; empty where nobody marked them."""
+    diagnosis: Diagnosis | None = None
+    grade: Grade | None = None
+    """As a radiologist saw it, not computed from masks."""
+    millimetres: bool = True
+    """Whether the spacing is known; without it nothing may be given in mm or ml."""
+    cropped: bool = False
+    """A picture cut to the lungs: all of it counts as lung, none is searched."""
