@@ -45,8 +45,12 @@ EDGES = {
     "jinja2": {"web"},
     "typer": {"cli"},
     "rich": {"cli", "training"},
-    "pydantic": {"config"},
-    "yaml": {"config", "training"},
+    "pydantic": {"config", "models", "training"},
+    "yaml": {"config", "models", "training"},
+    "sklearn": {"training"},
+    "matplotlib": {"training"},
+    "SimpleITK": {"training"},
+    "onnxruntime": {"models"},
     "torchvision": set(),
 }
 
