@@ -15,12 +15,20 @@ from triage.config import Assemble
 from triage.dicom.header import find_instances
 from triage.dicom.phantom import write_study
 from triage.dicom.series import choose
-from triage.domain import Grade, Mask, ModelInfo, Result, Series, Severity, Status
+from triage.domain import CtSeverityScore, Grade, Mask, ModelInfo, Result, Series, Severity, Status
 
 NOW = datetime(2021, 3, 4, 5, 6, 7, tzinfo=UTC)
 INFO = ModelInfo(name="multitask", version="3f2a9c01", summary="", calibrated=False, card="")
-SEVERE = Severity(0.62, 0.41, 0.62, Grade.CT3, 4100.2, 2200.4)
-CLEAR = Severity(0.0, 0.0, 0.0, Grade.CT0, 5200.0, 0.0)
+SEVERE = Severity(
+    *(0.62, 0.41, 0.62, Grade.CT3, 4100.2, 2200.4),
+    percent_infection=0.473,
+    ct_severity_score=CtSeverityScore((1,) * 10, (2, 2, 2, 2, 2, 2, 1, 1, 1, 0)),
+)
+CLEAR = Severity(
+    *(0.0, 0.0, 0.0, Grade.CT0, 5200.0, 0.0),
+    percent_infection=0.0,
+    ct_severity_score=CtSeverityScore((0,) * 10, (0,) * 10),
+)
 SOURCES = [
     "phantom",
     *(

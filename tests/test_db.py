@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from triage.config import PriorityPolicy
 from triage.db import Database
+from triage.db.records import result_document, result_of
 from triage.domain import (
     Band,
+    CtSeverityScore,
     DeliveryState,
     Grade,
     Instance,
@@ -56,6 +58,8 @@ def an_answer(study: str = "1.2", key: str = "k1", status: Status = Status.POSIT
         probability=0.9,
         affected_fraction=0.3,
         grade=Grade.CT2,
+        percent_infection=0.25,
+        ct_severity_score=CtSeverityScore((1,) * 10, (0, 0, 0, 0, 0, 0, 0, 0, 2, 2)),
         content_key=key,
         seconds={"read": 1.0},
         files={ResultKind.SR: Path("/spool/sr.dcm")},
@@ -204,6 +208,18 @@ def test_a_revision_is_written_and_sent_only_for_a_new_answer(db: Database) -> N
     judged(db, "key2")
     assert [r.revision for r in db.results("1.2")] == [2, 1]
     assert len(db.deliveries("1.2")) == 2
+
+
+def test_an_answer_comes_back_whole_and_one_from_before_a_figure_existed_without_it(db: Database) -> None:
+    register(db, an_instance())
+    judged(db, "k1")
+    (kept,) = db.results("1.2")
+    assert kept == dataclasses.replace(an_answer(), revision=kept.revision)
+    document = result_document(an_answer())
+    del document["percent_infection"], document["ct_severity_score"]
+    assert result_of(document) == dataclasses.replace(
+        an_answer(), percent_infection=None, ct_severity_score=None
+    )
 
 
 def test_a_lease_is_given_back_at_boot_or_when_it_runs_out(db: Database) -> None:

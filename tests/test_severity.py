@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from triage.domain import Findings, Grade, Volume
-from triage.severity import ONE_LUNG, grade, measure, side_masks
+from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Volume
+from triage.severity import ONE_LUNG, grade, measure, percent_infection, side_masks
 
 SHAPE = (12, 60, 100)
 STANDARD = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -94,6 +95,142 @@ def test_without_a_lesion_mask_the_fraction_is_unknown_never_zero() -> None:
     assert severity.lung_volume_ml > 0
 
 
+def test_percent_infection_is_the_mean_of_the_slices_not_of_the_pixels() -> None:
+    """10 of 100 pixels, 100 of 200, and a slice without lung: (10 % + 50 %) / 2; pooled it would be 37 %."""
+    lung, lesion = np.zeros((2, 3, 20, 20), dtype=bool)
+    lung[0, :10, :10] = lung[1, :, :10] = True
+    lesion[0, 0, :10] = lesion[1, :10, :10] = True
+    lesion[2] = lesion[0, 15:] = True  # outside the lungs
+    assert percent_infection(lung, lesion) == pytest.approx(0.3)
+    assert percent_infection(lung, np.zeros_like(lung)) == 0
+    assert percent_infection(lung, lung) == 1
+    assert percent_infection(np.zeros_like(lung), lung) is None
+
+
+BLOCK = (20, 24, 60)
+"""Two lungs as blocks of 20 slices, 24 rows and 24 columns, 36 mm apart: bands of 2, 4, 6 and 8 slices."""
+ON_THE_LEFT, ON_THE_RIGHT = slice(0, 24), slice(36, 60)
+"""Columns of the lung on the picture's left, the patient's right, and of the other."""
+
+
+def score(painted: np.ndarray, tolerance: float = 0.005) -> CtSeverityScore:
+    """Slices run to the head, rows to the back, columns to the patient's left."""
+    lung = np.zeros(BLOCK, dtype=bool)
+    lung[:, :, ON_THE_LEFT] = lung[:, :, ON_THE_RIGHT] = True
+    volume = Volume(np.zeros(BLOCK, np.int16), (5.0, 3.0, 3.0), STANDARD)
+    answer = measure(volume, findings(painted, lung), tolerance).ct_severity_score
+    assert answer is not None
+    return answer
+
+
+def painted(*boxes: tuple[slice, slice, slice]) -> np.ndarray:
+    lesion = np.zeros(BLOCK, dtype=bool)
+    for box in boxes:
+        lesion[box] = True
+    return lesion
+
+
+@pytest.mark.parametrize(
+    ("slices", "rows", "lateral_columns", "region"),
+    [
+        ((18, 20), (0, 24), (0, 24), "apical"),
+        ((14, 18), (0, 12), (0, 24), "upper anterior"),
+        ((14, 18), (12, 24), (0, 24), "upper posterior"),
+        ((8, 14), (0, 16), (12, 24), "middle anterior medial"),
+        ((8, 14), (0, 16), (0, 12), "middle anterior lateral"),
+        ((8, 14), (16, 24), (0, 24), "middle posterior"),
+        ((0, 8), (0, 12), (12, 24), "lower anterior medial"),
+        ((0, 8), (0, 12), (0, 12), "lower anterior lateral"),
+        ((0, 8), (12, 24), (12, 24), "lower posterior medial"),
+        ((0, 8), (12, 24), (0, 12), "lower posterior lateral"),
+    ],
+)
+def test_each_region_of_each_lung_scores_by_itself(slices, rows, lateral_columns, region) -> None:
+    """Ten parts of 20 · 24 · 24 / 10 voxels; the outer columns of the picture are the lateral ones."""
+    z, y = slice(*slices), slice(*rows)
+    right = slice(*lateral_columns)
+    left = slice(BLOCK[2] - lateral_columns[1], BLOCK[2] - lateral_columns[0])
+    number = LUNG_REGIONS.index(region)
+    only = tuple(2 if n == number else 0 for n in range(10))
+    assert (z.stop - z.start) * (y.stop - y.start) * (right.stop - right.start) == 20 * 24 * 24 / 10
+    assert score(painted((z, y, right))) == CtSeverityScore((0,) * 10, only)
+    assert score(painted((z, y, left))) == CtSeverityScore(only, (0,) * 10)
+
+
+def test_a_region_scores_one_below_half_and_two_from_half() -> None:
+    upper, front = slice(14, 18), slice(0, 12)
+    half, less = slice(0, 12), slice(0, 11)
+    assert score(painted((upper, front, half))).right[1] == 2
+    assert score(painted((upper, front, less))).right[1] == 1
+    speck = painted((slice(14, 15), slice(0, 1), slice(0, 1)))
+    assert score(speck, tolerance=0).total == 1
+    assert score(speck, tolerance=0.005).total == 0
+
+
+def test_the_scale_runs_from_none_to_forty() -> None:
+    everything = slice(None)
+    assert score(painted()).total == 0
+    assert score(painted((everything, everything, everything))).total == 40
+    stripes = np.zeros(BLOCK, dtype=bool)
+    stripes[:, :, ::4] = True
+    assert score(stripes) == CtSeverityScore((1,) * 10, (1,) * 10)
+    assert score(painted((everything, everything, ON_THE_RIGHT))).left == (2,) * 10
+
+
+def test_scores_that_cannot_be_told_are_unknown() -> None:
+    unknown = measure(volume(), findings(None), 0.001)
+    assert unknown.percent_infection is None
+    assert unknown.ct_severity_score is None
+    one = measure(volume(), findings(ON_THE_PICTURES_LEFT, ON_THE_PICTURES_LEFT), 0.001)
+    assert one.percent_infection == 1
+    assert one.ct_severity_score is None
+    few = Volume(np.zeros((3, *SHAPE[1:]), np.int16), (5.0, 3.0, 3.0), STANDARD)
+    assert measure(few, findings(LUNGS[:3], LUNGS[:3]), 0.001).ct_severity_score is None
+
+
+def leaning_lungs() -> np.ndarray:
+    """Lungs without any symmetry: every axis and both sides differ."""
+    z, y, x = np.indices(SHAPE)
+    right = ((x - 25) / 15) ** 2 + ((y - 28) / (14 + z)) ** 2 < 1
+    left = ((x - 76 + z / 3) / 13) ** 2 + ((y - 33) / (22 - z / 2)) ** 2 < 1
+    return (right & (z < 11)) | (left & (z > 0))
+
+
+@given(st.integers(0, 2**32 - 1), *(st.booleans() for _ in range(3)))
+def test_how_the_images_are_stored_changes_no_score(
+    seed: int, across: bool, back: bool, swapped: bool
+) -> None:
+    """The same patient, slices stored with other axes: fractions, slice mean and regions stay."""
+    random = np.random.default_rng(seed)
+    lung, lesion = leaning_lungs(), ndimage.gaussian_filter(random.random(SHAPE), 3) > 0.5
+    row, column = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    expected = measure(volume(), findings(lesion, lung), 0.005)
+    if back:
+        lung, lesion, column = lung[:, ::-1], lesion[:, ::-1], -column
+    if across:
+        lung, lesion, row = lung[:, :, ::-1], lesion[:, :, ::-1], -row
+    if swapped:
+        lung, lesion, row, column = lung.swapaxes(1, 2), lesion.swapaxes(1, 2), column, row
+    if np.cross(row, column)[2] < 0:  # slices are ordered along the normal of their plane
+        lung, lesion = lung[::-1], lesion[::-1]
+    stored = Volume(np.zeros(lung.shape, np.int16), (5.0, 3.0, 3.0), (*row, *column))
+    answer = measure(stored, findings(lesion, lung), 0.005)
+    assert expected.ct_severity_score is not None
+    assert answer.ct_severity_score == expected.ct_severity_score
+    assert answer.percent_infection == pytest.approx(expected.percent_infection)
+    assert (answer.affected_left, answer.affected_right) == (expected.affected_left, expected.affected_right)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_mirrored_patient_has_the_mirrored_score(seed: int) -> None:
+    lung = leaning_lungs()
+    lesion = ndimage.gaussian_filter(np.random.default_rng(seed).random(SHAPE), 3) > 0.5
+    seen = measure(volume(), findings(lesion, lung), 0.005).ct_severity_score
+    mirrored = measure(volume(), findings(lesion[:, :, ::-1], lung[:, :, ::-1]), 0.005).ct_severity_score
+    assert seen is not None
+    assert mirrored == CtSeverityScore(seen.right, seen.left)
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_lesions_outside_the_lungs_never_count_and_fractions_stay_fractions(seed: int) -> None:
     lesion = np.random.default_rng(seed).random(SHAPE) < 0.3
@@ -101,16 +238,21 @@ def test_lesions_outside_the_lungs_never_count_and_fractions_stay_fractions(seed
     inside = measure(volume(), findings(lesion & LUNGS), 0.001)
     assert severity == inside
     assert severity.affected_fraction is not None
+    assert severity.percent_infection is not None
+    assert severity.ct_severity_score is not None
     assert 0 <= severity.affected_fraction <= 1
+    assert 0 <= severity.percent_infection <= 1
+    assert 0 <= severity.ct_severity_score.total <= 40
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_more_lesion_never_lowers_the_fraction(seed: int) -> None:
+def test_more_lesion_never_lowers_any_score(seed: int) -> None:
     random = np.random.default_rng(seed)
-    less = random.random(SHAPE) < 0.2
+    density = random.random()
+    less = random.random(SHAPE) < density
     more = less | (random.random(SHAPE) < 0.2)
-    low = measure(volume(), findings(less), 0.001).affected_fraction
-    high = measure(volume(), findings(more), 0.001).affected_fraction
-    assert low is not None
-    assert high is not None
-    assert low <= high
+    low, high = (measure(volume(), findings(lesion), 0.001) for lesion in (less, more))
+    assert low.affected_fraction <= high.affected_fraction
+    assert low.percent_infection <= high.percent_infection
+    before, after = low.ct_severity_score, high.ct_severity_score
+    assert all(a <= b for a, b in zip(before.left + before.right, after.left + after.right, strict=True))

@@ -135,6 +135,10 @@ def test_positive_reads_back(study: Series, lesion_seg: ResultObject, tmp_path: 
     assert (probability.value, probability.unit) == (0.97, codes.NO_UNITS)
     assert probability.method.meaning == "Network output, not calibrated"
     assert affected(group) == {"worse": 62.0, "Left": 41.0, "Right": 62.0}
+    (slice_mean,) = group.get_measurements(codes.SLICE_MEAN)
+    assert (slice_mean.value, slice_mean.unit) == (47.3, codes.PERCENT)
+    (score,) = group.get_measurements(codes.CT_SEVERITY_SCORE)
+    assert (score.value, score.unit) == (25, codes.NO_UNITS)
     assert (volume.value, volume.unit) == (4100.2, codes.MILLILITRE)
     assert group.finding_type == codes.PNEUMONIA
     assert answers(group) == {
@@ -207,6 +211,7 @@ def test_unknown_is_not_zero(study: Series, tmp_path: Path) -> None:
     unknown = Severity(None, None, None, None, 4100.2, None)
     group = study_group(report(study, positive(study), unknown, tmp_path))
     assert affected(group) == {}
+    assert group.get_measurements(codes.SLICE_MEAN) == group.get_measurements(codes.CT_SEVERITY_SCORE) == []
     assert set(answers(group)) == {
         "Triage result",
         "CAD Processing and Findings Summary",

@@ -27,7 +27,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.web_studies import NOON, Ward, configured, free_port
-from triage.domain import Grade, ResultKind, Status
+from triage.domain import CtSeverityScore, Grade, ResultKind, Status
 from triage.errors import ConfigError
 from triage.rows import entry_row, result_row
 from triage.web import words
@@ -194,6 +194,14 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     assert "P 0.97, calibrated" in finding(page, "1.2")
     assert finding(page, "1.3") == "● Positive P 0.97, not calibrated"
     assert "Affected lungs unknown" in text(browse(ward).get("/studies/1.3"))
+    assert "Slice mean unknown CT severity score unknown" in text(browse(ward).get("/studies/1.3"))
+    score = CtSeverityScore((1,) * 6 + (0,) * 4, (2, 2, 2, 2, 2, 2, 1, 1, 1, 0))
+    ward.judge("1.2", percent_infection=0.31, ct_severity_score=score)
+    shown = text(browse(ward).get("/studies/1.2"))
+    assert "Slice mean 31 % CT severity score 21 of 40 (left 6, right 15)" in shown
+    rows = {r["study_instance_uid"]: r for r in browse(ward).get("/api/worklist").json()}
+    assert (rows["1.2"]["ct_severity_score"], rows["1.2"]["ct_severity_left"]["apical"]) == (21, 1)
+    assert rows["1.3"]["ct_severity_score"] is rows["1.3"]["ct_severity_left"] is None
 
 
 @pytest.mark.usefixtures("_berlin")

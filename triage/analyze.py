@@ -40,7 +40,7 @@ from triage.models import Model
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 2
+ANSWER_VERSION = 3
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 LONGEST_RETRY = timedelta(minutes=15)
 
@@ -250,6 +250,8 @@ def _conclude(
         grade=extent.grade,
         lung_volume_ml=extent.lung_volume_ml,
         lesion_volume_ml=extent.lesion_volume_ml,
+        percent_infection=extent.percent_infection,
+        ct_severity_score=extent.ct_severity_score,
         model=model.info.name,
         model_version=model.info.version,
         content_key=content_key(chosen, model, config, supersedes),

@@ -201,6 +201,34 @@ class Findings:
     lesion_mask: Mask | None
 
 
+LUNG_REGIONS = (
+    "apical",
+    "upper anterior",
+    "upper posterior",
+    "middle anterior medial",
+    "middle anterior lateral",
+    "middle posterior",
+    "lower anterior medial",
+    "lower anterior lateral",
+    "lower posterior medial",
+    "lower posterior lateral",
+)
+"""Ten parts of each lung, from the apex down; ``severity.ct_severity_score`` says how they are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class CtSeverityScore:
+    """Of each of ``LUNG_REGIONS``, on either side: 0 none, 1 below half, 2 half or more opacified."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Over the twenty regions, 0 to 40."""
+        return sum(self.left) + sum(self.right)
+
+
 @dataclass(frozen=True, slots=True)
 class Severity:
     """How much of the lungs is affected. Fractions in [0, 1], volumes in ml; None is unknown."""
@@ -213,6 +241,9 @@ class Severity:
     lesion_volume_ml: float | None
     doubts: tuple[str, ...] = ()
     """Why the lungs may not have been seen whole; nobody is called negative in doubt."""
+    percent_infection: float | None = None
+    """Mean over slices of their affected fraction (PI), in [0, 1] like the other fractions."""
+    ct_severity_score: CtSeverityScore | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +275,8 @@ class Result:
     grade: Grade | None = None
     lung_volume_ml: float | None = None
     lesion_volume_ml: float | None = None
+    percent_infection: float | None = None
+    ct_severity_score: CtSeverityScore | None = None
     model: str | None = None
     model_version: str | None = None
     content_key: str = ""

@@ -57,6 +57,8 @@ def write_summary(answers: Sequence[Result], path: Path) -> None:
         line["notes"] = "; ".join(line["notes"])
         line["seconds"] = line["seconds"].get("total")
         line["files"] = "; ".join(line["files"].values())
+        for side in ("ct_severity_left", "ct_severity_right"):
+            line[side] = "; ".join(f"{region} {score}" for region, score in (line[side] or {}).items())
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(lines[0]))
         writer.writeheader()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from triage.domain import DeliveryState, Result, Status, StudyState, WorklistEntry
+from triage.domain import LUNG_REGIONS, DeliveryState, Result, Status, StudyState, WorklistEntry
 
 
 def result_row(result: Result) -> dict[str, Any]:
     """One judgement. Fractions in [0, 1], volumes in ml, seconds by stage; null is unknown, never 0."""
+    score = result.ct_severity_score
     return {
         "study_instance_uid": result.study_instance_uid,
         "series_instance_uid": result.series_instance_uid,
@@ -25,6 +26,10 @@ def result_row(result: Result) -> dict[str, Any]:
         "grade": result.grade.value if result.grade else None,
         "lung_volume_ml": result.lung_volume_ml,
         "lesion_volume_ml": result.lesion_volume_ml,
+        "percent_infection": result.percent_infection,
+        "ct_severity_score": score.total if score else None,
+        "ct_severity_left": dict(zip(LUNG_REGIONS, score.left, strict=True)) if score else None,
+        "ct_severity_right": dict(zip(LUNG_REGIONS, score.right, strict=True)) if score else None,
         "model": result.model,
         "model_version": result.model_version,
         "revision": result.revision,

@@ -1,6 +1,8 @@
 """Masks and spacing → Severity: how much of each lung is affected (pure functions).
 
-Goncharov et al., section 3.4: the fraction is measured in each lung, and the larger one counts.
+The affected fraction is measured in each lung, and the larger one counts (Goncharov et al., section
+2.1); beside it stand the percentage of infection of Qiblawey et al. (section 2.4) and the CT severity
+score of Yang et al. 2020 over twenty regions (Fung et al., section III-C).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from triage.domain import Findings, Grade, Mask, Severity, Vector, Volume
+from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Mask, Severity, Vector, Volume
 
 PlaneMask = NDArray[np.bool_]
 
@@ -25,6 +27,9 @@ BIN_MM = 15.0
 VALLEY = 0.6
 """Two lungs leave a valley (the mediastinum) in the left–right profile at most this deep; one does not."""
 
+FIRST = (0, 1, 3, 6)
+"""Number of the first region of each band of a lung in ``LUNG_REGIONS``: one, two, three and four regions."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sides:
@@ -35,18 +40,19 @@ class Sides:
 
 
 def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severity:
-    """Affected fraction (the larger of both lungs), volumes in ml, and the grade.
+    """Affected fraction (the larger of both lungs), volumes in ml, grade, and both papers' other scores.
 
-    A network without a lesion mask leaves fraction, lesion volume and grade unknown (None).
+    A network without a lesion mask leaves all but the lungs' volume unknown (None).
     """
-    lung = findings.lung_mask
-    lung_columns = np.count_nonzero(lung, axis=0)
+    lung, lesion = findings.lung_mask, findings.lesion_mask
+    lung_columns = _columns(lung)
     sides = split_lungs(lung_columns, volume.spacing, volume.orientation)
     lung_ml = float(lung_columns.sum()) * volume.voxel_ml
     doubts = tuple(doubt for doubt in ("" if sides else ONE_LUNG, _cut_off(lung)) if doubt)
-    if findings.lesion_mask is None:
+    if lesion is None:
         return Severity(None, None, None, None, lung_ml, None, doubts)
-    lesion_columns = np.count_nonzero(findings.lesion_mask & lung, axis=0)
+    lesion = lesion & lung
+    lesion_columns = _columns(lesion)
     left = _fraction(lesion_columns, lung_columns, sides.left) if sides else None
     right = _fraction(lesion_columns, lung_columns, sides.right) if sides else None
     whole = _fraction(lesion_columns, lung_columns, np.ones_like(lung_columns, dtype=bool))
@@ -59,6 +65,8 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
         lung_volume_ml=lung_ml,
         lesion_volume_ml=float(lesion_columns.sum()) * volume.voxel_ml,
         doubts=doubts,
+        percent_infection=percent_infection(lung, lesion),
+        ct_severity_score=ct_severity_score(volume, lung, lesion, sides, ct0_tolerance) if sides else None,
     )
 
 
@@ -75,9 +83,46 @@ def grade(affected_fraction: float, ct0_tolerance: float) -> Grade:
     return Grade.CT4
 
 
+def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:
+    """PI: infected over lung pixels of a slice, averaged over the slices that contain lung; in [0, 1].
+
+    Qiblawey et al., section 2.4 and figure 3. A slice counts as much as any other, however little lung it
+    shows. None where no slice shows any.
+    """
+    lung = _areas(lung_mask)
+    infected = _areas(lesion_mask & lung_mask)
+    shown = lung > 0
+    return float(np.mean(infected[shown] / lung[shown])) if shown.any() else None
+
+
+def ct_severity_score(
+    volume: Volume, lung_mask: Mask, lesion_mask: Mask, sides: Sides, ct0_tolerance: float
+) -> CtSeverityScore | None:
+    """0 (none), 1 (below half) or 2 (half or more opacified) for each of twenty regions.
+
+    Yang et al. 2020 (Fung et al., section III-C) take the eighteen segments of the lungs, two of them on
+    the left divided once more. Without a lobe model we cut each lung by its own geometry into ten parts
+    of equal volume, an approximation that keeps the order of the segments and their equal weight:
+
+        top tenth            apical                                        (segment 1)
+        next two tenths      front | back                                  (3 | 2)
+        next three tenths    front two thirds: medial, lateral | back      (middle lobe or lingula | 6)
+        lower four tenths    front: medial, lateral | back: medial, lateral  (7, 8 | 10, 9)
+
+    Top, front and lateral are the patient's, from the image orientation. "None" is up to the CT-0
+    tolerance, as for the grade. None where there are too few slices to show every region.
+    """
+    left = _ten_fractions(volume, lung_mask, lesion_mask, sides.left, lateral=1)
+    right = _ten_fractions(volume, lung_mask, lesion_mask, sides.right, lateral=-1)
+    if left is None or right is None:
+        return None
+    steps = (np.nextafter(ct0_tolerance, 1), 0.5)
+    return CtSeverityScore(*(tuple(np.digitize(part, steps).tolist()) for part in (left, right)))
+
+
 def side_masks(lung_mask: Mask, volume: Volume) -> tuple[Mask, Mask] | None:
     """The patient's (left, right) lung as masks on the volume's grid, or None for one lung only."""
-    sides = split_lungs(np.count_nonzero(lung_mask, axis=0), volume.spacing, volume.orientation)
+    sides = split_lungs(_columns(lung_mask), volume.spacing, volume.orientation)
     return (lung_mask & sides.left, lung_mask & sides.right) if sides else None
 
 
@@ -107,8 +152,77 @@ def split_lungs(
     return Sides(left, right)
 
 
+def _columns(mask: Mask) -> NDArray[np.uint16]:
+    """Voxels along z, (y, x)."""
+    columns: NDArray[np.uint16] = mask.view(np.uint8).sum(axis=0, dtype=np.uint16)
+    return columns
+
+
+def _areas(mask: Mask) -> NDArray[np.intp]:
+    """Voxels of each slice, (z,); slice by slice is ten times faster than along two axes."""
+    return np.array([np.count_nonzero(part) for part in mask])
+
+
+def _ten_fractions(
+    volume: Volume, lung: Mask, lesion: Mask, side: PlaneMask, lateral: int
+) -> NDArray[np.float64] | None:
+    """Affected fraction of each of ``LUNG_REGIONS`` of one lung; None where one holds no voxel."""
+    rows, columns = (np.flatnonzero(side.any(axis=axis)) for axis in (1, 0))
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    lung = lung[:, *box] & side[box]
+    lesion = lesion[:, *box] & lung
+    shown, affected = np.zeros((2, len(LUNG_REGIONS)))
+    for band, chosen in enumerate(_bands(_areas(lung), volume.orientation)):
+        lung_columns, lesion_columns = _columns(lung[chosen]), _columns(lesion[chosen])
+        y, x = np.nonzero(lung_columns)
+        mass = lung_columns[y, x]
+        to_left, to_back = _patient_axes(y, x, volume.spacing, volume.orientation)
+        region = FIRST[band] + _within(band, to_back, lateral * to_left, mass)
+        shown += np.bincount(region, mass, len(LUNG_REGIONS))
+        affected += np.bincount(region, lesion_columns[y, x], len(LUNG_REGIONS))
+    return affected / shown if shown.all() else None
+
+
+def _bands(areas: NDArray[np.intp], orientation: tuple[float, ...]) -> list[NDArray[np.intp]]:
+    """The slices of the top tenth of a lung, of the next two, the next three, and the lower four."""
+    shown = np.flatnonzero(areas)
+    to_head = np.cross(orientation[:3], orientation[3:])[2]
+    band = _cut(-np.sign(to_head) * shown, areas[shown], (0.1, 0.3, 0.6))
+    return [shown[band == number] for number in range(len(FIRST))]
+
+
+def _within(
+    band: int, to_back: NDArray[np.float64], to_side: NDArray[np.float64], mass: NDArray[np.integer]
+) -> NDArray[np.intp]:
+    """Which region of its band each column (point in plane) belongs to."""
+    region = np.zeros(len(mass), dtype=np.intp)
+    if band == 0:
+        return region
+    back = _cut(to_back, mass, (2 / 3 if band == 2 else 1 / 2,)) == 1
+    for part, divided in ((~back, band >= 2), (back, band == 3)):
+        if divided:
+            region[part] = _cut(to_side[part], mass[part], (1 / 2,))
+    region[back] += 1 if band == 1 else 2
+    return region
+
+
+def _cut(
+    position: NDArray[np.floating], mass: NDArray[np.integer], shares: tuple[float, ...]
+) -> NDArray[np.intp]:
+    """Points lined up by position and cut at these shares of their mass: the number of each one's part.
+
+    Points at one position stay together, in the part that holds their middle, so the order in which
+    they are stored changes nothing.
+    """
+    places, place = np.unique(position, return_inverse=True)
+    line = np.bincount(place, mass, len(places))
+    middle = (np.cumsum(line) - line / 2) / line.sum()
+    part: NDArray[np.intp] = np.searchsorted(shares, middle)[place]
+    return part
+
+
 def _cut_off(lung: Mask) -> str:
-    area = np.count_nonzero(lung, axis=(1, 2))
+    area = _areas(lung)
     return CUT_OFF if max(area[0], area[-1]) > END_SHARE * area.max(initial=0) else ""
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import RowMapping
 
 from triage.domain import (
     Band,
+    CtSeverityScore,
     Delivery,
     DeliveryState,
     Grade,
@@ -77,10 +78,11 @@ def result_document(result: Result) -> dict[str, Any]:
 
 
 def result_of(document: Mapping[str, Any]) -> Result:
-    grade = document["grade"]
+    grade, score = document["grade"], document.get("ct_severity_score")
     changed = {
         "status": Status(document["status"]),
         "grade": Grade(grade) if grade is not None else None,
+        "ct_severity_score": CtSeverityScore(tuple(score["left"]), tuple(score["right"])) if score else None,
         "notes": tuple(document["notes"]),
         "files": {ResultKind(kind): Path(path) for kind, path in document["files"].items()},
     }

@@ -14,7 +14,7 @@ def private_scheme() -> CodingSchemeIdentificationItem:
     """Says whose scheme 99TRIAGE is (PS3.3 C.12.1.1.2): no standard code exists for what it names."""
     return CodingSchemeIdentificationItem(
         designator=PRIVATE,
-        name="triage: affected lung fraction and CT grades",
+        name="triage: affected lung fraction, CT grades and CT severity score",
         responsible_organization="triage",
     )
 
@@ -55,6 +55,8 @@ PROBABILITY_KINDS = {
 }
 AFFECTED = Code("affected", PRIVATE, "Affected lung percentage")
 MAXIMUM = Code("56851009", "SCT", "Maximum")
+SLICE_MEAN = Code("affected-slice-mean", PRIVATE, "Percentage of infection, mean over slices")
+CT_SEVERITY_SCORE = Code("ct-severity-score", PRIVATE, "CT severity score of 20 regions, 0 to 40")
 VOLUME = Code("118565006", "SCT", "Volume")
 PERCENT = Code("%", "UCUM", "percent")
 MILLILITRE = Code("ml", "UCUM", "ml")

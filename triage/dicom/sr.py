@@ -155,6 +155,12 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
             yield Measurement(
                 codes.AFFECTED, tenths_of_percent(fraction), codes.PERCENT, finding_sites=[site]
             )
+    if severity.percent_infection is not None:
+        value = tenths_of_percent(severity.percent_infection)
+        yield Measurement(codes.SLICE_MEAN, value, codes.PERCENT, finding_sites=[both])
+    if severity.ct_severity_score is not None:
+        value = severity.ct_severity_score.total
+        yield Measurement(codes.CT_SEVERITY_SCORE, value, codes.NO_UNITS, finding_sites=[both])
     yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
 
 

@@ -182,6 +182,14 @@ def extent(result: Result) -> str:
     return f"{'worse lung' if sides else 'lungs'} {share(result.affected_fraction)}"
 
 
+def severity_score(result: Result) -> str:
+    """``14 of 40 (left 6, right 8)``."""
+    score = result.ct_severity_score
+    if score is None:
+        return "unknown"
+    return f"{score.total} of 40 (left {sum(score.left)}, right {sum(score.right)})"
+
+
 def millilitres(volume: float | None) -> str:
     return "unknown" if volume is None else f"{volume:,.0f} ml".replace(",", " ")
 
