@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 PROMISED = {
     *("study_instance_uid", "series_instance_uid", "patient_id", "status", "reason", "probability"),
     *("calibrated", "affected_fraction", "affected_left", "affected_right", "grade", "lung_volume_ml"),
-    *("lesion_volume_ml", "percent_infection", "ct_severity_score", "model", "model_version", "seconds", "files"),
+    *("lesion_volume_ml", "percent_infection", "ct_severity_score", "ct_severity_left", "model"),
+    *("model_version", "seconds", "files"),
 }
 
 
