@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,19 @@ SHOWN = 8
 
 
 def existing(folder: Path, layout: str, *patterns: str) -> list[Path]:
-    """The files that match any of the patterns below ``folder``, by name.
+    """The files that match any of the patterns below ``folder``, by name, 9 before 10.
 
     Raises ConfigError with the layout that was expected and what is there instead.
     """
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)}, key=_counted)
     if not found:
         raise wrong_folder(folder, layout)
     return found
+
+
+def _counted(path: Path) -> list[str]:
+    """Numbers in a name, as long as they may be, in the order of counting."""
+    return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def wrong_folder(folder: Path, layout: str) -> ConfigError:

@@ -24,6 +24,8 @@ SARSCOV2 = "covid/ and non-covid/ with .jpg or .png, as folders or in one .zip"
 
 LUNG_WINDOW = (-1400.0, 200.0)
 """HU of black and of white, assumed: the usual window for lungs. Augmentation varies it."""
+SEMISEG_WINDOW = (-1080.0, 250.0)
+"""Median over COVID-SemiSeg's first 40 slices, were clear lung -860 HU and muscle 40 HU."""
 LUNGS_MM = 290.0
 """Width of a picture that is cropped to both lungs, assumed."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -49,7 +51,7 @@ def semiseg(folder: Path) -> Iterator[Case]:
         yield Case(
             name=f"semiseg_{path.stem}",
             patient=f"semiseg_{path.stem}",
-            volume=one_slice(np.rot90(image, -1), LUNGS_MM),
+            volume=one_slice(np.rot90(image, -1), LUNGS_MM, SEMISEG_WINDOW),
             lesions=(np.rot90(mask, -1)[None] > 127,),
             diagnosis=Diagnosis.COVID,
             millimetres=False,
