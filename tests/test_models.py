@@ -1,6 +1,5 @@
 """The contract that every network of the registry keeps, and the pieces they are made of."""
 
-import hashlib
 import subprocess
 import sys
 from functools import cache
@@ -21,9 +20,9 @@ from triage.dicom.series import choose
 from triage.dicom.volume import read
 from triage.domain import Volume
 from triage.errors import ConfigError, DeviceLost, Rejected, Retryable
-from triage.models import compute, lungs, preprocessing, weights
-from triage.models.multitask import score
+from triage.models import compute, lungs, packages, preprocessing, weights
 from triage.models.networks import PAPER_WIDTHS, PYRAMID, LungsNet, MultitaskNet, pyramid
+from triage.models.pipeline import score
 from triage.models.preprocessing import Layout, bounding_box, pad, prepare, restore
 from triage.severity import measure
 
@@ -161,14 +160,14 @@ class TestContract:
         assert not (masks[2] & ~masks[1]).any()
 
     def test_ships_with_small_weights_and_an_honest_card(self, model):
-        entry = models.MODELS[model.info.name]
-        digest = hashlib.sha256()
-        for name in entry.weights:
-            path = models.WEIGHTS / f"{name}.safetensors"
-            assert path.stat().st_size <= 15e6
-            digest.update(path.read_bytes())
-        assert model.info.version == digest.hexdigest()[:12]
-        for words in ("esearch use", "not a medical device", "calibrated: false", "p7"):
+        package = packages.read(models.MODELS[model.info.name])
+        assert model.info == package.info
+        assert package.card.name == model.info.name
+        assert all(path.stat().st_size <= 15e6 for path in package.files.values())
+        assert package.card.training_data
+        assert package.card.limits
+        assert "esearch use" in package.card.licence
+        for words in ("esearch use", "not a medical device", "calibrated: false"):
             assert words in model.info.card
 
 
@@ -176,17 +175,6 @@ class TestRegistry:
     def test_an_unknown_name_is_told_with_the_valid_ones(self):
         with pytest.raises(ConfigError, match=r"'resnet9000'.*multitask"):
             models.load(Analysis(model="resnet9000"))
-
-    def test_missing_and_damaged_weights_stop_the_start(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(models, "WEIGHTS", tmp_path)
-        with pytest.raises(ConfigError, match=r"lungs\.safetensors"):
-            models.load(Analysis())
-        (tmp_path / "lungs.safetensors").write_bytes(b"cut off")
-        weights.save(
-            LungsNet((4, 8)), {"network": "lungs", "widths": "4,8"}, tmp_path / "multitask.safetensors"
-        )
-        with pytest.raises(ConfigError, match=r"lungs\.safetensors"):
-            models.load(Analysis())
 
     def test_weights_of_another_network_are_refused(self, tmp_path):
         path = tmp_path / "w.safetensors"
@@ -200,7 +188,7 @@ class TestRegistry:
 
     def test_describing_the_networks_does_not_load_torch(self):
         code = (
-            "import sys; from triage.models import describe; print([i.name for i in describe()]);"
+            "import sys; from triage.models import describe; print([p.card.name for p in describe()]);"
             "sys.exit('torch' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -74,6 +74,7 @@ def _model(config: Config) -> Iterator[Check]:
         yield Check("weights", False, str(error))
         return
     calibrated = "calibrated" if model.info.calibrated else "not calibrated"
-    yield Check("weights", True, f"{model.info.name} {model.info.version}, {calibrated}, research use")
+    detail = f"{model.info.name} {model.info.version}, hashes as its card says, {calibrated}, research use"
+    yield Check("weights", True, detail)
     settings = ", ".join(f"{name} {value}" for name, value in model.settings.items())
     yield Check("device", True, settings)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
@@ -27,6 +27,10 @@ from triage.db import Database
 from triage.domain import WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
 from triage.rows import entry_row, result_row
+
+if TYPE_CHECKING:
+    from triage.models.packages import Metric, Package
+    from triage.training.evaluation import Evaluation
 
 app = typer.Typer(
     help="Receives chest CTs, judges them, writes results back to the PACS and orders the worklist. "
@@ -95,7 +99,7 @@ def predict(
     context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Folders or files with DICOM images.", exists=True)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results of each study.")],
-    model: Annotated[str | None, typer.Option(help="Network to use instead of the configured one.")] = None,
+    model: Annotated[str | None, typer.Option(help="Network to use instead: a name or a folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge studies from files: writes SEG, SR and picture of each, and prints the answers."""
@@ -127,6 +131,45 @@ def predict(
         out.print(f"results of each study: {output}/<Study Instance UID>/; stages and figures: --json")
     if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    data: Annotated[list[str], typer.Option(help="KIND=PATH of a data set; may be given again.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="Network, a name or a folder; given again, compared with.")
+    ] = None,
+    patients: Annotated[str, typer.Option(help="Only these patients, comma separated.")] = "",
+    as_json: AsJson = False,
+    report: Annotated[Path | None, typer.Option(help="Folder for a readable report with plots.")] = None,
+) -> None:
+    """Measure networks on cases whose answers are known: every figure with interval, and the paper's beside."""
+    from triage.training import evaluation, tables
+
+    with _plain_errors():
+        analysis = _load_or_defaults(context.obj).analysis
+        sources = _sources(data)
+        chosen = tuple(filter(None, patients.split(",")))
+        with Progress(console=err, transient=True) as progress:
+            evaluations = [
+                evaluation.run(
+                    analysis.model_copy(update={"model": name}),
+                    sources,
+                    chosen,
+                    lambda cases, name=name: progress.track(cases, description=name),
+                )
+                for name in model or [analysis.model]
+            ]
+        pages = _reports(evaluations, report) if report else []
+    if as_json:
+        answers = [tables.as_json(one) for one in evaluations]
+        answer = answers[0] if len(answers) == 1 else answers
+        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    out.print(tables.for_people(evaluations))
+    for page in pages:
+        out.print(f"report: {page}", soft_wrap=True)
 
 
 @app.command()
@@ -172,19 +215,17 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
 
 @app.command(name="models")
 def list_models(as_json: AsJson = False) -> None:
-    """List the networks that analysis.model can name, and what each may claim."""
+    """List the networks that analysis.model can name: their hashes, data, figures, licence and limits."""
     from triage import models
 
     with _plain_errors():
-        infos = models.describe()
+        packages = models.describe()
     if as_json:
-        keys = ("name", "version", "summary", "calibrated", "card")
-        typer.echo(json.dumps([{key: getattr(i, key) for key in keys} for i in infos], indent=2))
+        rows = [{"version": p.version, **p.card.model_dump(mode="json"), "card": p.text} for p in packages]
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    table = Table("name", "weights", "calibrated", "what it is", box=None)
-    for info in infos:
-        table.add_row(info.name, info.version, "yes" if info.calibrated else "no", info.summary)
-    out.print(table)
+    for package in packages:
+        out.print(_card(package))
 
 
 @app.command()
@@ -232,6 +273,35 @@ def _load_or_defaults(path: Path) -> Config:
     return Config() if path == DEFAULT_CONFIG and not path.exists() else configuration.load(path)
 
 
+def _sources(texts: Sequence[str]) -> dict[str, Path]:
+    """KIND=PATH… → {kind: path}."""
+    sources = {}
+    for text in texts:
+        kind, equals, path = text.partition("=")
+        if not (kind and equals and path):
+            raise ConfigError(f"--data {text}: write KIND=PATH, such as semiseg=folder/semiseg50")
+        if kind in sources:
+            raise ConfigError(f"--data {kind}=… is given twice")
+        sources[kind] = Path(path)
+    return sources
+
+
+def _reports(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
+    """One network's report in the folder itself, several networks' in a folder each."""
+    try:
+        from triage.training import report
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"a report needs {error.name}: pip install 'triage[training]'") from error
+
+    now = datetime.now(UTC)
+    if len(evaluations) == 1:
+        return [report.write(evaluations[0], folder, now)]
+    return [
+        report.write(one, folder / one.info.name, now, [e for e in evaluations if e is not one])
+        for one in evaluations
+    ]
+
+
 def _database(settings: Config) -> Database:
     from triage.daemon import open_database
 
@@ -267,6 +337,28 @@ def _lines(place: int, row: dict[str, Any]) -> Text:
         f"     {row['patient_id']}, {row['images']} images, {sent} of {owed} delivered\n",
         (f"     {row['study_instance_uid']}\n", "dim"),
     )
+
+
+def _card(package: Package) -> Table:
+    card = package.card
+    table = Table("", f"{card.name} {package.version}", box=None, title_justify="left")
+    table.add_row("what it is", card.summary)
+    table.add_row("calibrated", "yes" if card.calibrated else "no")
+    table.add_row("trained on", "\n".join(card.training_data))
+    for metric in card.metrics:
+        table.add_row(metric.name, _figure(metric))
+    table.add_row("licence", card.licence)
+    table.add_row("limits", "\n".join(card.limits))
+    for role, file in card.files.items():
+        table.add_row(f"file {role}", f"sha256 {file.sha256}")
+    return table
+
+
+def _figure(metric: Metric) -> str:
+    value = "not measurable here" if metric.value is None else f"{metric.value:g}"
+    interval = f" ({metric.low:g} to {metric.high:g})" if None not in (metric.low, metric.high) else ""
+    patients = f", {metric.patients} patients" if metric.patients is not None else ""
+    return f"{value}{interval}{patients}, {metric.measured_on}"
 
 
 def _predictions(lines: Sequence[dict[str, Any]]) -> Table:

@@ -258,4 +258,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     if url.startswith(prefix):
         url = prefix + str(folder / url.removeprefix(prefix))
     database = config.database.model_copy(update={"url": url})
-    return config.model_copy(update={"storage": storage, "database": database})
+    analysis = config.analysis
+    if os.sep in analysis.model:  # a folder; without a stroke it is the name of a network that ships
+        analysis = analysis.model_copy(update={"model": str(folder / analysis.model)})
+    return config.model_copy(update={"storage": storage, "database": database, "analysis": analysis})

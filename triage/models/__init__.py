@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,11 +10,9 @@ from numpy.typing import NDArray
 
 from triage.config import Analysis
 from triage.domain import Findings, Mask, ModelInfo, Volume
-from triage.errors import ConfigError
-
-HERE = Path(__file__).parent
-CARDS = HERE / "cards"
-WEIGHTS = HERE / "weights"
+from triage.models import packages
+from triage.models.packages import MODELS as MODELS
+from triage.models.packages import Package
 
 
 class Model(Protocol):
@@ -49,65 +44,37 @@ class Model(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of the registry: where the weights lie and what turns them into a Model."""
+def _multitask(package: Package, analysis: Analysis) -> Model:
+    from triage.models import multitask
 
-    summary: str
-    weights: tuple[str, ...]
-    load: Callable[[ModelInfo, Mapping[str, Path], Analysis], Model]
-    calibrated: bool = False
+    return multitask.load(package, analysis)
 
 
-def _multitask(info: ModelInfo, weights: Mapping[str, Path], analysis: Analysis) -> Model:
-    from triage.models.multitask import Multitask
+def _exported(package: Package, analysis: Analysis) -> Model:
+    from triage.models import exported
 
-    return Multitask(info, weights["lungs"], weights["multitask"], analysis)
+    return exported.load(package, analysis)
 
 
-MODELS: dict[str, Entry] = {
-    "multitask": Entry(
-        "lungs, lesions and one score from a 2D residual U-Net with two heads (Goncharov et al.)",
-        ("lungs", "multitask"),
-        _multitask,
-    ),
+SYSTEMS: dict[str, Callable[[Package, Analysis], Model]] = {
+    "multitask": _multitask,
+    "exported": _exported,
 }
+"""What the code can build, by the card's ``system``: turns a package into a Model."""
 
 
 def load(analysis: Analysis) -> Model:
     """The network that config.yaml names, ready to judge.
 
-    Raises ConfigError for an unknown name, missing or damaged weights, or a device that is not there.
+    Raises ConfigError for an unknown name, missing or damaged files, or a device that is not there.
     """
-    entry = MODELS.get(analysis.model)
-    if entry is None:
-        names = ", ".join(sorted(MODELS))
-        raise ConfigError(f"analysis.model = {analysis.model!r}: unknown network; there are {names}")
-    return entry.load(_info(analysis.model, entry), _paths(entry), analysis)
+    package = packages.read(packages.find(analysis.model))
+    system = SYSTEMS.get(package.card.system)
+    if system is None:
+        raise package.wrong(f"system = {package.card.system!r}: there are {', '.join(sorted(SYSTEMS))}")
+    return system(package, analysis)
 
 
-def describe() -> list[ModelInfo]:
-    """Every network that can be chosen; reads the weights' bytes, but loads no network."""
-    return [_info(name, entry) for name, entry in MODELS.items()]
-
-
-def _paths(entry: Entry) -> dict[str, Path]:
-    return {name: WEIGHTS / f"{name}.safetensors" for name in entry.weights}
-
-
-def _info(name: str, entry: Entry) -> ModelInfo:
-    digest = hashlib.sha256()
-    for path in _paths(entry).values():
-        try:
-            digest.update(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(
-                f"{name}: cannot read weights {path}: {error.strerror}; reinstall the package"
-            ) from error
-    return ModelInfo(
-        name=name,
-        version=digest.hexdigest()[:12],
-        summary=entry.summary,
-        calibrated=entry.calibrated,
-        card=(CARDS / f"{name}.md").read_text(encoding="utf-8"),
-    )
+def describe() -> list[Package]:
+    """Every network that ships; compares its files with its card, but loads no network."""
+    return [packages.read(folder) for folder in MODELS.values()]

@@ -27,6 +27,22 @@ CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """What a network's slices are: mm a pixel in plane, and the HU that become 0 and 1."""
+
+    spacing_mm: float = SPACING_MM
+    window: tuple[int, int] = HU_WINDOW
+
+    @property
+    def margin(self) -> int:
+        """``MARGIN`` in pixels of this grid."""
+        return round(MARGIN * SPACING_MM / self.spacing_mm)
+
+
+CANONICAL = Grid()
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """How an array's axes lie in the patient: which are reversed, whether rows and columns are swapped."""
 
@@ -52,12 +68,12 @@ class Layout:
         return array.swapaxes(1, 2) if self.swapped else array
 
 
-def prepare(volume: Volume) -> Tensor:
-    """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane."""
+def prepare(volume: Volume, grid: Grid = CANONICAL) -> Tensor:
+    """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane or as the grid says."""
     layout = Layout.of(volume.orientation)
     array = layout.canonical(volume.array)
-    size = network_size(array.shape, volume.spacing, layout)
-    low, high = HU_WINDOW
+    size = network_size(array.shape, volume.spacing, layout, grid.spacing_mm)
+    low, high = grid.window
     slices = torch.empty((len(array), *size))
     for start in range(0, len(array), CHUNK):
         part = np.clip(array[start : start + CHUNK], low, high)
@@ -65,10 +81,12 @@ def prepare(volume: Volume) -> Tensor:
     return slices.sub_(low).div_(high - low)
 
 
-def network_size(shape: tuple[int, ...], spacing: Vector, layout: Layout) -> tuple[int, int]:
-    """(h, w) of a canonical slice at 2 mm; never empty."""
+def network_size(
+    shape: tuple[int, ...], spacing: Vector, layout: Layout, pixel: float = SPACING_MM
+) -> tuple[int, int]:
+    """(h, w) of a canonical slice at 2 mm, or with pixels of that many mm; never empty."""
     across, down = (spacing[1], spacing[2]) if layout.swapped else (spacing[2], spacing[1])
-    return max(1, round(shape[1] * down / SPACING_MM)), max(1, round(shape[2] * across / SPACING_MM))
+    return max(1, round(shape[1] * down / pixel)), max(1, round(shape[2] * across / pixel))
 
 
 def resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,7 +96,7 @@ def resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def restore(values: Tensor, threshold: float, volume: Volume) -> Mask:
-    """Canonical values (z, h, w) at 2 mm → mask of those above the threshold on the volume's own grid."""
+    """Canonical values (z, h, w) on any grid → mask of those above the threshold on the volume's own grid."""
     layout = Layout.of(volume.orientation)
     mask = np.empty(volume.array.shape, dtype=bool)
     canonical = layout.canonical(mask)
@@ -89,7 +107,7 @@ def restore(values: Tensor, threshold: float, volume: Volume) -> Mask:
 
 
 def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
-    """Canonical values (z, h, w) at 2 mm → the same on the volume's own grid."""
+    """Canonical values (z, h, w) on any grid → the same on the volume's own grid."""
     result = np.empty(volume.array.shape, dtype=np.float32)
     canonical = Layout.of(volume.orientation).canonical(result)
     for start in range(0, len(canonical), CHUNK):
@@ -98,11 +116,11 @@ def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
     return result
 
 
-def shrink(mask: Mask, volume: Volume) -> Mask:
-    """A mask on the volume's own grid → canonical at 2 mm: the share of a pixel's area counts."""
+def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
+    """A mask on the volume's own grid → canonical slices: the share of a pixel's area counts."""
     layout = Layout.of(volume.orientation)
     canonical = torch.from_numpy(layout.canonical(mask).astype(np.float32))
-    size = network_size(tuple(canonical.shape), volume.spacing, layout)
+    size = network_size(tuple(canonical.shape), volume.spacing, layout, grid.spacing_mm)
     answer: Mask = (resample(canonical, size) > 0.5).numpy()
     return answer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,20 +14,29 @@ from torch import nn
 from triage.errors import ConfigError
 from triage.models.networks import LungsNet, MultitaskNet
 
-N = TypeVar("N", LungsNet, MultitaskNet)
+N = TypeVar("N", bound=nn.Module)
 
 Recipe = Mapping[str, str]
-"""``network`` (lungs or multitask), ``widths``, ``hidden``, ``lesion_threshold``, and how it was trained."""
+"""``network`` (a key of NETWORKS), what builds it, such as ``widths``, and how it was trained."""
 
 
-def build(recipe: Recipe) -> LungsNet | MultitaskNet:
+def _widths(recipe: Recipe) -> list[int]:
+    return [int(width) for width in recipe["widths"].split(",")]
+
+
+NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
+    "lungs": lambda recipe: LungsNet(_widths(recipe)),
+    "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"])),
+}
+"""Every network that a file can hold."""
+
+
+def build(recipe: Recipe) -> nn.Module:
     """The untrained network of a recipe. Raises KeyError or ValueError for an incomplete one."""
-    widths = [int(width) for width in recipe["widths"].split(",")]
-    if recipe["network"] == "lungs":
-        return LungsNet(widths)
-    if recipe["network"] == "multitask":
-        return MultitaskNet(widths, int(recipe["hidden"]))
-    raise ValueError(f"unknown network {recipe['network']!r}")
+    kind = recipe["network"]
+    if kind not in NETWORKS:
+        raise ValueError(f"unknown network {kind!r}; there are {', '.join(NETWORKS)}")
+    return NETWORKS[kind](recipe)
 
 
 def save(network: nn.Module, recipe: Recipe, path: Path) -> None:

@@ -1,0 +1,127 @@
+"""The way of every slice-wise system (Goncharov et al., figure 3): lungs, crop, lesions, masks.
+
+Systems differ in one function, from slices to lesion probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triage.domain import Findings, Mask, ModelInfo, Volume
+from triage.errors import Rejected
+from triage.models import lungs, weights
+from triage.models.compute import Compute
+from triage.models.networks import LungsNet
+from triage.models.preprocessing import CANONICAL, Grid, bounding_box, pad, prepare, restore, shrink, spread
+
+BATCH = 16
+"""Slices a forward pass: more gains nothing on two cores and costs memory."""
+EVEN_FRACTION = 0.03
+"""Affected fraction that scores 0.5: well above what vessels and dependent lung are mistaken for."""
+
+Slicewise = Callable[[Tensor], Tensor]
+"""Slices (z, h, w) in [0, 1] → probability (z, h, w)."""
+Lesions = Callable[[Tensor, Mask], Tensor]
+"""Slices cut to the lungs' box, and where in them lung is → lesion probability; (z, h, w) each."""
+
+
+class Pipeline:
+    """Judges volumes with a network for the lungs and a function for the lesions in them.
+
+    The answer is a score from the affected fraction.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        running: Compute,
+        find_lungs: Slicewise,
+        find_lesions: Lesions,
+        lesion_threshold: float,
+        grid: Grid = CANONICAL,
+    ) -> None:
+        self.info, self.compute = info, running
+        self.find_lungs, self.find_lesions = find_lungs, find_lesions
+        self.lesion_threshold = lesion_threshold
+        self.grid = grid
+        """What ``find_lesions`` sees; lungs are always found on the canonical grid."""
+
+    @property
+    def settings(self) -> Mapping[str, str | float]:
+        """Lesion threshold, precision and kind of device."""
+        return {
+            "lesion_threshold": self.lesion_threshold,
+            "precision": self.compute.precision,
+            "device": self.compute.device.type,
+        }
+
+    def predict(self, volume: Volume) -> Findings:
+        """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
+        with self.compute.running():
+            slices = prepare(volume)
+            probability = self.find_lungs(slices)
+            lung, lung_mask = (probability > 0.5).numpy(), restore(probability, 0.5, volume)
+            if self.grid != CANONICAL:
+                slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
+            lesion_mask = restore(self._lesions(slices, lung), self.lesion_threshold, volume) & lung_mask
+        fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
+        return Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
+
+    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
+        """See ``triage.models.Model``."""
+        with self.compute.running():
+            slices = prepare(volume, self.grid)
+            return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid)), volume)
+
+    def _lesions(self, slices: Tensor, lung: Mask) -> Tensor:
+        """Lesion probability (z, h, w), 0 outside the lungs' box. Raises Rejected where no lungs are."""
+        if not lung.any():
+            raise Rejected("no lungs found")
+        box = bounding_box(lung, self.grid.margin)
+        probability = torch.zeros_like(slices)
+        probability[box] = self.find_lesions(slices[box], lung[box])
+        return probability
+
+
+def lungs_network(path: Path, running: Compute) -> Slicewise:
+    """Canonical slices → lung probability, only what can be lungs, from weights in a file."""
+    network, _ = weights.read(path, LungsNet)
+    network = network.to(running.device)
+    found = slice_by_slice(network, network.stride, running)
+    return lambda slices: lungs.plausible(found(slices))
+
+
+def slice_by_slice(
+    network: Callable[[Tensor], Tensor],
+    stride: int,
+    running: Compute,
+    activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+) -> Slicewise:
+    """A network of slices (n, 1, H, W) → values (n, 1, H, W), for any number and size of slices.
+
+    Raises Retryable where it gives no numbers: they are looked at before ``activation``, which is given
+    all slices' values as float32 and may choose a channel of several.
+    """
+
+    def batches(slices: Tensor) -> Iterator[Tensor]:
+        for start in range(0, len(slices), BATCH):
+            padded = pad(slices[start : start + BATCH], stride)[:, None].to(running.device)
+            yield padded.contiguous(memory_format=torch.channels_last)
+
+    def probability(slices: Tensor) -> Tensor:
+        values = torch.cat(running.map(network, batches(slices)))
+        cropped = values[:, :, : slices.shape[1], : slices.shape[2]].float()
+        return activation(cropped)[:, 0].cpu()
+
+    return probability
+
+
+def score(fraction: float) -> float:
+    """Affected fraction of both lungs → [0, 1): 0 without lesion, 0.5 at ``EVEN_FRACTION``, rising."""
+    return fraction / (fraction + EVEN_FRACTION)
