@@ -42,7 +42,7 @@ EDGES = {
     "apscheduler": {"daemon"},
     "starlette": {"web"},
     "uvicorn": {"web"},
-    "jinja2": {"web"},
+    "jinja2": {"web", "training"},
     "typer": {"cli"},
     "rich": {"cli", "training"},
     "pydantic": {"config", "models", "training"},

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,7 +145,7 @@ def evaluate(
     as_json: AsJson = False,
     report: Annotated[Path | None, typer.Option(help="Folder for a readable report with plots.")] = None,
 ) -> None:
-    """Measure networks on cases whose answers are known: every figure with interval, and the paper's beside."""
+    """Measure networks on cases whose answers are known: figures with intervals, and the paper's beside."""
     from triage.training import evaluation, tables
 
     with _plain_errors():
@@ -152,15 +153,9 @@ def evaluate(
         sources = _sources(data)
         chosen = tuple(filter(None, patients.split(",")))
         with Progress(console=err, transient=True) as progress:
-            evaluations = [
-                evaluation.run(
-                    analysis.model_copy(update={"model": name}),
-                    sources,
-                    chosen,
-                    lambda cases, name=name: progress.track(cases, description=name),
-                )
-                for name in model or [analysis.model]
-            ]
+            track = partial(progress.track, description="judging")
+            settings = [analysis.model_copy(update={"model": name}) for name in model or [analysis.model]]
+            evaluations = [evaluation.run(one, sources, chosen, track) for one in settings]
         pages = _reports(evaluations, report) if report else []
     if as_json:
         answers = [tables.as_json(one) for one in evaluations]

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from triage import severity
+from triage import models, severity
 from triage.config import Analysis
-from triage.domain import Findings, Grade, Mask, Severity, Status
-from triage.errors import Rejected
+from triage.domain import Findings, Grade, Mask, ModelInfo, Severity, Status
+from triage.errors import ConfigError, Rejected
 from triage.models import Model
+from triage.models.preprocessing import Layout
 from triage.training import metrics
 from triage.training.cases import Case, Diagnosis
+from triage.training.datasets import DATASETS
 from triage.training.metrics import Figure, Histogram
 
 SMALL_FRACTION = 0.01
@@ -100,7 +104,7 @@ def from_json(text: str) -> list[Score]:
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """The slice of a case in which the drawn and the found lesions differ most."""
+    """The slice of a case in which the drawn and the found lesions differ most, upright as it is read."""
 
     score: Score
     slice_index: int
@@ -108,6 +112,15 @@ class Sketch:
     """HU (y, x)."""
     drawn: Mask
     found: Mask
+
+    @classmethod
+    def of(cls, score: Score, case: Case, found: Mask) -> Sketch:
+        """Of the first rater's drawing."""
+        drawn = case.lesions[0]
+        k = int(np.count_nonzero(found ^ drawn, axis=(1, 2)).argmax())
+        layout = Layout.of(case.volume.orientation)
+        image, truth, answer = (layout.canonical(a[k : k + 1])[0] for a in (case.volume.array, drawn, found))
+        return cls(score, k, image.copy(), truth.copy(), answer.copy())
 
 
 @dataclass
@@ -119,20 +132,17 @@ class Gallery:
     _seen: int = 0
 
     def show(self, score: Score, case: Case, found: Mask) -> None:
-        """Keep the case if it is among the worst. Raters after the first are not drawn."""
+        """Keep the case if it is among the worst."""
         if score.lesions is None:
             return
-        differ = np.count_nonzero(found ^ case.lesions[0], axis=(1, 2))
-        k = int(differ.argmax())
-        sketch = Sketch(score, k, case.volume.array[k].copy(), case.lesions[0][k].copy(), found[k].copy())
         self._seen += 1
-        heapq.heappush(self._heap, (-score.lesions.dice, self._seen, sketch))
+        heapq.heappush(self._heap, (-score.lesions.dice, self._seen, Sketch.of(score, case, found)))
         if len(self._heap) > self.size:
             heapq.heappop(self._heap)
 
     def worst(self) -> list[Sketch]:
         """Worst first."""
-        return [sketch for _, _, sketch in sorted(self._heap, key=lambda row: -row[0])]
+        return [sketch for _, _, sketch in sorted(self._heap, reverse=True)]
 
 
 def evaluate(
@@ -307,6 +317,64 @@ def threshold_curve(scores: Iterable[Score], thresholds: Sequence[float]) -> dic
         )
         for t in thresholds
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One network on some data sets: what the tables, the JSON and the report are made of."""
+
+    info: ModelInfo
+    settings: Mapping[str, str | float]
+    sources: Mapping[str, Path]
+    patients_chosen: tuple[str, ...]
+    """Only these patients were asked for; empty for all."""
+    scores: tuple[Score, ...]
+    summary: Summary
+    worst: tuple[Sketch, ...]
+
+    @property
+    def described_data(self) -> str:
+        """ "medseg9 (9 cases), semiseg (50 cases)"."""
+        counts = Counter(s.data for s in self.scores)
+        chosen = f", patients {', '.join(self.patients_chosen)}" if self.patients_chosen else ""
+        return ", ".join(f"{data} ({n} cases)" for data, n in counts.items()) + chosen
+
+
+def run(
+    analysis: Analysis,
+    sources: Mapping[str, Path],
+    patients: Sequence[str] = (),
+    track: Callable[[Iterable[Case]], Iterable[Case]] = iter,
+) -> Evaluation:
+    """Evaluate the network that ``analysis`` names on data sets, of all patients or of some.
+
+    ``sources``: kind of data (``datasets.DATASETS``) → folder. ``track`` watches the cases go by. Raises
+    ConfigError for an unknown kind, a folder that is not laid out so, or a patient who is not there.
+    """
+    model = models.load(analysis)
+    scores: list[Score] = []
+    worst: list[Sketch] = []
+    for kind, path in sources.items():
+        if kind not in DATASETS:
+            raise ConfigError(f"--data {kind}=…: unknown kind of data; there are {', '.join(DATASETS)}")
+        cases = (case for case in DATASETS[kind].read(path) if not patients or case.patient in patients)
+        gallery = Gallery()
+        scores += evaluate(model, track(cases), kind, analysis, gallery)
+        worst += gallery.worst()
+    missing = set(patients) - {s.patient for s in scores}
+    if missing or not scores:
+        raise ConfigError(
+            f"no case of patient {', '.join(sorted(missing))}" if missing else "no case to judge"
+        )
+    return Evaluation(
+        info=model.info,
+        settings=model.settings,
+        sources=sources,
+        patients_chosen=tuple(patients),
+        scores=tuple(scores),
+        summary=summarise(scores),
+        worst=tuple(worst),
+    )
 
 
 @dataclass(frozen=True, slots=True)

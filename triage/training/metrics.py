@@ -85,7 +85,7 @@ def bootstrap(
     found = np.array([statistic(values[np.concatenate([rows[k] for k in draw])]) for draw in draws])
     low, high = np.percentile(found[np.isfinite(found)], [2.5, 97.5])
     if high - low < 1e-9:
-        return replace(figure, reason="no interval: these patients do not differ")
+        return replace(figure, reason="no interval: every resample gives this value")
     return replace(figure, low=float(low), high=float(high))
 
 

@@ -1,0 +1,212 @@
+"""An evaluation in words and numbers: for the terminal, for programs, and for the report's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from triage.training import paper
+from triage.training.evaluation import FIGURES, Evaluation, Extent, Overlap, Score
+from triage.training.metrics import Figure
+
+NOT_MEASURABLE = "not measurable here"
+NOT_RUN = "not run"
+PICTURE_FIGURES = tuple(key for key in FIGURES if key.startswith("pictures_"))
+
+VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "grade", "P", "answer")
+PICTURE_COLUMNS = ("picture", "Dice", "IoU", "threshold-averaged Dice")
+
+
+def value(figure: Figure) -> str:
+    """ "0.718 (0.597–0.828)"; the value alone where it has no interval."""
+    if figure.value is None:
+        return NOT_MEASURABLE
+    digits = 1 if figure.unit else 3
+    text = f"{figure.value:.{digits}f}"
+    if figure.low is not None and figure.high is not None:
+        text += f" ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
+    return f"{text} {figure.unit}".rstrip()
+
+
+def measured_on(figure: Figure, noun: str = "case") -> str:
+    """ "9 cases, 7 patients, medseg9", or why there is no value."""
+    if figure.value is None:
+        return figure.reason
+    patients = "" if figure.patients == figure.n else f" of {_count(figure.patients, 'patient')}"
+    note = f"; {figure.reason}" if figure.reason else ""
+    return f"{_count(figure.n, noun)}{patients}, {figure.where}{note}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """(name, value with interval, measured on) of every figure."""
+    figures = evaluation.summary.figures
+    return [
+        (FIGURES[key], value(figure), measured_on(figure, "picture" if key in PICTURE_FIGURES else "volume"))
+        for key, figure in figures.items()
+    ]
+
+
+def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """(method, then for each of ``paper.COLUMNS`` the paper's figure and ours)."""
+    ours = {e.info.name: e.summary.figures for e in evaluations}
+    rows = []
+    for name, published in paper.TABLE.items():
+        cells = [published.name]
+        for column in paper.COLUMNS:
+            theirs = getattr(published, column)
+            cells.append("–" if theirs is None else f"{theirs:g}")
+            cells.append(value(ours[name][column]) if name in ours else NOT_RUN)
+        rows.append(tuple(cells))
+    return rows
+
+
+def published_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
+    """(method, threshold-averaged Dice, measured on): published, then ours."""
+    theirs = [
+        (name, f"{dice:.3f}", "48 test slices of COVID-SemiSeg") for name, dice in paper.PICTURES.items()
+    ]
+    ours = [(e.info.name, e.summary.figures["pictures_dice_threshold_averaged"]) for e in evaluations]
+    return [*theirs, *((f"ours: {name}", value(f), measured_on(f, "picture")) for name, f in ours)]
+
+
+def volume_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """One line a volume, in the order of ``VOLUME_COLUMNS``."""
+    return [
+        (
+            score.name,
+            score.patient,
+            _dice(score.lungs),
+            _dice(score.lesions),
+            _fraction(score.drawn),
+            _fraction(score.found),
+            " → ".join(extent.grade.value for extent in (score.drawn, score.found) if extent),
+            "" if score.probability is None else f"{score.probability:.2f}",
+            score.status.value.replace("_", " ") if score.status else "",
+        )
+        for score in evaluation.scores
+        if not score.picture
+    ]
+
+
+def picture_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
+    """One line a picture, in the order of ``PICTURE_COLUMNS``, the lowest Dice first."""
+    known = [(s, s.lesions) for s in evaluation.scores if s.picture and s.lesions]
+    return [
+        (score.name, f"{lesions.dice:.3f}", f"{lesions.iou:.3f}", _number(score.threshold_averaged_dice))
+        for score, lesions in sorted(known, key=lambda pair: pair[1].dice)
+    ]
+
+
+def _number(number: float | None) -> str:
+    return "" if number is None else f"{number:.3f}"
+
+
+def _dice(overlap: Overlap | None) -> str:
+    return "" if overlap is None else f"{overlap.dice:.3f}"
+
+
+def _fraction(extent: Extent | None) -> str:
+    return "" if extent is None else f"{100 * extent.fraction:.1f} %"
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    """For programs: the headline, every figure, the published ones, and a row for each case.
+
+    The headline is of the pictures where there are any, else of the volumes' lesions.
+    """
+    figures = evaluation.summary.figures
+    dice = figures["pictures_dice"]
+    if not dice.n:
+        dice = figures["lesions_dice"]
+    return {
+        "model": evaluation.info.name,
+        "version": evaluation.info.version,
+        "dice": dice.value,
+        "dice_threshold_averaged": figures["pictures_dice_threshold_averaged"].value,
+        "n": dice.n,
+        "patients": evaluation.summary.patients,
+        "cases": evaluation.summary.cases,
+        "not_analysable": dict(evaluation.summary.not_analysable),
+        "settings": dict(evaluation.settings),
+        "data": {kind: str(path) for kind, path in evaluation.sources.items()},
+        "figures": {key: {"name": FIGURES[key], **asdict(figure)} for key, figure in figures.items()},
+        "paper": {name: asdict(row) for name, row in paper.TABLE.items()},
+        "scores": [_score(score) for score in evaluation.scores],
+    }
+
+
+def _score(score: Score) -> dict[str, Any]:
+    row = asdict(score)
+    del row["histograms"]
+    return row
+
+
+def for_people(evaluations: Sequence[Evaluation]) -> Group:
+    """What `triage evaluate` prints."""
+    parts: list[Table | Text] = []
+    for evaluation in evaluations:
+        parts += _one(evaluation)
+    parts += [_heading("Goncharov et al., table 2, and ours"), _paper(evaluations), Text(OTHER_PATIENTS)]
+    if has_pictures(evaluations):
+        parts += [
+            _heading("Threshold-averaged Dice of pictures (Fan et al. 2020), and ours"),
+            _table(("method", "Dice", "measured on"), published_rows(evaluations)),
+        ]
+    return Group(*parts)
+
+
+OTHER_PATIENTS = (
+    "The paper's figures were measured on other patients than ours: neither better nor worse follows from "
+    "a difference. Cases that a network was trained on show its fit, not its quality; its card names them."
+)
+FEW_PICTURES = 10
+"""The terminal shows these; JSON and the report have all."""
+
+
+def has_pictures(evaluations: Sequence[Evaluation]) -> bool:
+    """Whether there are any to compare with published figures."""
+    return any(score.threshold_averaged_dice is not None for e in evaluations for score in e.scores)
+
+
+def _one(evaluation: Evaluation) -> Iterator[Table | Text]:
+    yield _heading(f"{evaluation.info.name} {evaluation.info.version} on {evaluation.described_data}")
+    if volumes := volume_rows(evaluation):
+        yield _table(VOLUME_COLUMNS, volumes)
+    for case, reason in evaluation.summary.not_analysable:
+        yield Text(f"not analysable: {case}: {reason}")
+    if pictures := picture_rows(evaluation):
+        yield _heading("Pictures with the lowest lesion Dice")
+        yield _table(PICTURE_COLUMNS, pictures[:FEW_PICTURES])
+    yield _heading("Figures")
+    yield _table(("figure", "value (95 % interval)", "measured on"), figure_rows(evaluation))
+
+
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _paper(evaluations: Sequence[Evaluation]) -> Table:
+    table = _table(("method", *paper.COLUMNS.values()), [])
+    for method, *cells in paper_rows(evaluations):
+        pairs = zip(cells[::2], cells[1::2], strict=True)
+        table.add_row(method, *(Text(f"{theirs}\nours {ours}") for theirs, ours in pairs))
+    return table
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
