@@ -183,6 +183,8 @@ class _Judge:
 
     def _picture(self, case: Case, score: Score) -> Score:
         """A picture cut to the lungs: its lesions only, all of it being lung."""
+        if not case.lesions:
+            return score
         everywhere = np.ones(case.volume.array.shape, dtype=bool)
         start = time.perf_counter()
         probability = self.model.lesion_map(case.volume, everywhere)
@@ -524,7 +526,10 @@ def _identification(volumes: Sequence[Score]) -> dict[str, Figure]:
 
 def _auc(scores: Sequence[Score], against: tuple[Diagnosis, ...], name: str) -> Figure:
     """COVID-19 against these groups, by probability (Goncharov et al., section 5.1)."""
-    known = [s for s in scores if s.probability is not None and s.diagnosis in (Diagnosis.COVID, *against)]
+    groups = [s for s in scores if s.diagnosis in (Diagnosis.COVID, *against)]
+    known = [s for s in groups if s.probability is not None]
+    if groups and not known:
+        return Figure(value=None, reason="the network gives no probability for these")
     positive = [s.diagnosis == Diagnosis.COVID for s in known]
     ill, well = (
         len({s.patient for s in known if (s.diagnosis == Diagnosis.COVID) == p}) for p in (True, False)

@@ -31,7 +31,7 @@ GROUPS = {
     Diagnosis.HEALTHY: (GREEN, "healthy"),
     Diagnosis.OTHER: (BLUE, "other findings"),
 }
-TICKS = (0, 0.1, 1, 5, 25, 50, 100)
+TICKS = (0, 0.5, 1, 2, 5, 10, 25, 50, 100)
 GRADE_LIMITS = (25, 50, 75)
 FEW = 30
 """Up to this many points each is named."""
@@ -73,8 +73,9 @@ def _percents(scores: Sequence[Score]) -> tuple[metrics.Numbers, metrics.Numbers
 
 def _name(axes: Axes, scores: Sequence[Score], x: metrics.Numbers, y: metrics.Numbers) -> None:
     if len(scores) <= FEW:
-        for score, a, b in zip(scores, x, y, strict=True):
-            axes.annotate(score.patient, (a, b), xytext=(5, -9), textcoords="offset points", fontsize=8)
+        for place, k in enumerate(np.argsort(x)):  # by turns above and below: neighbours stay legible
+            offset = (5, -9) if place % 2 else (5, 4)
+            axes.annotate(scores[k].patient, (x[k], y[k]), offset, textcoords="offset points", fontsize=8)
 
 
 NO_FRACTION = "No volume has its lesions both drawn and found: not measurable here."
@@ -166,24 +167,11 @@ def bland_altman(evaluation: Evaluation) -> Drawing:
     figure, axes = _axes(6.4, 4.2)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axhline(bias, color=BLUE, linewidth=1.2)
-    axes.annotate(
-        f"mean {bias:+.1f}",
-        (1, bias),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        fontsize=8,
-    )
     for limit in (bias - spread, bias + spread):
         axes.axhline(limit, color=BLUE, linewidth=1.2, linestyle="--")
-        axes.annotate(
-            f"{limit:+.1f}",
-            (1, limit),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-        )
+    for level in (bias, bias - spread, bias + spread):
+        text = f"{level:+.1f}".replace("-", "−")
+        axes.annotate(text, (1.01, level), xycoords=("axes fraction", "data"), va="center", color=BLUE)
     axes.scatter(middle, difference, color=ORANGE, s=28, zorder=3)
     _name(axes, scores, middle, difference)
     axes.margins(y=0.15)
@@ -295,15 +283,15 @@ def reliability(evaluation: Evaluation) -> Drawing:
 
 PLOTS = (
     Plot(
-        "fractions", "Affected fraction: found against drawn",
-        "On the line, both agree. Small fractions are drawn wider apart, to be told from one another.",
-        fractions,
-    ),
-    Plot(
         "ranking", "Ranking",
         "After figure 5 of the paper. Left: volumes by P. Right: volumes of COVID-19 patients by the "
         "fraction found, and the drawn one as a dash; in a good ranking the dashes fall from left to right.",
         ranking_plot,
+    ),
+    Plot(
+        "fractions", "Affected fraction: found against drawn",
+        "On the line, both agree. Small fractions are drawn wider apart, to be told from one another.",
+        fractions,
     ),
     Plot(
         "bland_altman", "Agreement of the fractions (Bland–Altman)",

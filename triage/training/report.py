@@ -34,7 +34,7 @@ def write(evaluation: Evaluation, folder: Path, date: datetime, others: Sequence
         settings=evaluation.settings,
         date=f"{date:%Y-%m-%d}",
         figure_rows=tables.figure_rows(evaluation),
-        paper_headings=["method", *(h for name in paper.COLUMNS.values() for h in (name, "ours"))],
+        paper_headings=["method", *paper.COLUMNS.values()],
         paper_rows=tables.paper_rows([evaluation, *others]),
         other_patients=tables.OTHER_PATIENTS,
         published_rows=tables.published_rows([evaluation, *others])

@@ -31,7 +31,7 @@ def value(figure: Figure) -> str:
     text = f"{figure.value:.{digits}f}"
     if figure.low is not None and figure.high is not None:
         text += f" ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
-    return f"{text} {figure.unit}".rstrip()
+    return f"{text} {figure.unit}".rstrip().replace("-", "−")
 
 
 def measured_on(figure: Figure, noun: str = "case") -> str:
@@ -56,17 +56,17 @@ def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     ]
 
 
-def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    """(method, then for each of ``paper.COLUMNS`` the paper's figure and ours)."""
+def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(method, the paper's figure and ours for each of ``paper.COLUMNS``)."""
     ours = {e.info.name: e.summary.figures for e in evaluations}
     rows = []
     for name, published in paper.TABLE.items():
-        cells = [published.name]
+        cells = []
         for column in paper.COLUMNS:
             theirs = getattr(published, column)
-            cells.append("–" if theirs is None else f"{theirs:g}")
-            cells.append(value(ours[name][column]) if name in ours else NOT_RUN)
-        rows.append(tuple(cells))
+            mine = value(ours[name][column]) if name in ours else NOT_RUN
+            cells.append(("–" if theirs is None else f"{theirs:g}", mine))
+        rows.append((published.name, cells))
     return rows
 
 
@@ -197,9 +197,8 @@ def _heading(text: str) -> Text:
 
 def _paper(evaluations: Sequence[Evaluation]) -> Table:
     table = _table(("method", *paper.COLUMNS.values()), [])
-    for method, *cells in paper_rows(evaluations):
-        pairs = zip(cells[::2], cells[1::2], strict=True)
-        table.add_row(method, *(Text(f"{theirs}\nours {ours}") for theirs, ours in pairs))
+    for method, cells in paper_rows(evaluations):
+        table.add_row(method, *(Text(f"{theirs}\nours {mine}") for theirs, mine in cells))
     return table
 
 
