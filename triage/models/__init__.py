@@ -56,9 +56,38 @@ def _exported(package: Package, analysis: Analysis) -> Model:
     return exported.load(package, analysis)
 
 
+def _threshold(package: Package, analysis: Analysis) -> Model:
+    from triage.models import threshold
+
+    return threshold.load(package, analysis)
+
+
+def _unet2d(package: Package, analysis: Analysis) -> Model:
+    from triage.models import unet2d
+
+    return unet2d.load(package, analysis)
+
+
+def _unet3d(package: Package, analysis: Analysis) -> Model:
+    from triage.models import unet3d
+
+    return unet3d.load(package, analysis)
+
+
+def _resnet50(package: Package, analysis: Analysis) -> Model:
+    from triage.models import resnet50
+
+    return resnet50.load(package, analysis)
+
+
 SYSTEMS: dict[str, Callable[[Package, Analysis], Model]] = {
     "multitask": _multitask,
     "exported": _exported,
+    "threshold": _threshold,
+    "unet2d": _unet2d,
+    "unet2d_plus": _unet2d,
+    "unet3d": _unet3d,
+    "resnet50": _resnet50,
 }
 """What the code can build, by the card's ``system``: turns a package into a Model."""
 

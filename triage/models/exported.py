@@ -26,7 +26,7 @@ from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models import compute
 from triage.models.compute import Compute
-from triage.models.packages import HELP, Input, Output, Package
+from triage.models.packages import HELP, Input, Output, Package, explain
 from triage.models.pipeline import Pipeline, lungs_network, slice_by_slice
 from triage.models.preprocessing import Grid
 
@@ -55,7 +55,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         package.info,
         running,
         lungs_network(package.file("lungs"), running),
-        lambda slices, _: lesions(slices),
+        lambda slices, *_: lesions(slices),
         package.lesion_threshold(analysis),
         Grid(takes.spacing_mm, takes.window_hu),
     )
@@ -194,8 +194,10 @@ def _agree(package: Package, takes: Input, gives: Output) -> None:
     path = package.file("metadata")
     try:
         described = _Metadata.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValidationError, ValueError) as error:
-        raise ConfigError(f"{path}: network_data_format cannot be read: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}; {HELP}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
     inputs, outputs = described.network_data_format.inputs, described.network_data_format.outputs
     if len(inputs) != 1 or len(outputs) != 1:
         raise ConfigError(f"{path}: {len(inputs)} inputs and {len(outputs)} outputs, not one each; {HELP}")

@@ -24,6 +24,6 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         package.info,
         running,
         lungs_network(package.file("lungs"), running),
-        lambda slices, _: lesions(slices),
+        lambda slices, *_: lesions(slices),
         package.lesion_threshold(analysis),
     )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triage.domain import Findings, Mask, ModelInfo, Volume
+from triage.domain import Findings, Mask, ModelInfo, Vector, Volume
 from triage.errors import Rejected
 from triage.models import lungs, weights
 from triage.models.compute import Compute
@@ -27,8 +27,8 @@ EVEN_FRACTION = 0.03
 
 Slicewise = Callable[[Tensor], Tensor]
 """Slices (z, h, w) in [0, 1] → probability (z, h, w)."""
-Lesions = Callable[[Tensor, Mask], Tensor]
-"""Slices cut to the lungs' box, and where in them lung is → lesion probability; (z, h, w) each."""
+Lesions = Callable[[Tensor, Mask, Vector], Tensor]
+"""Slices cut to the lungs' box, where in them lung is, and mm a voxel → lesion probability (z, h, w)."""
 
 
 class Pipeline:
@@ -69,7 +69,8 @@ class Pipeline:
             lung, lung_mask = (probability > 0.5).numpy(), restore(probability, 0.5, volume)
             if self.grid != CANONICAL:
                 slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
-            lesion_mask = restore(self._lesions(slices, lung), self.lesion_threshold, volume) & lung_mask
+            lesion_mask = restore(self._lesions(slices, lung, volume), self.lesion_threshold, volume)
+            lesion_mask &= lung_mask
         fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
         return Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
 
@@ -77,15 +78,16 @@ class Pipeline:
         """See ``triage.models.Model``."""
         with self.compute.running():
             slices = prepare(volume, self.grid)
-            return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid)), volume)
+            return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid), volume), volume)
 
-    def _lesions(self, slices: Tensor, lung: Mask) -> Tensor:
+    def _lesions(self, slices: Tensor, lung: Mask, volume: Volume) -> Tensor:
         """Lesion probability (z, h, w), 0 outside the lungs' box. Raises Rejected where no lungs are."""
         if not lung.any():
             raise Rejected("no lungs found")
         box = bounding_box(lung, self.grid.margin)
         probability = torch.zeros_like(slices)
-        probability[box] = self.find_lesions(slices[box], lung[box])
+        spacing = (volume.spacing[0], self.grid.spacing_mm, self.grid.spacing_mm)
+        probability[box] = self.find_lesions(slices[box], lung[box], spacing)
         return probability
 
 

@@ -24,9 +24,30 @@ def _widths(recipe: Recipe) -> list[int]:
     return [int(width) for width in recipe["widths"].split(",")]
 
 
+def _unet2d(recipe: Recipe) -> nn.Module:
+    from triage.models.unet2d import LesionsNet
+
+    return LesionsNet(_widths(recipe))
+
+
+def _unet3d(recipe: Recipe) -> nn.Module:
+    from triage.models.unet3d import VolumeNet
+
+    return VolumeNet(_widths(recipe))
+
+
+def _resnet50(recipe: Recipe) -> nn.Module:
+    from triage.models.resnet50 import SliceClassifier
+
+    return SliceClassifier(_widths(recipe), int(recipe["hidden"]))
+
+
 NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "lungs": lambda recipe: LungsNet(_widths(recipe)),
     "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"])),
+    "unet2d": _unet2d,
+    "unet3d": _unet3d,
+    "resnet50": _resnet50,
 }
 """Every network that a file can hold."""
 
@@ -61,5 +82,13 @@ def read(path: Path, kind: type[N]) -> tuple[N, Recipe]:
     if not isinstance(network, kind):
         raise ConfigError(f"weights {path} hold {recipe['network']!r}, not {kind.__name__}")
     network.requires_grad_(False).eval()
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network, recipe
+    return channels_last(network), recipe
+
+
+def channels_last(network: N) -> N:
+    """The same network with its convolutions' weights laid out as processors read them fastest."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in network.parameters():
+        if weight.dim() in formats:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
+    return network
