@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triage.training.cases import Case
-from triage.training.datasets import pictures, prepared
+from triage.training.datasets import covid, lungs, pictures, prepared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,78 @@ DATASETS: dict[str, Dataset] = {
         source="Soares et al., doi:10.1101/2020.04.24.20078584 (SARS-CoV-2 CT-scan)",
         licence="CC BY-NC-SA 4.0",
         notes="patients unknown: never evidence of accuracy by patient",
+    ),
+    "mosmed": Dataset(
+        summary="1,110 volumes graded CT-0…CT-4, 50 of them with lesions",
+        layout=covid.MOSMED,
+        read=covid.mosmed,
+        source="Morozov et al., MosMedData-1110, arXiv:2005.06465",
+        licence="CC BY-NC-ND 3.0",
+        notes="every tenth slice; grades were estimated by eye",
+    ),
+    "covid_benchmark": Dataset(
+        summary="the multitask paper's test set: COVID-19 with lesions by two raters, others without",
+        layout=covid.BENCHMARK,
+        read=covid.covid_benchmark,
+        source="Goncharov et al., section 3.5, github.com/neuro-ml/COVID-19-Triage",
+        licence="CC BY-NC-ND 3.0 (Mosmed-20, Mosmed-Lung-Cancer-500)",
+        notes="for testing only; orientation as the headers say, which the authors' own code ignores",
+    ),
+    "medseg20": Dataset(
+        summary="20 COVID-19 volumes of 19 patients with lungs and lesions",
+        layout=covid.MEDSEG20,
+        read=covid.medseg20,
+        source="Ma et al., doi:10.5281/zenodo.3757476",
+        licence="masks CC BY 4.0; scans of Coronacases CC BY-NC 3.0, of Radiopaedia CC BY-NC-SA 3.0",
+        notes="ten are grey levels of an assumed window; may share Radiopaedia patients with medseg9",
+    ),
+    "medseg_nifti": Dataset(
+        summary="the 9 volumes of medseg9 as published",
+        layout=covid.MEDSEG_NIFTI,
+        read=covid.medseg_nifti,
+        source="MedSeg, COVID-19 CT segmentation dataset, medicalsegmentation.com/covid19",
+        licence="CC0; the scans are from Radiopaedia, non-commercial",
+        notes="the same patients as medseg9: never one for training and the other for testing",
+    ),
+    "nsclc": Dataset(
+        summary="lung cancer patients, 402 with lungs",
+        layout=lungs.NSCLC,
+        read=lungs.nsclc,
+        source="Aerts et al., doi:10.7937/K9/TCIA.2015.PF0M9REI; Kiser et al., doi:10.1002/mp.14424",
+        licence="CC BY-NC 3.0",
+        notes="tumours and effusion belong to the lungs",
+    ),
+    "luna16": Dataset(
+        summary="888 volumes with lungs by an algorithm, patients with nodules",
+        layout=lungs.LUNA16,
+        read=lungs.luna16,
+        source="Jacobs et al., luna16.grand-challenge.org, from LIDC-IDRI",
+        licence="CC BY 3.0",
+        notes="patients unknown, each series counts as one; the series of an ordering gate is left out",
+    ),
+    "cncb": Dataset(
+        summary="750 slices of 150 COVID-19 patients with lungs and lesions",
+        layout=pictures.CNCB,
+        read=pictures.cncb,
+        source="Zhang et al., CC-CCII, doi:10.1016/j.cell.2020.04.045",
+        licence="research use",
+        notes="window and spacing unknown",
+    ),
+    "covidxct": Dataset(
+        summary="slices of COVID-19, other pneumonia and normal lungs, without masks, in published splits",
+        layout=pictures.COVIDXCT,
+        read=pictures.covidxct,
+        source="Gunraj et al., COVIDx CT, doi:10.3389/fmed.2020.608525",
+        licence="that of each source; non-commercial",
+        notes="windows unknown and not one; holds patients of cncb, medseg20, luna16 and mosmed",
+    ),
+    "kaggle_lungs": Dataset(
+        summary="267 slices, and some volumes, with lungs",
+        layout=lungs.KAGGLE,
+        read=lungs.kaggle_lungs,
+        source="Mader, Finding and Measuring Lungs in CT Data, kaggle.com/kmader/finding-lungs-in-ct-data",
+        licence="that of the Kaggle page",
+        notes="no diagnosis; patients by the number in the file name, unconfirmed",
     ),
 }
 """The kinds a recipe or ``--data`` may name."""

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from triage.errors import ConfigError
@@ -22,14 +21,14 @@ def existing(folder: Path, layout: str, *patterns: str) -> list[Path]:
 
     Raises ConfigError with the layout that was expected and what is there instead.
     """
-    found = sorted({path for pattern in patterns for path in folder.glob(pattern)}, key=_counted)
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern)}, key=counted)
     if not found:
         raise wrong_folder(folder, layout)
     return found
 
 
-def _counted(path: Path) -> list[str]:
-    """Numbers in a name, as long as they may be, in the order of counting."""
+def counted(path: object) -> list[str]:
+    """A key to sort by: numbers in a name, as long as they may be, in the order of counting."""
     return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 

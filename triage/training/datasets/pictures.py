@@ -1,4 +1,4 @@
-"""Sets of 8-bit pictures: each becomes a volume of one slice, in HU by an assumed window.
+"""Sets of pictures with 8 bits: each becomes a volume of one slice, in HU by an assumed window.
 
 Pictures carry neither window nor pixel spacing. What is assumed for a set is said beside it; nothing may be
 given in mm or ml.
@@ -6,9 +6,11 @@ given in mm or ml.
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 from triage.domain import Volume
 from triage.training.cases import Case, Diagnosis
-from triage.training.datasets.files import existing, partner, readable, same_shape, wrong_folder
+from triage.training.datasets.files import counted, existing, partner, readable, same_shape, wrong_folder
 
 SEMISEG = "Imgs/<n>.jpg and GT/<n>.png, as COVID-SemiSeg's LungInfection-Train and -Test"
 SARSCOV2 = "covid/ and non-covid/ with .jpg or .png, as folders or in one .zip"
+CNCB = "image/<patient>/<slice>.jpg and mask/<patient>/<slice>.png, as in ct_lesion_seg.zip"
+COVIDXCT = "<part>_COVIDx*.txt with lines 'file class xmin ymin xmax ymax', the files in a folder beside it"
 
 LUNG_WINDOW = (-1400.0, 200.0)
 """HU of black and of white, assumed: the usual window for lungs. Augmentation varies it."""
@@ -28,9 +32,20 @@ SEMISEG_WINDOW = (-1080.0, 250.0)
 """Median over COVID-SemiSeg's first 40 slices, were clear lung -860 HU and muscle 40 HU."""
 LUNGS_MM = 290.0
 """Width of a picture that is cropped to both lungs, assumed."""
+FIELD_MM = 360.0
+"""Width of a picture of the whole slice, assumed."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
 BROKEN = (UnidentifiedImageError, OSError, zipfile.BadZipFile, zlib.error)
 """What Pillow and zipfile raise on what is cut or no picture."""
+CNCB_LUNG, CNCB_GROUND_GLASS = 1, 2
+"""Labels of CC-CCII: 0 background, 1 lung field, 2 ground glass, 3 consolidation."""
+COVIDX_CLASSES = {"0": Diagnosis.HEALTHY, "1": Diagnosis.OTHER, "2": Diagnosis.COVID}
+COVIDX_PATIENT = re.compile(
+    r"^(?:N?CP|Normal)_\d+|^LIDC-IDRI-\d+|patient\d+(?=_)|^volume-covid19-A-\d+|^radiopaedia_\d+_\d+|^A\d+"
+)
+"""Patients in the file names of the sources; of the other sources everything before the last hyphen."""
+GATE_PATIENTS = ("LIDC-IDRI-0001",)
+"""The order of worklists is tested with them, so nothing may learn from them."""
 
 Grey = NDArray[np.uint8]
 Entry = Path | zipfile.Path
@@ -93,7 +108,88 @@ def _sarscov2(root: Entry, path: Path) -> Iterator[Case]:
 
 
 def _entries(folder: Entry) -> list[Entry]:
-    return sorted(folder.iterdir(), key=lambda entry: entry.name) if folder.is_dir() else []
+    return sorted(folder.iterdir(), key=counted) if folder.is_dir() else []
+
+
+def cncb(folder: Path) -> Iterator[Case]:
+    """The 750 segmented slices of CC-CCII (Zhang et al., doi:10.1016/j.cell.2020.04.045): lungs and lesions
+    of 150 COVID-19 patients, from which Ter-Sarkisov's single-shot network learns. Raises ConfigError.
+    """
+    for path in existing(folder, CNCB, *(f"image/*/*{suffix}" for suffix in SUFFIXES)):
+        patient = path.parent.name
+        mask_path = partner(folder / "mask" / patient / f"{path.stem}.png", path)
+        image, marks = grey(path), _labels(mask_path)
+        same_shape(marks, mask_path, image, path)
+        yield Case(
+            name=f"cncb_{patient}_{path.stem}",
+            patient=f"cncb_{patient}",
+            volume=one_slice(image, FIELD_MM),
+            lung=marks[None] >= CNCB_LUNG,
+            lesions=(marks[None] >= CNCB_GROUND_GLASS,),
+            diagnosis=Diagnosis.COVID,
+            millimetres=False,
+        )
+
+
+def covidxct(path: Path) -> Iterator[Case]:
+    """COVIDx CT (Gunraj et al., doi:10.3389/fmed.2020.608525): slices cut to the body's box, without masks.
+
+    ``path`` is one split file, or the folder of all; a slice that is named twice is read once. The windows of
+    its many sources are unknown and differ. Raises ConfigError.
+    """
+    splits = [path] if path.is_file() else existing(path, COVIDXCT, "*_COVIDx*.txt")
+    rows: dict[str, tuple[Path, str]] = {}
+    for split in splits:
+        for line in _lines(split):
+            rows.setdefault(line.split()[0], (split, line))
+    folder = _holding(splits[0].parent, next(iter(rows), ""))
+    for name, (split, line) in rows.items():
+        patient = _covidx_patient(Path(name).stem)
+        if patient in GATE_PATIENTS:
+            continue
+        with readable(f"{split}: {line!r}", ValueError, KeyError):
+            group, left, top, right, bottom = line.split()[1:]
+            diagnosis = COVIDX_CLASSES[group]
+            box = slice(int(top), int(bottom)), slice(int(left), int(right))
+        yield Case(
+            name=f"covidxct_{Path(name).stem}",
+            patient=f"covidxct_{patient}",
+            volume=_cut(one_slice(grey(folder / name), FIELD_MM), box),
+            diagnosis=diagnosis,
+            millimetres=False,
+        )
+
+
+def _lines(split: Path) -> list[str]:
+    with readable(split, OSError, UnicodeDecodeError):
+        return [line for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _holding(folder: Path, name: str) -> Path:
+    """``folder`` or the one below it that has the file: it is 2A_images, 3A_images or another."""
+    below = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    place = next((entry for entry in (folder, *below) if name and (entry / name).is_file()), None)
+    if place is None:
+        raise wrong_folder(folder, f"{COVIDXCT} ({name or 'no line in the split file'})")
+    return place
+
+
+def _covidx_patient(name: str) -> str:
+    match = COVIDX_PATIENT.search(name)
+    return match[0] if match else name.rpartition("-")[0] or name
+
+
+def _cut(volume: Volume, box: tuple[slice, slice]) -> Volume:
+    """To the box; one that lies outside the picture leaves the whole."""
+    inside = volume.array[:, box[0], box[1]]
+    return replace(volume, array=inside) if inside.size else volume
+
+
+def _labels(path: Path) -> Grey:
+    """The numbers of a label picture, not its colours: the index where it has a palette."""
+    with readable(path, *BROKEN), Image.open(path) as picture:
+        values = np.asarray(picture)
+    return values if values.ndim == 2 else values[..., 0]
 
 
 def grey(path: Entry) -> Grey:

@@ -30,7 +30,7 @@ def medseg9(folder: Path) -> Iterator[Case]:
 
 
 def _medseg9(path: Path) -> Case:
-    with readable(path, *BROKEN), np.load(path) as data:
+    with readable(path, *BROKEN), path.open("rb") as file, np.load(file) as data:
         low, high = float(data["hu_lo"]), float(data["hu_hi"])
         hu = low + data["gray"].astype(np.float32) / 255 * (high - low)
         lung, lesion, patient = data["lung"] > 0, data["lesion"] > 0, str(data["patient"])
