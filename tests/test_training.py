@@ -1,26 +1,35 @@
 """Training on a tiny made-up copy of the documented data layout."""
 
-import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
+from triage import models
+from triage.config import Analysis
 from triage.errors import ConfigError
-from triage.models import weights
+from triage.models import packages, weights
 from triage.models.networks import MultitaskNet
-from triage.training import augment, evaluation
-from triage.training.data import Scan, cases, medseg9, read, semiseg50, split
+from triage.training import augment, making, run
+from triage.training import recipe as recipes
+from triage.training.datasets import DATASETS
+from triage.training.run import TASKS, Run
+from triage.training.scans import Scan, scan, split
 from triage.training.tasks import LungsTask, MultitaskTask
 from triage.training.trainer import Schedule, Trainer
 
 NAMES = {1: "p1", 2: "p2", 3: "p2", 4: "p3", 5: "p4"}
 DEPTH, SIZE = 26, 96
+CPU = torch.device("cpu")
 
 
 def write_volume(folder, number, patient):
@@ -40,7 +49,7 @@ def write_volume(folder, number, patient):
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     for number, patient in NAMES.items():
         write_volume(folder, number, patient)
@@ -48,12 +57,19 @@ def data(tmp_path_factory):
         (folder / "semiseg50" / kind).mkdir(parents=True)
     picture = np.full((120, 90), 60, np.uint8)
     picture[20:60, 10:30] = 200
-    Image.fromarray(picture).save(folder / "semiseg50" / "Imgs" / "7.jpg", quality=95)
-    Image.fromarray((picture > 100) * np.uint8(255)).save(folder / "semiseg50" / "GT" / "7.png")
-    return folder
+    for name in ("7", "9", "10"):
+        Image.fromarray(picture).save(folder / "semiseg50" / "Imgs" / f"{name}.jpg", quality=95)
+        mask = Image.fromarray((picture > 100) * np.uint8(255))
+        mask.save(folder / "semiseg50" / "GT" / f"{name}.png")
+    return {"medseg9": folder, "semiseg": folder / "semiseg50"}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
+def scans(sources):
+    return tuple(scan(case) for kind, path in sources.items() for case in DATASETS[kind].read(path))
+
+
+@pytest.fixture(autouse=True)
 def one_thread():
     """Networks this small only lose by waiting for a second thread."""
     before = torch.get_num_threads()
@@ -62,58 +78,76 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-class SmallLungsTask(LungsTask):
-    canvas, batch = (64, 64), 6
+def small_recipe(folder, name, **changes):
+    """The recipe that ships, made so small that it trains in seconds; written and read back."""
+    folder.mkdir(exist_ok=True)
+    data = yaml.safe_load((recipes.RECIPES / f"{name}.yaml").read_text())
+    data["network"]["widths"] = [4, 8]
+    data["options"] = {"canvas": [48, 64]}
+    data["schedule"] = {"steps": 3, "learning_rate": 0.01, "warm_up": 2, "average": 0.9}
+    if name == "lungs":
+        data["options"]["batch"] = 6
+        data["schedule"]["steps"] = 50
+    else:
+        data["network"]["hidden"] = 8
+        data["options"] |= {"depth": 6, "pictures": 1}
+        data["hold_out"] = {"semiseg": 1}
+        data["lungs"] = str(folder / "lungs.yaml")
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(data | changes))
+    return path
 
 
-class SmallMultitaskTask(MultitaskTask):
-    canvas, depth = (48, 64), 6
+@pytest.fixture
+def recipe(tmp_path):
+    small_recipe(tmp_path / "recipes", "lungs")
+    return recipes.load(str(small_recipe(tmp_path / "recipes", "multitask")))
 
 
-def trainer(data, output, network="lungs", steps=60, every=100):
-    scans = split(read(data), ["p3"], ["p4"]).train
+def trainer(scans, output, network="lungs", **schedule):
     torch.manual_seed(0)
-    task = SmallLungsTask(scans, (4, 8)) if network == "lungs" else SmallMultitaskTask(scans, (4, 8), 8)
-    recipe = {"network": network, "widths": "4,8", "hidden": "8", "lesion_threshold": "0.5"}
-    schedule = Schedule(steps=steps, learning_rate=1e-2, warm_up=5, average=0.9, every=every)
-    return Trainer(task, schedule, recipe, output)
+    train = split(scans, ["p3"], ["p4"]).train
+    if network == "lungs":
+        task = LungsTask(train, (4, 8), canvas=(64, 64), batch=6)
+    else:
+        task = MultitaskTask(train, (4, 8), 8, canvas=(48, 64), depth=6)
+    plan = {"steps": 60, "learning_rate": 1e-2, "warm_up": 5, "average": 0.9, "every": 100, **schedule}
+    return Trainer(task, Schedule(**plan), output, CPU)
 
 
-class TestData:
-    def test_volumes_are_read_as_inference_prepares_them(self, data):
-        scans = medseg9(data)
-        assert [s.patient for s in scans] == ["p1", "p2", "p2", "p3", "p4"]
-        scan = scans[0]
-        assert scan.slices.shape == scan.lung.shape == scan.lesion.shape == (DEPTH, 60, 60)
-        assert scan.has_lung
-        clear = scan.lung & ~scan.lesion
-        assert scan.slices[clear].mean() == pytest.approx(150 / 1300, abs=0.03)
-        assert scan.slices[scan.lesion].mean() == pytest.approx(550 / 1300, abs=0.05)
+class TestScans:
+    def test_cases_are_read_as_inference_prepares_them(self, scans):
+        volumes = [s for s in scans if not s.cropped]
+        assert [s.patient for s in volumes] == ["p1", "p2", "p2", "p3", "p4"]
+        first = volumes[0]
+        (lesion,) = first.lesions
+        assert first.slices.shape == first.lung.shape == lesion.shape == (DEPTH, 60, 60)
+        clear = (first.lung > 0.5) & (lesion < 0.5)
+        assert first.slices[clear].mean() == pytest.approx(150 / 1300, abs=0.03)
+        assert first.slices[lesion > 0.5].mean() == pytest.approx(550 / 1300, abs=0.05)
 
-    def test_pictures_stand_upright_and_have_no_lungs(self, data):
-        (scan,) = semiseg50(data / "semiseg50")
-        assert not scan.has_lung
-        _, h, w = scan.slices.shape
-        assert (h, w) == (round(145 * 90 / 120), 145)
-        rows, columns = torch.nonzero(scan.lesion[0], as_tuple=True)
-        assert rows.float().mean() / h == pytest.approx(20 / 90, abs=0.02)
-        assert columns.float().mean() / w == pytest.approx(1 - 40 / 120, abs=0.02)
-        assert scan.slices[scan.lesion].mean() > scan.slices[~scan.lesion].mean() + 0.2
+    def test_a_border_through_a_pixel_is_the_share_of_it(self, sources, scans):
+        case = next(DATASETS["medseg9"].read(sources["medseg9"]))
+        inside = scans[0].lung
+        assert ((inside > 0.1) & (inside < 0.9)).any()
+        area = case.volume.spacing[1] * case.volume.spacing[2]
+        assert float(inside.sum()) * 4 == pytest.approx(case.lung.sum() * area, rel=0.01)
 
-    def test_a_crop_keeps_all_of_the_lungs(self, data):
-        scan = medseg9(data)[0]
-        cropped = scan.cropped()
-        assert cropped.lung.sum() == scan.lung.sum()
-        assert cropped.slices.numel() < scan.slices.numel()
+    def test_pictures_have_no_lungs_and_stay_whole(self, scans):
+        picture = scans[-1]
+        assert picture.cropped
+        assert picture.lung is None
+        assert picture.to_lungs() is picture
 
-    def test_an_empty_folder_is_told(self, tmp_path):
-        with pytest.raises(ConfigError, match="medseg9"):
-            read(tmp_path)
+    def test_a_crop_keeps_all_of_the_lungs(self, scans):
+        cropped = scans[0].to_lungs()
+        assert float(cropped.lung.sum()) == pytest.approx(float(scans[0].lung.sum()), rel=1e-5)
+        assert cropped.slices.numel() < scans[0].slices.numel()
 
 
 def blank(patient, number):
     one = torch.ones(1, 2, 2)
-    return Scan(f"{patient}-{number}", patient, one, one > 0, one > 0)
+    return Scan(f"{patient}-{number}", patient, one, one, (one,))
 
 
 class TestSplit:
@@ -148,10 +182,10 @@ class TestAugmentation:
         assert 0.5 < placed.sum() / layers.sum() < 1.7
 
     @settings(max_examples=20, deadline=None)
-    @given(st.integers(0, 10_000))
-    def test_values_stay_on_the_networks_scale(self, seed):
+    @given(st.integers(0, 10_000), st.booleans())
+    def test_values_stay_on_the_networks_scale(self, seed, picture):
         rng = np.random.default_rng(seed)
-        slices = augment.intensity(torch.rand(3, 1, 20, 20), rng)
+        slices = augment.intensity(torch.rand(3, 1, 20, 20), rng, picture)
         assert slices.min() >= 0
         assert slices.max() <= 1
 
@@ -167,69 +201,133 @@ class TestAugmentation:
         assert painted.min() >= 0
         assert painted.max() <= 1
 
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(0, 10_000))
+    def test_painted_opacities_are_marked_and_lie_in_the_lungs(self, seed):
+        torch.manual_seed(seed)
+        slices = torch.full((6, 1, 64, 64), 0.1)
+        lung = torch.zeros_like(slices)
+        lung[:, :, 10:50, 10:30] = 1
+        slices, lesion = augment.opacities(slices, 0 * lung, lung, np.random.default_rng(seed))
+        assert not lesion[lung == 0].any()
+        assert (slices[lung == 0] == pytest.approx(0.1)) if lung.any() else True
+        if lesion.any():
+            assert slices[lesion > 0.5].mean() > 0.12
+        assert slices[lesion < 0.5].mean() < 0.3
+
 
 class TestTrainer:
     @pytest.mark.parametrize("network", ["lungs", "multitask"])
-    def test_the_loss_falls(self, data, tmp_path, network):
-        run = trainer(data, tmp_path, network, steps=100)
-        before = run.train([], until=2)
-        assert run.train([]) < 0.9 * before
+    def test_the_loss_falls(self, scans, tmp_path, network):
+        training = trainer(scans, tmp_path, network, steps=100)
+        before = np.mean([training.take_step() for _ in range(2)])
+        assert training.train([]) < 0.9 * before
 
     @pytest.mark.parametrize("network", ["lungs", "multitask"])
-    def test_a_resumed_run_is_the_same_run(self, data, tmp_path, network):
-        whole = trainer(data, tmp_path / "whole", network, steps=4)
+    def test_a_resumed_run_is_the_same_run(self, scans, tmp_path, network):
+        whole = trainer(scans, tmp_path / "whole", network, steps=4)
         whole.train([])
-        first = trainer(data, tmp_path / "halves", network, steps=4, every=2)
-        first.train([], until=2)
-        second = trainer(data, tmp_path / "halves", network, steps=4, every=2)
+        first = trainer(scans, tmp_path / "halves", network, steps=4)
+        first.output.mkdir()
+        for _ in range(2):
+            first.take_step()
+        first.save()
+        second = trainer(scans, tmp_path / "halves", network, steps=4)
         second.resume()
         assert second.step == 2
         second.train([])
         for name, value in whole.averaged.state_dict().items():
             assert torch.equal(second.averaged.state_dict()[name], value), name
 
-    def test_sub_volumes_are_labelled_by_their_lesions(self, data):
-        task = MultitaskTask(split(read(data), [], []).train, (4, 8), 8)
-        for label, patients in task.by_label.items():
+    def test_training_ends_early_and_keeps_the_best(self, scans, tmp_path):
+        validation = split(scans, ["p3"], ["p4"]).validation
+        training = trainer(scans, tmp_path, steps=50, every=1, patience=2)
+        marks = iter([0.2, 0.9, 0.3, 0.4])
+        seen = []
+        training.task.score = lambda network, scan: next(marks)
+        progress = lambda step: seen.append(  # noqa: E731
+            {name: value.clone() for name, value in training.averaged.state_dict().items()}
+        )
+        training.train(validation, progress)
+        assert training.step == 4
+        for name, value in training.kept.state_dict().items():
+            assert torch.equal(value, seen[1][name])
+
+    def test_the_log_can_be_read_by_tensorboard(self, scans, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        validation = split(scans, ["p3"], ["p4"]).validation
+        trainer(scans, tmp_path, steps=3, every=3).train(validation)
+        log = EventAccumulator(str(tmp_path / "log")).Reload()
+        assert [event.step for event in log.Scalars("loss")] == [1, 2, 3]
+        assert "validation/medseg9_4_p3" in log.Tags()["scalars"]
+
+    def test_sub_volumes_are_labelled_by_their_lesions(self, scans):
+        task = MultitaskTask(scans, (4, 8), 8)
+        for label, patients in task.windows.by_label.items():
             assert set(patients) == {"p1", "p2", "p3", "p4"}
             for window in (w for windows in patients.values() for w in windows):
-                assert len(window.index) == task.depth
-                assert bool(window.scan.lesion[list(window.index)].any()) == bool(label)
+                assert len(window.index) == task.windows.depth
+                assert bool((window.scan.lesions[0][list(window.index)] > 0.5).any()) == bool(label)
 
-    def test_patients_without_clear_slices_cannot_teach_the_classifier(self, data):
-        scan = medseg9(data)[0]
-        ill = Scan(scan.name, scan.patient, scan.slices, scan.lung, scan.lung)
+    def test_patients_without_clear_slices_cannot_teach_the_classifier(self, scans):
+        ill = replace(scans[0], lesions=(scans[0].lung,))
         with pytest.raises(ConfigError, match="with and without lesions"):
             MultitaskTask([ill], (4, 8), 8)
 
 
-class TestEvaluation:
-    def test_trained_weights_are_judged_patient_by_patient(self, data, tmp_path):
-        trainer(data, tmp_path, "lungs").train([])
-        trainer(data, tmp_path, "multitask", steps=3).train([])
-        scores = evaluation.evaluate(data, tmp_path, ["p4", "p2"])
-        assert [(s.name, s.patient) for s in scores] == [
-            ("medseg9_2_p2", "p2"), ("medseg9_3_p2", "p2"), ("medseg9_5_p4", "p4"),
-        ]  # fmt: skip
-        assert all(s.lungs > 0.5 for s in scores)
-        drawn = next(c for c in cases(data) if c.patient == "p4")
-        assert scores[-1].drawn_fraction == pytest.approx(drawn.lesion.sum() / drawn.lung.sum())
-        assert re.search(r"medseg9_5_p4 +p4 +0\.\d{3}", evaluation.table(scores))
+class TestRecipes:
+    @pytest.mark.parametrize("name", recipes.names())
+    def test_every_recipe_names_what_there_is(self, name):
+        recipe = recipes.load(name)
+        assert recipe.name == name
+        assert recipe.task in TASKS
+        assert set(recipe.data) <= set(DATASETS)
+        assert recipe.system is None or recipe.system in models.SYSTEMS
+        assert recipe.lungs is None or recipe.lungs in recipes.names()
 
-        best = evaluation.choose_threshold(data, tmp_path, ["p3"])
-        _, recipe = weights.read(tmp_path / "multitask.safetensors", MultitaskNet)
-        assert float(recipe["lesion_threshold"]) == best
-        assert recipe["widths"] == "4,8"
+    def test_a_wrong_recipe_names_the_key(self, tmp_path):
+        path = small_recipe(tmp_path, "lungs", colour="red")
+        with pytest.raises(ConfigError, match="colour"):
+            recipes.load(str(path))
+        with pytest.raises(ConfigError, match="multitask"):
+            recipes.load("nothing")
 
-    def test_from_the_command_line(self, data, tmp_path):
-        command = [sys.executable, "-m", "triage.training", "multitask", "--data", data, "--output", tmp_path]
-        options = ["--steps", "2", "--threads", "1", "--widths", "4,8", "--validation", "p3", "--test", "p4"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+class TestMaking:
+    def test_a_run_that_was_stopped_goes_on(self, sources, tmp_path, recipe):
+        whole = Run(recipe=recipe, sources=sources, output=tmp_path / "whole", test=("p4",), device="cpu")
+        run.train(whole)
+        halves = replace(whole, output=tmp_path / "halves")
+        shutil.copytree(whole.output / "lungs", halves.output / "lungs")
+        run.train(halves)
+        for part in ("lungs", "multitask"):
+            one, other = (load_file(r.output / part / f"{part}.safetensors") for r in (whole, halves))
+            assert all(torch.equal(one[name], other[name]) for name in one | other)
+        _, facts = weights.read(whole.output / "multitask" / "multitask.safetensors", MultitaskNet)
+        assert (facts["test"], facts["steps"]) == ("p4", "3")
+
+    def test_each_patient_is_judged_by_networks_that_never_saw_that_patient(self, sources, tmp_path):
+        small_recipe(tmp_path / "recipes", "lungs")
+        small_recipe(tmp_path / "recipes", "multitask")
+        output = tmp_path / "out"
+        options = [f"--data={kind}={path}" for kind, path in sources.items()]
+        command = [sys.executable, "-m", "triage", "train", tmp_path / "recipes" / "multitask.yaml", *options]
+        more = ["--output", output, "--leave-one-out", "--jobs", "2", "--device", "cpu"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "medseg9_4_p3" in done.stderr
-        _, recipe = weights.read(tmp_path / "multitask.safetensors", MultitaskNet)
-        assert (recipe["test"], recipe["steps"]) == ("p4", "2")
-        done = subprocess.run([*command, "--test", "p9"], capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "p9" in done.stderr
-        assert "Traceback" not in done.stderr
+        for patient in ("p1", "p2", "p3", "p4"):
+            path = output / f"without_{patient}" / "multitask" / "multitask.safetensors"
+            assert weights.read(path, MultitaskNet)[1]["test"] == patient
+        package = packages.read(output / run.MODEL)
+        assert {m.patients for m in package.card.metrics if m.name.startswith("Lungs")} == {4}
+        assert package.card.lesion_threshold in making.THRESHOLDS
+        model = models.load(Analysis(model=str(output / run.MODEL), device="cpu"))
+        assert model.settings["lesion_threshold"] == package.card.lesion_threshold
+
+    def test_what_is_missing_is_told(self, sources, tmp_path, recipe):
+        asked = Run(recipe=recipe, sources={"medseg9": sources["medseg9"]}, output=tmp_path)
+        with pytest.raises(ConfigError, match="--data semiseg=PATH"):
+            run.train(asked)
+        with pytest.raises(ConfigError, match="p9"):
+            run.train(replace(asked, sources=sources, test=("p9",)))

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console, Group
@@ -135,6 +135,42 @@ def predict(
 
 
 @app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.")],
+    data: Annotated[list[str], typer.Option(help="KIND=PATH of a data set; may be given again.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; a run that stopped goes on there.")],
+    validation: Annotated[
+        str, typer.Option(help="Patients who choose the lesion threshold, never trained on.")
+    ] = "",
+    test: Annotated[str, typer.Option(help="Patients who are left out altogether.")] = "",
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also train once without each patient, for the card.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side with --leave-one-out.")] = 1,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="Processor cores; 0: all.")] = 0,
+) -> None:
+    """Train a network; the finished model is a folder that analysis.model can name."""
+    from triage.training import making
+    from triage.training import recipe as recipes
+    from triage.training.run import Run
+
+    with _plain_errors(), Progress(console=err) as progress:
+        run = Run(
+            recipe=recipes.load(recipe),
+            sources=_sources(data),
+            output=output,
+            validation=_names(validation),
+            test=_names(test),
+            device=device,
+            threads=threads,
+        )
+        package = making.make(run, making.Watch(progress), jobs if leave_one_out else 0)
+    out.print(f"{package.card.name} {package.version}: {package.folder}", soft_wrap=True)
+    out.print(f"judge with it: triage evaluate --model {package.folder} --data KIND=PATH", soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     context: typer.Context,
     data: Annotated[list[str], typer.Option(help="KIND=PATH of a data set; may be given again.")],
@@ -151,7 +187,7 @@ def evaluate(
     with _plain_errors():
         analysis = _load_or_defaults(context.obj).analysis
         sources = _sources(data)
-        chosen = tuple(filter(None, patients.split(",")))
+        chosen = _names(patients)
         with Progress(console=err, transient=True) as progress:
             track = partial(progress.track, description="judging")
             settings = [analysis.model_copy(update={"model": name}) for name in model or [analysis.model]]
@@ -266,6 +302,10 @@ def _until_interrupted() -> Iterator[None]:
 def _load_or_defaults(path: Path) -> Config:
     """Judging files needs no settings file unless one is named."""
     return Config() if path == DEFAULT_CONFIG and not path.exists() else configuration.load(path)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _sources(texts: Sequence[str]) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -80,11 +81,13 @@ def choose(analysis: Analysis) -> Compute:
     on_gpu = analysis.device != "cpu" and torch.cuda.is_available()
     torch.set_num_threads(1)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if _fast_bfloat16(on_gpu) else torch.float32)
+    dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if fast_bfloat16(on_gpu) else torch.float32)
     return Compute(torch.device("cuda" if on_gpu else "cpu"), dtype, analysis.threads or os.cpu_count() or 1)
 
 
-def _fast_bfloat16(on_gpu: bool) -> bool:
+@cache
+def fast_bfloat16(on_gpu: bool) -> bool:
+    """Whether the processor is made for bfloat16: elsewhere it is slower than float32."""
     if on_gpu:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()

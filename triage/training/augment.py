@@ -42,25 +42,45 @@ def place(layers: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Te
 
 def blend_neighbours(slices: Tensor, rng: np.random.Generator) -> Tensor:
     """Now and then thicker slices: each (n, 1, h, w) averaged with the next ones."""
-    if len(slices) < 3 or rng.random() > 0.2:
+    if len(slices) < 3 or rng.random() > 0.3:
         return slices
-    weight = rng.uniform(0.1, 0.3)
+    weight = rng.uniform(0.1, 0.33)
     before, after = slices[[0, *range(len(slices) - 1)]], slices[[*range(1, len(slices)), -1]]
     return (1 - 2 * weight) * slices + weight * (before + after)
 
 
-def intensity(slices: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shift ± 60 HU, scale, gamma, contrast medium, blur and noise; (n, 1, h, w) in [0, 1]."""
-    x = slices * rng.uniform(0.85, 1.15) + rng.uniform(-60, 60) * HU
-    x = x.clamp(0, 1) ** rng.uniform(0.8, 1.25)
+def intensity(slices: Tensor, rng: np.random.Generator, picture: bool = False) -> Tensor:
+    """Window, contrast medium, kernel and noise; (n, 1, h, w) in [0, 1].
+
+    A picture's window is a guess, so it is varied much; a scanner's HU are right to some tens.
+    """
+    x = _window(slices, rng, wide=picture or rng.random() < 0.25)
     if rng.random() < 0.5:  # bright tissue varies with contrast medium and with the pictures' ceiling
         x = torch.where(x > 0.72, 0.72 + (x - 0.72) * rng.uniform(0.5, 1.6), x)
-    if rng.random() < 0.3:
-        x = blur(x, rng.uniform(0.3, 1.0))
-    if rng.random() < 0.6:
-        noise = torch.randn(x.shape)
-        x = x + rng.uniform(0, 70) * HU * (noise if rng.random() < 0.5 else blur(noise, 0.7) * 1.8)
-    return x.clamp(0, 1)
+    return _noise(_kernel(x, rng), rng).clamp(0, 1)
+
+
+def _window(x: Tensor, rng: np.random.Generator, wide: bool) -> Tensor:
+    """Shift, scale and bend of the scale of HU."""
+    shift, scale, bend = (60, 0.15, 0.22) if wide else (30, 0.06, 0.08)
+    x = x * rng.uniform(1 - scale, 1 + scale) + rng.uniform(-shift, shift) * HU
+    return x.clamp(0, 1) ** float(np.exp(rng.uniform(-bend, bend)))
+
+
+def _kernel(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Softer or sharper reconstruction."""
+    draw = rng.random()
+    if draw < 0.3:
+        return blur(x, rng.uniform(0.3, 1.0))
+    return x + rng.uniform(0.2, 1.0) * (x - blur(x, 1.0)) if draw < 0.5 else x
+
+
+def _noise(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Up to 70 HU, with or without the grain of a soft kernel."""
+    if rng.random() > 0.6:
+        return x
+    noise = torch.randn(x.shape)
+    return x + rng.uniform(0, 70) * HU * (noise if rng.random() < 0.5 else blur(noise, 0.7) * 1.8)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
@@ -87,15 +107,38 @@ def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tens
     return result
 
 
-def consolidations(
+def opacities(
     slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Dense lung is a lesion: few training patients show it; slices and lesion mask with some added."""
+    """Ground glass over some or nearly all of the lungs, and dense consolidations: few patients show it.
+
+    Slices and lesion mask (n, 1, h, w) with some added; all slices are of one sub-volume.
+    """
     slices, lesion = slices.clone(), lesion.clone()
+    if rng.random() < 0.35:
+        slices, lesion = _ground_glass(slices, lesion, lung, rng)
     for image, mask, keep in zip(slices[:, 0], lesion[:, 0], lung[:, 0] > 0.5, strict=True):
         if rng.random() < 0.2:
             mask[_consolidation(image, keep, rng)] = 1
     return slices, lesion
+
+
+def _ground_glass(
+    slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Lung denser by 100 to 330 HU where a smooth random field is high; vessels stay visible."""
+    n, _, h, w = slices.shape
+    coarse = torch.randn(1, 1, max(2, n // 6), max(2, h // 28), max(2, w // 28))
+    field = F.interpolate(coarse, (n, h, w), mode="trilinear", align_corners=True)[0, 0][:, None]
+    field = field + 0.25 * blur(torch.randn(n, 1, h, w), 2.0) * rng.uniform(0, 4)
+    inside = lung > 0.5
+    if not inside.any():
+        return slices, lesion
+    limit = torch.quantile(field[inside][:: max(1, int(inside.sum()) // 10_000)], rng.uniform(0.05, 0.95))
+    share = ((field - limit) / rng.uniform(0.05, 0.5) + 0.5).clamp(0, 1) * lung
+    rough = 1 + 0.25 * blur(torch.randn(n, 1, h, w), 0.8)
+    rise = rng.uniform(100, 330) * HU * rough * ((0.8 - slices) / 0.7).clamp(0, 1)
+    return (slices + share * rise).clamp(0, 1), torch.maximum(lesion, (share > 0.5).float())
 
 
 def _table(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triage.errors import ConfigError
+from triage.models.compute import fast_bfloat16
 from triage.models.networks import LungsNet, MultitaskNet
 from triage.models.preprocessing import pad
 from triage.training import augment
-from triage.training.data import Scan
+from triage.training.scans import Scan
 
 CLASSIFICATION_WEIGHT = 0.1
 """Share of the classification loss (section 4.5)."""
@@ -37,65 +38,86 @@ class Task(Protocol):
         """Draw one batch and return the loss of ``network`` on it."""
         ...
 
-    def logits(self, network: Any, scan: Scan) -> tuple[Tensor, Tensor]:
-        """Of a whole scan, for validation: (logits, truth), both (z, h, w)."""
+    def score(self, network: Any, scan: Scan) -> float | None:
+        """How well the network does on a whole scan, 1 at best; None where the scan cannot tell."""
         ...
 
 
 def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice, (n, 1, h, w) each.
+    """Binary cross-entropy plus soft Dice, (n, 1, h, w) each; truth is the share of each pixel.
 
     Dice is taken slice by slice, where there is something to find: a small lesion counts as much as
     a large one, and slices without any are left to the cross-entropy.
     """
-    p, shown = logits.sigmoid(), truth.flatten(1).any(1)
+    p, shown = logits.sigmoid(), (truth > 0.5).flatten(1).any(1)
     both, either = (p * truth).flatten(1).sum(1), (p + truth).flatten(1).sum(1)
     missed = (1 - (2 * both + SMOOTH) / (either + SMOOTH)) * shown
     return F.binary_cross_entropy_with_logits(logits, truth) + missed.sum() / shown.sum().clamp(min=1)
 
 
+def dice(logits: Tensor, truth: Tensor) -> float:
+    """Of the pixels with a logit above 0; 1 where both masks are empty."""
+    answer, drawn = logits > 0, truth > 0.5
+    total = int(answer.sum() + drawn.sum())
+    return 2 * int((answer & drawn).sum()) / total if total else 1.0
+
+
 def on_canvas(
     scan: Scan, index: Sequence[int], size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Some slices with their lung and lesion masks, placed alike, each (n, 1, *size)."""
+    """Some slices with their lungs and one rater's lesions, placed alike, each (n, 1, *size).
+
+    A mark that the scan lacks is empty.
+    """
     chosen = list(index)
-    layers = [scan.slices[chosen], scan.lung[chosen].float(), scan.lesion[chosen].float()]
-    slices, lung, lesion = torch.split(augment.place(torch.stack(layers, dim=1), size, rng), 1, dim=1)
-    return augment.blend_neighbours(slices, rng), (lung > 0.5).float(), (lesion > 0.5).float()
+    slices = scan.slices[chosen]
+    lesion = scan.lesions[int(rng.integers(len(scan.lesions)))][chosen] if scan.lesions else None
+    lung = None if scan.lung is None else scan.lung[chosen]
+    marks = [torch.zeros_like(slices) if mark is None else mark for mark in (lung, lesion)]
+    placed = augment.place(torch.stack([slices, *marks], dim=1), size, rng)
+    slices, lung, lesion = torch.split(placed, 1, dim=1)
+    return augment.blend_neighbours(slices, rng), lung, lesion
 
 
 def forward(network: nn.Module, slices: Tensor) -> Any:
-    """The network's own answer, computed in bfloat16: half the time on processors made for it."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return network(slices.contiguous(memory_format=torch.channels_last))
+    """The network's own answer, in mixed precision where the processor is made for it: half the time."""
+    device = next(network.parameters()).device
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type == "cuda")):
+        return network(slices.to(device).contiguous(memory_format=torch.channels_last))
 
 
-def whole(network: LungsNet | MultitaskNet, slices: Tensor) -> Tensor:
+def whole(network: Any, slices: Tensor) -> Tensor:
     """Logits (z, h, w) of all slices of a scan, in batches."""
     padded = pad(slices, network.stride)[:, None]
     parts = [forward(network, padded[start : start + 16]) for start in range(0, len(padded), 16)]
     logits = torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts])
-    return logits[:, 0, : slices.shape[1], : slices.shape[2]].float()
+    return logits[:, 0, : slices.shape[1], : slices.shape[2]].float().cpu()
 
 
 class LungsTask:
     """Both lungs as one mask, from slices drawn evenly over patients."""
 
-    canvas = (192, 192)
-    batch = 24
-
-    def __init__(self, scans: Sequence[Scan], widths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        widths: Sequence[int],
+        canvas: tuple[int, int] = (192, 192),
+        batch: int = 24,
+    ) -> None:
         self.network = LungsNet(widths)
+        self.canvas, self.batch = canvas, batch
         self.by_patient = defaultdict(list)
         for scan in scans:
-            if scan.has_lung:
+            if scan.lung is not None:
                 self.by_patient[scan.patient].append(scan)
+        if not self.by_patient:
+            raise ConfigError("nothing to learn lungs from: no volume has a lung mask")
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         parts = [self._slice(rng) for _ in range(self.batch)]
         slices, truth = (torch.cat(part) for part in zip(*parts, strict=True))
         logits = forward(self.network, slices)
-        return segmentation_loss(logits.float(), truth)
+        return segmentation_loss(logits.float(), truth.to(logits.device))
 
     def _slice(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scans = self.by_patient[rng.choice(list(self.by_patient))]
@@ -104,8 +126,9 @@ class LungsTask:
         slices, lung, _ = on_canvas(scan, index, self.canvas, rng)
         return augment.intensity(augment.surroundings(slices, lung, rng), rng), lung
 
-    def logits(self, network: Any, scan: Scan) -> tuple[Tensor, Tensor]:
-        return whole(network, scan.slices), scan.lung
+    def score(self, network: Any, scan: Scan) -> float | None:
+        """Dice at 2 mm."""
+        return None if scan.lung is None else dice(whole(network, scan.slices), scan.lung)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,33 +139,24 @@ class Window:
     index: tuple[int, ...]
 
 
-class MultitaskTask:
-    """Lesions slice by slice and "any lesion?" a sub-volume, half of the sub-volumes without one."""
+@dataclass
+class Windows:
+    """Sub-volumes by label (any lesion?) and patient, each patient drawn as often as the others."""
 
-    canvas = (128, 176)
-    windows = 2
-    """Sub-volumes a batch."""
-    depth = 12
+    depth: int
     """Slices a sub-volume, every first, second or third one."""
-    pictures = 4
-    least_lesion = 20
+    least_lesion: int = 20
     """Pixels of lesion that make a sub-volume positive; fewer, but some, are left out."""
+    by_label: dict[int, dict[str, list[Window]]] = field(
+        default_factory=lambda: {0: defaultdict(list), 1: defaultdict(list)}
+    )
 
-    def __init__(self, scans: Sequence[Scan], widths: Sequence[int], hidden: int) -> None:
-        self.network = MultitaskNet(widths, hidden)
-        self.singles = [s for s in scans if not s.has_lung]
-        self.by_label: dict[int, dict[str, list[Window]]] = {0: defaultdict(list), 1: defaultdict(list)}
-        for scan in (s.cropped() for s in scans if s.has_lung):
-            self._add(scan)
-            for half in _halves(scan):
-                self._add(half)
-        if not all(self.by_label.values()):
-            raise ConfigError("training needs sub-volumes with and without lesions: give more patients")
-
-    def _add(self, scan: Scan) -> None:
+    def add(self, scan: Scan) -> None:
         """Every window of the scan with enough lung, under its label."""
-        lesion = scan.lesion.sum((1, 2)).numpy()
-        lung = scan.lung.sum((1, 2)).numpy()
+        if scan.lung is None or not scan.lesions:
+            return
+        lesion = torch.stack([(mask > 0.5).sum((1, 2)) for mask in scan.lesions]).amax(0).numpy()
+        lung = (scan.lung > 0.5).sum((1, 2)).numpy()
         for stride in (1, 2, 3):
             for start in range(len(lesion) - stride * (self.depth - 1)):
                 index = tuple(range(start, start + stride * self.depth, stride))
@@ -150,40 +164,89 @@ class MultitaskTask:
                 if (lung[list(index)] > 200).mean() > 0.7 and (amount == 0 or amount >= self.least_lesion):
                     self.by_label[int(amount > 0)][scan.patient].append(Window(scan, index))
 
+    def draw(self, label: int, rng: np.random.Generator) -> Window:
+        patients = self.by_label[label]
+        windows = patients[rng.choice(list(patients))]
+        return windows[rng.integers(len(windows))]
+
+
+class LesionsTask:
+    """Lesions slice by slice: half of the sub-volumes without any, and single pictures beside them."""
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        network: nn.Module,
+        canvas: tuple[int, int] = (128, 176),
+        windows: int = 2,
+        depth: int = 12,
+        pictures: int = 4,
+    ) -> None:
+        self.network = network
+        self.canvas, self.count, self.pictures = canvas, windows, pictures
+        self.singles = [s for s in scans if s.cropped and s.lesions]
+        self.windows = Windows(depth)
+        for scan in (s.to_lungs() for s in scans if not s.cropped):
+            self.windows.add(scan)
+            for half in _halves(scan):
+                self.windows.add(half)
+        if not all(self.windows.by_label.values()):
+            raise ConfigError("training needs sub-volumes with and without lesions: give more patients")
+
     def loss(self, rng: np.random.Generator) -> Tensor:
-        labels = [int(k) for k in rng.permutation(self.windows) % 2]
+        slices, truth, _ = self.batch(rng)
+        logits = forward(self.network, slices)
+        return segmentation_loss(logits.float(), truth.to(logits.device))
+
+    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
+        """Slices and lesions (n, 1, h, w): the sub-volumes, whose labels are told, then pictures."""
+        labels = [int(k) for k in rng.permutation(self.count) % 2]
         parts = [self._window(label, rng) for label in labels]
         parts += [self._picture(rng) for _ in range(self.pictures if self.singles else 0)]
         slices, truth = (torch.cat(part) for part in zip(*parts, strict=True))
-        logits, pooled = forward(self.network, slices)
-        volumes = pooled.float()[: self.depth * len(labels)].split(self.depth)
-        answers = torch.stack([self.network.classify(v) for v in volumes])
-        classification = F.binary_cross_entropy_with_logits(answers, torch.tensor(labels).float())
-        return segmentation_loss(logits.float(), truth) + CLASSIFICATION_WEIGHT * classification
+        return slices, truth, labels
 
     def _window(self, label: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        patients = self.by_label[label]
-        windows = patients[rng.choice(list(patients))]
-        window = windows[rng.integers(len(windows))]
+        window = self.windows.draw(label, rng)
         slices, lung, lesion = on_canvas(window.scan, window.index, self.canvas, rng)
         if label:
-            slices, lesion = augment.consolidations(slices, lesion, lung, rng)
+            slices, lesion = augment.opacities(slices, lesion, lung, rng)
         return augment.intensity(slices, rng), lesion
 
     def _picture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scan = self.singles[rng.integers(len(self.singles))]
         slices, _, lesion = on_canvas(scan, [0], self.canvas, rng)
-        return augment.intensity(slices, rng), lesion
+        return augment.intensity(slices, rng, picture=True), lesion
 
-    def logits(self, network: Any, scan: Scan) -> tuple[Tensor, Tensor]:
-        scan = scan.cropped()
-        return whole(network, scan.slices), scan.lesion
+    def score(self, network: Any, scan: Scan) -> float | None:
+        """Dice at 2 mm, mean over raters."""
+        if not scan.lesions:
+            return None
+        scan = scan.to_lungs()
+        logits = whole(network, scan.slices)
+        return float(np.mean([dice(logits, lesion) for lesion in scan.lesions]))
+
+
+class MultitaskTask(LesionsTask):
+    """Lesions, and "any lesion?" a sub-volume."""
+
+    def __init__(self, scans: Sequence[Scan], widths: Sequence[int], hidden: int, **options: Any) -> None:
+        super().__init__(scans, MultitaskNet(widths, hidden), **options)
+
+    def loss(self, rng: np.random.Generator) -> Tensor:
+        slices, truth, labels = self.batch(rng)
+        logits, pooled = forward(self.network, slices)
+        depth = self.windows.depth
+        volumes = pooled.float()[: depth * len(labels)].split(depth)
+        answers = torch.stack([self.network.classify(v) for v in volumes])  # type: ignore[operator]
+        wanted = torch.tensor(labels, device=answers.device).float()
+        classification = F.binary_cross_entropy_with_logits(answers, wanted)
+        segmentation = segmentation_loss(logits.float(), truth.to(logits.device))
+        return segmentation + CLASSIFICATION_WEIGHT * classification
 
 
 def _halves(scan: Scan) -> list[Scan]:
     """Left and right half as scans of their own: many patients have lesions on one side only."""
     middle = scan.slices.shape[2] // 2
-    return [
-        Scan(scan.name, scan.patient, scan.slices[:, :, part], scan.lesion[:, :, part], scan.lung[:, :, part])
-        for part in (slice(None, middle), slice(middle, None))
-    ]
+    every = slice(None)
+    return [scan.cut((every, every, part)) for part in (slice(None, middle), slice(middle, None))]

@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
-from triage.models import weights
-from triage.training.data import Scan
+from triage.training.scans import Scan
 from triage.training.tasks import Task
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int], None]
+"""Told the number of the step that is done."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast: Adam, learning rate warmed up, then lowered along a cosine."""
+    """How long and how fast: AdamW, learning rate warmed up, then lowered along a cosine."""
 
     steps: int
     learning_rate: float = 1e-3
     warm_up: int = 100
     weight_decay: float = 1e-4
     average: float = 0.995
-    """Decay of the running average of the weights, which is what is validated and shipped."""
+    """Decay of the running average of the weights, which is what is validated and kept."""
     every: int = 250
-    """Steps between checkpoints."""
+    """Steps between checkpoints, each with a validation."""
+    patience: int = 0
+    """Validations without a better score that end training; the best weights are kept. 0: never."""
     seed: int = 1
 
     def rate(self, step: int) -> float:
@@ -47,38 +50,54 @@ class Schedule:
 
 
 class Trainer:
-    """Trains ``task.network``; ``averaged`` is the network to keep."""
+    """Trains ``task.network``; ``kept`` is the network to keep."""
 
-    def __init__(self, task: Task, schedule: Schedule, recipe: weights.Recipe, output: Path) -> None:
-        self.task, self.schedule, self.recipe, self.output = task, schedule, recipe, output
+    def __init__(self, task: Task, schedule: Schedule, output: Path, device: torch.device) -> None:
+        self.task, self.schedule, self.output = task, schedule, output
         self.step = 0
-        task.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             task.network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
         )
+        self.best: dict[str, Tensor] = {}
+        self.best_score = -math.inf
+        self.stale = 0
 
     @property
     def checkpoint(self) -> Path:
         return self.output / "checkpoint.pt"
 
-    def train(self, validation: Sequence[Scan], until: int | None = None) -> float:
-        """Up to step ``until``, or to the end; returns the mean of the last losses."""
+    @property
+    def done(self) -> bool:
+        """All steps taken, or stopped early."""
+        out_of_patience = bool(self.schedule.patience) and self.stale >= self.schedule.patience
+        return out_of_patience or self.step >= self.schedule.steps
+
+    @property
+    def kept(self) -> nn.Module:
+        """The averaged weights: the best validated ones where training may stop early, else the last."""
+        if self.schedule.patience and self.best:
+            self.averaged.load_state_dict(self.best)
+        return self.averaged
+
+    def train(self, validation: Sequence[Scan], progress: Progress | None = None) -> float:
+        """To the end, from where it stands; returns the mean of the last losses."""
+        self.output.mkdir(parents=True, exist_ok=True)
         losses: list[float] = []
-        started = time.monotonic()
-        for _ in range(self.step, min(until or self.schedule.steps, self.schedule.steps)):
-            losses.append(self._step())
-            if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
-                self.save()
-                loss, rate = (
-                    np.mean(losses[-self.schedule.every :]),
-                    len(losses) / (time.monotonic() - started),
-                )
-                scores = {name: round(d, 3) for name, d in self.validate(validation).items()}
-                logger.info("step %d, loss %.4f, %.2f steps/s, Dice %s", self.step, loss, rate, scores)
+        with SummaryWriter(str(self.output / "log"), purge_step=self.step) as log:
+            while not self.done:
+                losses.append(self.take_step())
+                log.add_scalar("loss", losses[-1], self.step)
+                log.add_scalar("learning rate", self.schedule.rate(self.step - 1), self.step)
+                if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
+                    self._check(validation, float(np.mean(losses[-self.schedule.every :])), log)
+                if progress:
+                    progress(self.step)
         return float(np.mean(losses[-20:])) if losses else math.nan
 
-    def _step(self) -> float:
+    def take_step(self) -> float:
+        """One batch; returns its loss."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)
         rng = np.random.default_rng((self.schedule.seed, self.step))
         for group in self.optimizer.param_groups:
@@ -101,40 +120,49 @@ class Trainer:
             if value.is_floating_point():
                 value.lerp_(new[name], 1 - keep)
 
+    def _check(self, validation: Sequence[Scan], loss: float, log: SummaryWriter) -> None:
+        """Validate, remember the best weights, and write the checkpoint."""
+        scores = self.validate(validation)
+        mean = float(np.mean(list(scores.values()))) if scores else math.nan
+        for name, score in scores.items():
+            log.add_scalar(f"validation/{name}", score, self.step)
+        logger.info("step %d, loss %.4f, validation %.3f (%d scans)", self.step, loss, mean, len(scores))
+        if scores and mean > self.best_score:
+            self.best_score, self.stale = mean, 0
+            self.best = {name: value.clone() for name, value in self.averaged.state_dict().items()}
+        elif scores:
+            self.stale += 1
+        self.save()
+
     @torch.inference_mode()
     def validate(self, scans: Sequence[Scan]) -> dict[str, float]:
-        """Dice of each scan at 2 mm, threshold 0.5."""
-        return {s.name: dice(*self.task.logits(self.averaged, s)) for s in scans if s.has_lung}
-
-    @property
-    def weights(self) -> Path:
-        return self.output / f"{self.recipe['network']}.safetensors"
+        """Score of each scan that can tell."""
+        scores = {s.name: self.task.score(self.averaged, s) for s in scans}
+        return {name: score for name, score in scores.items() if score is not None}
 
     def save(self) -> None:
-        """Checkpoint and weights; atomically, so that a killed run resumes from a whole file."""
-        self.output.mkdir(parents=True, exist_ok=True)
+        """Atomically, so that a killed run resumes from a whole file."""
         state = {
             "step": self.step,
             "network": self.task.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "best_score": self.best_score,
+            "stale": self.stale,
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(self.checkpoint)
-        trained = {**self.recipe, "steps": str(self.step), "schedule": json.dumps(asdict(self.schedule))}
-        weights.save(self.averaged, trained, self.weights)
 
     def resume(self) -> None:
-        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
-        self.step = state["step"]
+        """Go on from the checkpoint, where there is one."""
+        if not self.checkpoint.exists():
+            return
+        device = next(self.averaged.parameters()).device
+        state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location=device)
+        self.step, self.stale, self.best_score = state["step"], state["stale"], state["best_score"]
         self.task.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def dice(logits: Tensor, truth: Tensor) -> float:
-    """Of the pixels with a logit above 0; 1 where both masks are empty."""
-    answer = logits > 0
-    total = int(answer.sum() + truth.sum())
-    return 2 * int((answer & truth).sum()) / total if total else 1.0
+        self.best = state["best"]

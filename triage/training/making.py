@@ -1,0 +1,130 @@
+"""A model from a recipe, and its evidence: each patient judged by networks that never saw that patient.
+
+The lesion threshold for a patient's figures is chosen on the other patients, each of them judged by the
+networks that had not seen them; the model's own threshold is chosen on all patients in the same way.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress as Bars
+
+from triage import models
+from triage.config import Analysis
+from triage.errors import ConfigError
+from triage.models.packages import Package
+from triage.training import evaluation
+from triage.training.datasets import DATASETS
+from triage.training.evaluation import Score
+from triage.training.recipe import Recipe
+from triage.training.run import Run, package, train
+from triage.training.trainer import Progress
+
+THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
+LEFT_OUT = "left_out.json"
+
+
+class Watch:
+    """Progress bars: one for each network, one for the patients left out."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+
+    def network(self, recipe: Recipe) -> Progress:
+        """A bar of the recipe's steps."""
+        bar = self.bars.add_task(recipe.name, total=recipe.schedule.steps)
+        return lambda step: self.bars.update(bar, completed=step)
+
+    def folds(self, parts: Iterable[list[Score]], total: int) -> list[list[Score]]:
+        """A bar of the patients left out."""
+        return list(self.bars.track(parts, total, description="patients left out"))
+
+
+def make(run: Run, watch: Watch, jobs: int = 0) -> Package:
+    """Train and package a model; with ``jobs`` also leave out each patient once, so many trainings at a time.
+
+    The lesion threshold is chosen on the patients left out, else on the validation patients, else it is
+    the recipe's own. Raises ConfigError.
+    """
+    scores = leave_one_out(run, jobs, watch) if jobs else []
+    train(run, watch.network)
+    threshold = run.recipe.lesion_threshold
+    if scores:
+        threshold = choose(scores)
+        (run.output / LEFT_OUT).write_text(evaluation.to_json(scores), encoding="utf-8")
+    elif run.validation:
+        threshold = choose(judge(replace(run, test=run.validation), threshold))
+    return package(run, threshold, metrics(scores))
+
+
+def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[Score]:
+    """Train once for each patient with drawn volumes, and judge that patient; goes on where it stopped.
+
+    Raises ConfigError for fewer than 3 patients.
+    """
+    share = max(1, (run.threads or os.cpu_count() or 1) // jobs)
+    folds = [_without(replace(run, threads=share), patient) for patient in patients(run)]
+    if len(folds) < 3:
+        raise ConfigError(f"{len(folds)} patients have volumes with lesions drawn: at least 3 are needed")
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        first = watch.folds(pool.map(_train_and_judge, folds), len(folds))
+        thresholds = [choose(s for part in first if part is not left for s in part) for left in first]
+        final = list(pool.map(judge, folds, thresholds))
+    return [score for part in final for score in part]
+
+
+def patients(run: Run) -> list[str]:
+    """Those of whom a volume with lungs and lesions was drawn."""
+    every = (case for kind, path in run.sources.items() for case in DATASETS[kind].read(path))
+    return sorted({case.patient for case in every if case.lung is not None and case.lesions})
+
+
+def choose(scores: Iterable[Score]) -> float:
+    """The lesion threshold of the best mean Dice over patients with more than a trace of lesion."""
+    affected = [s for s in scores if s.drawn and s.drawn.both_lungs > evaluation.SMALL_FRACTION]
+    curve = evaluation.threshold_curve(affected, THRESHOLDS)
+    return max(curve, key=curve.__getitem__)
+
+
+def judge(run: Run, lesion_threshold: float) -> list[Score]:
+    """The cases of the run's test patients, at this threshold."""
+    folder = package(run, lesion_threshold).folder
+    model = models.load(Analysis(model=str(folder), device=run.device, threads=run.threads))
+    scores: list[Score] = []
+    for kind, path in run.sources.items():
+        left_out = (case for case in DATASETS[kind].read(path) if case.patient in run.test)
+        scores += evaluation.evaluate(model, left_out, kind)
+    return scores
+
+
+def metrics(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Of all patients left out together, as a model's card has them."""
+    figures = evaluation.summarise(scores).figures if scores else {}
+    return [
+        {
+            "name": evaluation.FIGURES[name],
+            "value": figure.value,
+            "low": figure.low,
+            "high": figure.high,
+            "patients": figure.patients,
+            "measured_on": "patients left out of training, one at a time",
+        }
+        for name, figure in figures.items()
+        if figure.value is not None
+    ]
+
+
+def _without(run: Run, patient: str) -> Run:
+    return replace(run, output=run.output / f"without_{patient}", test=(patient,))
+
+
+def _train_and_judge(fold: Run) -> list[Score]:
+    train(fold)
+    return judge(fold, fold.recipe.lesion_threshold)

@@ -1,0 +1,63 @@
+"""Recipes: small YAML files that say what a network is, what it learns from, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from triage.errors import ConfigError
+from triage.training.trainer import Schedule
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Recipe(BaseModel):
+    """One network. ``network`` and ``options`` are what its task is made with (see ``TASKS``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str
+    task: str
+    network: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = {}
+    data: tuple[str, ...]
+    """Kinds of data sets it learns from (see ``DATASETS``)."""
+    hold_out: Mapping[str, Annotated[int, Field(ge=1)]] = {}
+    """Of a kind without patients: how many of its last cases are for validation, never trained on."""
+    lungs: str | None = None
+    """The recipe of the network that finds the lungs for this one."""
+    system: str | None = None
+    """What the finished networks make together, when they are a model of their own (see ``SYSTEMS``)."""
+    lesion_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the model as long as no validation patients choose another."""
+    card: Mapping[str, Any] = {}
+    """What the model's card says beyond what training knows: licence, claims, limits."""
+    schedule: Schedule
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load(name: str) -> Recipe:
+    """A recipe by its name, or by the path of a YAML file.
+
+    Raises ConfigError for an unknown name, or naming the key that is wrong.
+    """
+    path = RECIPES / f"{name}.yaml" if name in names() else Path(name)
+    if path.suffix != ".yaml" or not path.is_file():
+        raise ConfigError(f"no recipe {name!r}: there are {', '.join(names())}, or give a .yaml file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate({"name": path.stem, **(data or {})})
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from error

@@ -1,0 +1,144 @@
+"""From a recipe and data sets to a model package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from triage.config import Analysis
+from triage.errors import ConfigError
+from triage.models import compute, packages, weights
+from triage.models.packages import Package
+from triage.training import recipe as recipes
+from triage.training.datasets import DATASETS
+from triage.training.recipe import Recipe
+from triage.training.scans import Scan, Split, scan, split
+from triage.training.tasks import LungsTask, MultitaskTask, Task
+from triage.training.trainer import Progress, Trainer
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "lungs": LungsTask,
+    "multitask": MultitaskTask,
+}
+"""What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
+
+MODEL = "model"
+"""Folder of the finished package within a run's output."""
+
+Sources = Mapping[str, Path]
+"""Folder or file of each kind of data set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training: what, from which data, who is left out, and where it goes."""
+
+    recipe: Recipe
+    sources: Sources
+    output: Path
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    """Of the processor; 0: all cores."""
+
+
+def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Path:
+    """Train the recipe's network, first the lungs' where it needs them; returns the folder of the weights.
+
+    Goes on where an earlier run with the same output stopped.
+    """
+    parts = read(run)
+    for recipe in chain(run.recipe):
+        if not weights_of(run, recipe).exists():
+            _train_one(replace(run, recipe=recipe), parts, progress and progress(recipe))
+    return run.output
+
+
+def package(run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, Any]] = ()) -> Package:
+    """The trained networks and what is known of them as a folder that ``analysis.model`` can name."""
+    recipe = run.recipe
+    if recipe.system is None:
+        raise ConfigError(f"recipe {recipe.name} trains a part of a model, not a model")
+    held = [f"last {n} of {kind}" for kind, n in recipe.hold_out.items()]
+    card = {
+        "name": recipe.name,
+        "system": recipe.system,
+        "summary": recipe.summary,
+        "lesion_threshold": lesion_threshold,
+        "training_data": [f"{kind}: {DATASETS[kind].summary}" for kind in kinds(recipe)],
+        "splits": {
+            "validation": ", ".join([*run.validation, *held]) or "none",
+            "test": ", ".join(run.test) or "none",
+        },
+        "metrics": list(metrics),
+        "recipe": {r.name: f"{r.network} {r.schedule.steps} steps" for r in chain(recipe)},
+        **recipe.card,
+    }
+    files = {r.name: weights_of(run, r) for r in chain(recipe)}
+    return packages.write(run.output / MODEL, card, files)
+
+
+def kinds(recipe: Recipe) -> list[str]:
+    """Of the data that the recipe and its lungs learn from."""
+    return list(dict.fromkeys(kind for r in chain(recipe) for kind in r.data))
+
+
+def chain(recipe: Recipe) -> list[Recipe]:
+    """The recipe and, before it, the one whose lungs it needs."""
+    return [*([recipes.load(recipe.lungs)] if recipe.lungs else []), recipe]
+
+
+def weights_of(run: Run, recipe: Recipe) -> Path:
+    return run.output / recipe.name / f"{recipe.name}.safetensors"
+
+
+def _train_one(run: Run, parts: Split, progress: Progress | None) -> None:
+    recipe, path = run.recipe, weights_of(run, run.recipe)
+    device = compute.choose(Analysis(device=run.device)).device
+    torch.set_num_threads(run.threads or os.cpu_count() or 1)
+    torch.manual_seed(recipe.schedule.seed)
+    task = TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
+    trainer = Trainer(task, recipe.schedule, path.parent, device)
+    trainer.resume()
+    trainer.train(parts.validation, progress)
+    weights.save(trainer.kept, _facts(run, trainer), path)
+
+
+def read(run: Run) -> Split:
+    """The data of the recipe and of its lungs', split by patient; each task takes from it what it can use.
+
+    Raises ConfigError where a data set is missing or a patient is unknown.
+    """
+    wanted = kinds(run.recipe)
+    missing = [kind for kind in wanted if kind not in run.sources]
+    if missing:
+        options = ", ".join(f"--data {kind}=PATH" for kind in missing)
+        raise ConfigError(f"recipe {run.recipe.name} learns from {', '.join(wanted)}: give {options}")
+    scans: list[Scan] = []
+    validation = list(run.validation)
+    for kind in wanted:
+        of_kind = [scan(case) for case in DATASETS[kind].read(run.sources[kind])]
+        held = run.recipe.hold_out.get(kind, 0)
+        validation += [s.patient for s in of_kind[len(of_kind) - held :]]
+        scans += of_kind
+    return split(scans, validation, run.test)
+
+
+def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
+    """What ``weights.read`` needs to build the network again, and how it was trained."""
+    network: Mapping[str, Any] = run.recipe.network
+    shape = {key: ",".join(map(str, v)) if isinstance(v, Sequence) else str(v) for key, v in network.items()}
+    return {
+        "network": run.recipe.task,
+        **shape,
+        "recipe": run.recipe.model_dump_json(),
+        "steps": str(trainer.step),
+        "validation": ",".join(run.validation),
+        "test": ",".join(run.test),
+    }

@@ -1,0 +1,101 @@
+"""Cases as the networks see them: canonical slices at 2 mm with their marks, and splits by patient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triage.domain import Mask, Volume
+from triage.errors import ConfigError
+from triage.models.preprocessing import MARGIN, Box, Layout, bounding_box, prepare, resample
+from triage.training.cases import Case, Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One volume or picture: slices (z, h, w) in [0, 1]; marks as the share of each pixel, same shape.
+
+    Shares, not yes or no: where a border runs through a pixel is known, and is learned.
+    """
+
+    name: str
+    patient: str
+    slices: Tensor
+    lung: Tensor | None
+    lesions: tuple[Tensor, ...] = ()
+    """A mask for each rater; training draws one (Goncharov et al., section 4.5)."""
+    diagnosis: Diagnosis | None = None
+    cropped: bool = False
+
+    def cut(self, box: Box) -> Scan:
+        return Scan(
+            self.name,
+            self.patient,
+            self.slices[box],
+            None if self.lung is None else self.lung[box],
+            tuple(lesion[box] for lesion in self.lesions),
+            self.diagnosis,
+            self.cropped,
+        )
+
+    def to_lungs(self) -> Scan:
+        """Cut to the lungs' bounding box, as inference does before the multitask network."""
+        if self.lung is None:
+            return self
+        return self.cut(bounding_box((self.lung > 0.5).numpy(), MARGIN))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Scans by patient: no patient is in two parts."""
+
+    train: tuple[Scan, ...]
+    validation: tuple[Scan, ...]
+    test: tuple[Scan, ...]
+
+
+def scan(case: Case) -> Scan:
+    slices = prepare(case.volume)
+
+    def share(mask: Mask) -> Tensor:
+        return _shares(mask, case.volume, slices)
+
+    return Scan(
+        case.name,
+        case.patient,
+        slices,
+        None if case.lung is None else share(case.lung),
+        tuple(share(lesion) for lesion in case.lesions),
+        case.diagnosis,
+        case.cropped,
+    )
+
+
+def _shares(mask: Mask, volume: Volume, like: Tensor) -> Tensor:
+    canonical = Layout.of(volume.orientation).canonical(mask)
+    return resample(torch.from_numpy(canonical.astype(np.float32)), (like.shape[1], like.shape[2]))
+
+
+def split(scans: Iterable[Scan], validation: Sequence[str], test: Sequence[str]) -> Split:
+    """Every scan of a named patient goes to that part, all others are trained on.
+
+    Raises ConfigError for a patient who is named twice or has no scan.
+    """
+    scans = tuple(scans)
+    both = set(validation) & set(test)
+    missing = {*validation, *test} - {s.patient for s in scans}
+    if both or missing:
+        names = ", ".join(sorted({s.patient for s in scans if not s.cropped}))
+        raise ConfigError(
+            f"patients {sorted(both | missing)}: each must exist, in one part only; there are {names}"
+        )
+    held_out = {*validation, *test}
+    return Split(
+        tuple(s for s in scans if s.patient not in held_out),
+        tuple(s for s in scans if s.patient in validation),
+        tuple(s for s in scans if s.patient in test),
+    )
