@@ -376,7 +376,7 @@ def _lines(place: int, row: dict[str, Any]) -> Text:
 
 def _card(package: Package) -> Table:
     card = package.card
-    table = Table("", f"{card.name} {package.version}", box=None, title_justify="left")
+    table = Table(card.name, f"version {package.version}", box=None)
     table.add_row("what it is", card.summary)
     table.add_row("calibrated", "yes" if card.calibrated else "no")
     table.add_row("trained on", "\n".join(card.training_data))
@@ -384,8 +384,10 @@ def _card(package: Package) -> Table:
         table.add_row(metric.name, _figure(metric))
     table.add_row("licence", card.licence)
     table.add_row("limits", "\n".join(card.limits))
+    if card.lungs is not None:
+        table.add_row("lungs", f"those of {card.lungs}")
     for role, file in card.files.items():
-        table.add_row(f"file {role}", f"sha256 {file.sha256}")
+        table.add_row(role, f"sha256 {file.sha256}")
     return table
 
 

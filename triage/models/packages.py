@@ -239,8 +239,12 @@ def _validated(data: Any, path: Path) -> Card:
     try:
         return Card.model_validate(data)
     except ValidationError as error:
-        lines = "; ".join(_explain(dict(e)) for e in error.errors())
-        raise ConfigError(f"{path}: {lines}; {HELP}") from error
+        raise ConfigError(f"{path}: {explain(error)}; {HELP}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Every wrong key, on one line."""
+    return "; ".join(_explain(dict(one)) for one in error.errors())
 
 
 def _explain(error: Mapping[str, Any]) -> str:
