@@ -50,7 +50,8 @@ STORED = [
     for flips in itertools.product((False, True), repeat=3)
 ]
 """All 48 ways in which a file may order and reverse its axes."""
-TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16}
+TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}
+"""Codes of NIfTI-1 for the types of voxels."""
 
 
 def nifti(
@@ -182,7 +183,9 @@ def medseg20(root: Path) -> Path:
 def medseg_nifti(root: Path) -> Path:
     for number in range(1, 10):
         nifti(root / "rp_im" / f"{number}.nii.gz", CHEST.astype(np.float32) + 0.25)
-        nifti(root / "rp_lung_msk" / f"{number}.nii.gz", SIDES)
+        lungs = SIDES.copy()
+        lungs[0, 0, 0] = 3  # artefact
+        nifti(root / "rp_lung_msk" / f"{number}.nii.gz", lungs)
         nifti(root / "rp_msk" / f"{number}.nii.gz", LESION * np.uint8(2))
     return root
 
@@ -269,8 +272,6 @@ def kaggle_lungs(root: Path) -> Path:
     picture(root / "2d_images" / "ID_0007_Z_0075.tif", (CHEST[2] + 1024).astype(np.uint16))
     for name in ("ID_0000_Z_0142", "ID_0007_Z_0075"):
         picture(root / "2d_masks" / f"{name}.tif", LUNG[2] * np.uint8(255))
-    nifti(root / "3d_images" / "IMG_0007.nii.gz", CHEST)
-    nifti(root / "3d_images" / "MASK_0007.nii.gz", LUNG)
     return root
 
 
@@ -362,7 +363,6 @@ class TestEveryKind:
         ("cncb", "mask/0/115.png"),
         ("covidxct", "2A_images/NCP_96_1328_0032.png"),
         ("kaggle_lungs", "2d_images/ID_0000_Z_0142.tif"),
-        ("kaggle_lungs", "3d_images/IMG_0007.nii.gz"),
     )
 
     @pytest.mark.parametrize(("kind", "name"), DAMAGED, ids=str)
@@ -381,7 +381,6 @@ class TestEveryKind:
         ("luna16", "seg-lungs-LUNA16/1.2.4.mhd"),
         ("cncb", "mask/100/27.png"),
         ("kaggle_lungs", "2d_masks/ID_0007_Z_0075.tif"),
-        ("kaggle_lungs", "3d_images/MASK_0007.nii.gz"),
     )
 
     @pytest.mark.parametrize(("kind", "name"), LOST, ids=str)
@@ -443,6 +442,28 @@ class TestOrientation:
         row, column = np.reshape(case.volume.orientation, (2, 3))
         upwards = np.cross(row, column)[2] > 0
         assert np.array_equal(case.volume.array[0 if upwards else -1], CHEST[0])
+
+    @pytest.mark.parametrize("stored", TYPES)
+    def test_hu_whatever_the_type_of_the_voxels(self, stored: str, tmp_path: Path) -> None:
+        chest = CHEST % 200 if stored.startswith("u") else CHEST
+        nifti(tmp_path / "studies" / "CT-1" / "study_0255.nii.gz", chest.astype(stored))
+        nifti(tmp_path / "masks" / "study_0255_mask.nii.gz", LESION.astype(stored))
+        (case,) = read("mosmed", tmp_path)
+        assert np.array_equal(case.volume.array, chest)
+        assert np.array_equal(case.lesions[0], LESION)
+
+    def test_a_plain_file_that_is_cut_is_named(self, tmp_path: Path) -> None:
+        packed = nifti(tmp_path / "studies" / "CT-1" / "study_0255.nii.gz", CHEST)
+        nifti(tmp_path / "masks" / "study_0255_mask.nii.gz", LESION)
+        whole = gzip.decompress(packed.read_bytes())
+        packed.unlink()
+        path = packed.with_suffix("")
+        path.write_bytes(whole)
+        (case,) = read("mosmed", tmp_path)
+        assert np.array_equal(case.volume.array, CHEST)
+        path.write_bytes(whole[:-1])
+        with pytest.raises(ConfigError, match=r"study_0255.nii cannot be read.*its end is missing"):
+            read("mosmed", tmp_path)
 
     def test_image_and_mask_may_be_stored_differently(self, tmp_path: Path) -> None:
         nifti(tmp_path / "studies" / "CT-1" / "study_0255.nii.gz", CHEST, (1, 0, 2), (True, False, True))
@@ -685,14 +706,19 @@ class TestLungs:
 
     def test_kaggle_slices_in_hu_with_or_without_offset(self, tmp_path: Path) -> None:
         cases = by_name("kaggle_lungs", kaggle_lungs(tmp_path))
-        assert list(cases) == ["ID_0000_Z_0142", "ID_0007_Z_0075", "IMG_0007"]
-        for name in ("ID_0000_Z_0142", "ID_0007_Z_0075"):
-            assert np.array_equal(cases[name].volume.array[0], CHEST[2])
-            assert np.array_equal(cases[name].lung, LUNG[2:3])
-            assert not cases[name].millimetres
-        assert np.array_equal(cases["IMG_0007"].volume.array, CHEST)
-        assert cases["IMG_0007"].patient == cases["ID_0007_Z_0075"].patient
-        assert cases["IMG_0007"].diagnosis is None
+        assert list(cases) == ["ID_0000_Z_0142", "ID_0007_Z_0075"]
+        for case in cases.values():
+            assert np.array_equal(case.volume.array[0], CHEST[2])
+            assert np.array_equal(case.lung, LUNG[2:3])
+            assert (case.millimetres, case.diagnosis) == (False, None)
+        assert [case.patient for case in cases.values()] == ["kaggle_0", "kaggle_7"]
+
+    def test_a_kaggle_slice_without_a_number_is_named(self, tmp_path: Path) -> None:
+        path = kaggle_lungs(tmp_path) / "2d_images" / "ID_0000_Z_0142.tif"
+        path.rename(path.with_name("slice.tif"))
+        (tmp_path / "2d_masks" / path.name).rename(tmp_path / "2d_masks" / "slice.tif")
+        with pytest.raises(ConfigError, match=r"slice.tif, a name without a number"):
+            read("kaggle_lungs", tmp_path)
 
     def test_kaggle_pictures_with_8_bits_are_refused(self, tmp_path: Path) -> None:
         picture(kaggle_lungs(tmp_path) / "2d_images" / "ID_0000_Z_0142.tif", GREY[:8, :10])

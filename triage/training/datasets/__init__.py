@@ -118,7 +118,7 @@ DATASETS: dict[str, Dataset] = {
         notes="windows unknown and not one; holds patients of cncb, medseg20, luna16 and mosmed",
     ),
     "kaggle_lungs": Dataset(
-        summary="267 slices, and some volumes, with lungs",
+        summary="267 slices with lungs",
         layout=lungs.KAGGLE,
         read=lungs.kaggle_lungs,
         source="Mader, Finding and Measuring Lungs in CT Data, kaggle.com/kmader/finding-lungs-in-ct-data",

@@ -20,18 +20,10 @@ MEDSEG_NIFTI = "rp_im/, rp_lung_msk/ and rp_msk/, each with 1.nii.gz … 9.nii.g
 
 RADIOPAEDIA_WINDOW = (-1250.0, 250.0)
 """HU of 0 and 255 in MedSeg-20's volumes from Radiopaedia, as its authors say."""
-RP_PATIENTS = {
-    "1": "p1",
-    "2": "p2",
-    "3": "p2",
-    "4": "p3",
-    "5": "p4",
-    "6": "p5",
-    "7": "p5",
-    "8": "p6",
-    "9": "p7",
-}
+RP_PATIENTS = dict(zip("123456789", ("p1", "p2", "p2", "p3", "p4", "p5", "p5", "p6", "p7"), strict=True))
 """MedSeg-9: volumes 2 and 3 are one scan, 6 and 7 probably one patient."""
+RP_LUNGS = (1, 2)
+"""Right and left lung; single voxels of 3 at the border are artefacts."""
 GROUPS = {
     "covid": Diagnosis.COVID,
     "bacterial_pneumonia": Diagnosis.OTHER,
@@ -114,7 +106,7 @@ def medseg_nifti(folder: Path) -> Iterator[Case]:
             name=f"rp_{stem(path)}",
             patient=RP_PATIENTS[stem(path)],
             volume=scan,
-            lung=mask(lungs, scan, path),
+            lung=mask(lungs, scan, path, RP_LUNGS),
             lesions=(mask(lesions, scan, path),),
             diagnosis=Diagnosis.COVID,
             millimetres=False,

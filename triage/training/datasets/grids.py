@@ -33,7 +33,7 @@ def volume(path: Path, geometry: Path | None = None, window: tuple[float, float]
     values = _array(image)
     if window and values.min() >= 0 and values.max() <= GREY_LEVELS:
         values = window[0] + values / GREY_LEVELS * (window[1] - window[0])
-    whole = values if values.dtype.kind in "iu" else np.rint(values)
+    whole = np.rint(values) if values.dtype.kind == "f" else values.astype(np.int32, copy=False)
     x, y, z = image.GetSpacing()
     directions = np.reshape(image.GetDirection(), (3, 3))
     orientation = tuple(float(value) for value in (*directions[:, 0], *directions[:, 1]))
@@ -58,8 +58,8 @@ def canonical(path: Path) -> Mask:
 def _read(path: Path, geometry: Path) -> Any:
     sitk = _sitk()
     with readable(path, RuntimeError, EOFError, OSError, zlib.error):
-        _check(path)
         image = sitk.ReadImage(str(path))
+        _check_length(path, image)
     if geometry != path:
         header = sitk.ImageFileReader()
         header.SetFileName(str(geometry))
@@ -71,12 +71,19 @@ def _read(path: Path, geometry: Path) -> Any:
         return sitk.DICOMOrient(image, "LPS")
 
 
-def _check(path: Path) -> None:
-    """To the last byte, for SimpleITK fills up what was cut from a compressed file without a word."""
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            while file.read(CHUNK):
-                pass
+def _check_length(path: Path, image: Any) -> None:
+    """SimpleITK fills up what is cut from a NIfTI file without a word. Raises EOFError, or as gzip does."""
+    if image.HasMetaDataKey("vox_offset"):
+        voxels = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
+        if _length(path) < float(image.GetMetaData("vox_offset")) + voxels:
+            raise EOFError("its end is missing")
+
+
+def _length(path: Path) -> int:
+    if path.suffix != ".gz":
+        return path.stat().st_size
+    with gzip.open(path) as file:
+        return sum(map(len, iter(lambda: file.read(CHUNK), b"")))
 
 
 def _array(image: Any) -> NDArray[Any]:

@@ -19,14 +19,14 @@ from triage.errors import ConfigError, Rejected, Retryable
 from triage.models.preprocessing import Layout
 from triage.training.cases import Case, Diagnosis
 from triage.training.datasets.files import existing, partner, readable, same_shape
-from triage.training.datasets.grids import canonical, mask, stem, volume
+from triage.training.datasets.grids import canonical, mask, volume
 from triage.training.datasets.pictures import BROKEN, FIELD_MM
 
 logger = logging.getLogger(__name__)
 
 LUNA16 = "subset0…subset9/<series>.mhd with .raw and seg-lungs-LUNA16/<series>.mhd with .zraw"
 NSCLC = "NSCLC-Radiomics/LUNG1-<n>/ with DICOM and Thoracic_Cavities/LUNG1-<n>/*_primary_reviewer.nii.gz"
-KAGGLE = "2d_images/ and 2d_masks/, each with ID_<n>_Z_<n>.tif; 3d_images/IMG_<n>.nii.gz and MASK_<n>.nii.gz"
+KAGGLE = "2d_images/ and 2d_masks/, each with ID_<n>_Z_<n>.tif"
 
 LUNA16_LABELS = (3, 4)
 """Left and right lung; 5 is the trachea."""
@@ -96,8 +96,10 @@ def _stored(path: Path, of: Volume, image_path: Path) -> Mask:
 
 
 def kaggle_lungs(folder: Path) -> Iterator[Case]:
-    """Finding and Measuring Lungs in CT Data (Mader, kaggle.com/kmader/finding-lungs-in-ct-data): 267 slices,
-    and the volumes where they lie beside them. No spacing for slices, no diagnosis. Raises ConfigError.
+    """Finding and Measuring Lungs in CT Data (Mader, kaggle.com/kmader/finding-lungs-in-ct-data): 267 slices.
+
+    The set tells neither spacing nor diagnosis. Its few volumes (3d_images) are left out: their headers do
+    not say how they lie. Raises ConfigError.
     """
     for path in existing(folder, KAGGLE, "2d_images/*.tif"):
         mask_path = partner(folder / "2d_masks" / path.name, path)
@@ -111,15 +113,12 @@ def kaggle_lungs(folder: Path) -> Iterator[Case]:
             lung=lungs[None] > 0,
             millimetres=False,
         )
-    for path in sorted(folder.glob("3d_images/IMG_*.nii*")):
-        scan = volume(path)
-        marks = partner(path.with_name(path.name.replace("IMG", "MASK")), path)
-        yield Case(name=stem(path), patient=_kaggle_patient(path), volume=scan, lung=mask(marks, scan, path))
 
 
 def _kaggle_patient(path: Path) -> str:
-    """ "kaggle_2" of ID_0002_Z_0162.tif and of IMG_0002.nii.gz: equal numbers may be one patient."""
-    return f"kaggle_{int(path.name.split('_')[1].partition('.')[0])}"
+    """ "kaggle_2" of ID_0002_Z_0162.tif."""
+    with readable(f"{path}, a name without a number,", ValueError, IndexError):
+        return f"kaggle_{int(path.stem.split('_')[1])}"
 
 
 def _tiff(path: Path) -> NDArray[Any]:

@@ -35,7 +35,9 @@ LUNGS_MM = 290.0
 FIELD_MM = 360.0
 """Width of a picture of the whole slice, assumed."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
-BROKEN = (UnidentifiedImageError, OSError, zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 """What Pillow and zipfile raise on what is cut or no picture."""
 CNCB_LUNG, CNCB_GROUND_GLASS = 1, 2
 """Labels of CC-CCII: 0 background, 1 lung field, 2 ground glass, 3 consolidation."""
@@ -148,13 +150,13 @@ def covidxct(path: Path) -> Iterator[Case]:
         if patient in GATE_PATIENTS:
             continue
         with readable(f"{split}: {line!r}", ValueError, KeyError):
-            group, left, top, right, bottom = line.split()[1:]
+            group, *box = line.split()[1:]
             diagnosis = COVIDX_CLASSES[group]
-            box = slice(int(top), int(bottom)), slice(int(left), int(right))
+            x, y, x_end, y_end = (max(0, int(edge)) for edge in box)
         yield Case(
             name=f"covidxct_{Path(name).stem}",
             patient=f"covidxct_{patient}",
-            volume=_cut(one_slice(grey(folder / name), FIELD_MM), box),
+            volume=_cut(one_slice(grey(folder / name), FIELD_MM), slice(y, y_end), slice(x, x_end)),
             diagnosis=diagnosis,
             millimetres=False,
         )
@@ -179,9 +181,9 @@ def _covidx_patient(name: str) -> str:
     return match[0] if match else name.rpartition("-")[0] or name
 
 
-def _cut(volume: Volume, box: tuple[slice, slice]) -> Volume:
+def _cut(volume: Volume, rows: slice, columns: slice) -> Volume:
     """To the box; one that lies outside the picture leaves the whole."""
-    inside = volume.array[:, box[0], box[1]]
+    inside = volume.array[:, rows, columns]
     return replace(volume, array=inside) if inside.size else volume
 
 

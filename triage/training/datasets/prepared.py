@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from triage.training.datasets.files import existing, readable, same_shape
 MEDSEG9 = "medseg9_<volume>_<patient>.npz with gray, hu_lo, hu_hi, lung, lesion, patient"
 MEDSEG_SPACING = (1.0, 1.25, 1.25)
 """In plane about right; along z unknown, so nothing may be measured in ml or mm on this set."""
-BROKEN = (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError)
+BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ValueError, OSError, EOFError)
 """What NumPy raises on an archive that is cut, is none, or lacks an array."""
 
 
