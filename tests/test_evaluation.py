@@ -25,7 +25,7 @@ from triage.training.cases import Case, Diagnosis
 from triage.training.evaluation import Evaluation, evaluate, summarise
 
 ROOT = Path(__file__).parents[1]
-SHAPE, SPACING = (6, 40, 60), (5.0, 2.0, 2.0)
+SHAPE, SPACING = (6, 40, 60), (20.0, 4.0, 4.0)
 TISSUE, LUNG, LESION = 40, -850, -450
 THRESHOLD = 0.3
 
@@ -109,8 +109,8 @@ class TestScore:
         (score,) = judged(case("a", rows=10, drawn=16))
         assert score.lesions.dice == pytest.approx(2 * 10 / 26)
         assert score.lesions.iou == pytest.approx(10 / 16)
-        assert score.lesions.hd95_mm == pytest.approx(12.0)
-        assert score.lesions.volume_error_ml == pytest.approx(-6 * 16 * 4 * 5 * 2 * 2 / 1000)
+        assert score.lesions.hd95_mm == pytest.approx(24.0)
+        assert score.lesions.volume_error_ml == pytest.approx(-6 * 16 * 4 * 20 * 4 * 4 / 1000)
         assert (score.drawn.fraction, score.found.fraction) == pytest.approx((0.8, 0.5))
         assert (score.drawn.grade, score.found.grade) == (Grade.CT4, Grade.CT2)
 
@@ -154,6 +154,12 @@ class TestScore:
         assert score.status == Status.NOT_ANALYSABLE
         assert "end inside the lungs" in score.reason
         assert score.lesions is not None
+
+    def test_of_too_little_lung_is_not_analysable_where_ml_are_known(self):
+        small = Volume(case("a").volume.array, (5.0, 2.0, 2.0))
+        known, unknown = judged(case("a", volume=small), case("b", volume=small, millimetres=False))
+        assert (known.status, known.reason) == (Status.NOT_ANALYSABLE, "only 51 ml of lung found")
+        assert unknown.status == Status.POSITIVE
 
     def test_the_working_point_is_the_settings(self):
         faint = case("a", rows=1)  # 2.5 % of both lungs, 5 % of the left one

@@ -225,14 +225,11 @@ def _conclude(
     config: Config,
     supersedes: str | None,
 ) -> Result:
-    """Positive by probability or by affected fraction; neither alone may call a sick lung negative.
+    """Positive or negative, in plain figures.
 
     Raises Rejected for a negative in doubt: a lung that was not seen may be the sick one.
     """
-    settings = config.analysis
-    positive = findings.probability >= settings.positive_probability or (
-        extent.affected_fraction is not None and extent.affected_fraction >= settings.positive_fraction
-    )
+    positive = severity.positive(findings.probability, extent.affected_fraction, config.analysis)
     if extent.doubts and not positive:
         raise Rejected(f"{'; '.join(extent.doubts)}: no lesion in what is seen, which is not the whole")
     answer = Result(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from triage.config import Analysis
 from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Mask, Severity, Vector, Volume
 
 PlaneMask = NDArray[np.bool_]
@@ -81,6 +82,12 @@ def grade(affected_fraction: float, ct0_tolerance: float) -> Grade:
     if affected_fraction < 0.75:
         return Grade.CT3
     return Grade.CT4
+
+
+def positive(probability: float, affected_fraction: float | None, analysis: Analysis) -> bool:
+    """By probability or by affected fraction: neither alone may call a sick lung negative."""
+    by_fraction = affected_fraction is not None and affected_fraction >= analysis.positive_fraction
+    return by_fraction or probability >= analysis.positive_probability
 
 
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:

@@ -199,7 +199,7 @@ class _Judge:
         findings = self.model.predict(case.volume)
         seconds = time.perf_counter() - start
         measured = severity.measure(case.volume, findings, self.analysis.ct0_tolerance)
-        status, reason = self._status(findings, measured)
+        status, reason = self._status(case, findings, measured)
         score = replace(
             score,
             seconds=seconds,
@@ -246,13 +246,11 @@ class _Judge:
             rows.append(_both(measured, truth))
         return _extent(rows, self.analysis)
 
-    def _status(self, findings: Findings, measured: Severity) -> tuple[Status, str]:
-        """The daemon's rule: positive by probability or fraction, never negative in doubt."""
-        fraction = measured.affected_fraction or 0.0
-        if (
-            findings.probability >= self.analysis.positive_probability
-            or fraction >= self.analysis.positive_fraction
-        ):
+    def _status(self, case: Case, findings: Findings, measured: Severity) -> tuple[Status, str]:
+        """As the daemon answers: too little lung is not judged, and nobody is negative in doubt."""
+        if case.millimetres and measured.lung_volume_ml < self.analysis.minimum_lung_ml:
+            return Status.NOT_ANALYSABLE, f"only {measured.lung_volume_ml:.0f} ml of lung found"
+        if severity.positive(findings.probability, measured.affected_fraction, self.analysis):
             return Status.POSITIVE, ""
         if measured.doubts:
             return Status.NOT_ANALYSABLE, "; ".join(measured.doubts)
