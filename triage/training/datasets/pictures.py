@@ -36,7 +36,8 @@ FIELD_MM = 360.0
 """Width of a picture of the whole slice, assumed."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
 BROKEN = (
-    UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError, zipfile.BadZipFile, zlib.error,
+    UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, OSError, zipfile.BadZipFile,
+    zlib.error,
 )  # fmt: skip
 """What Pillow and zipfile raise on what is cut or no picture."""
 CNCB_LUNG, CNCB_GROUND_GLASS = 1, 2
