@@ -19,7 +19,7 @@ NOT_MEASURABLE = "not measurable here"
 NOT_RUN = "not run"
 PICTURE_FIGURES = tuple(key for key in FIGURES if key.startswith("pictures_"))
 
-VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "grade", "P", "answer")
+VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "CT", "P", "answer")
 PICTURE_COLUMNS = ("picture", "Dice", "IoU", "threshold-averaged Dice")
 
 
@@ -65,7 +65,8 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[
         for column in paper.COLUMNS:
             theirs = getattr(published, column)
             mine = value(ours[name][column]) if name in ours else NOT_RUN
-            cells.append(("–" if theirs is None else f"{theirs:g}", mine))
+            digits = 3 if column.startswith("auc") else 2
+            cells.append(("–" if theirs is None else f"{theirs:.{digits}f}", mine))
         rows.append((published.name, cells))
     return rows
 
@@ -89,7 +90,7 @@ def volume_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
             _dice(score.lesions),
             _fraction(score.drawn),
             _fraction(score.found),
-            " → ".join(extent.grade.value for extent in (score.drawn, score.found) if extent),
+            " → ".join(extent.grade[-1] for extent in (score.drawn, score.found) if extent),
             "" if score.probability is None else f"{score.probability:.2f}",
             score.status.value.replace("_", " ") if score.status else "",
         )
@@ -203,7 +204,7 @@ def _paper(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows:
