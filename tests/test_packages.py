@@ -1,5 +1,6 @@
 """Model packages: what a card must say, what is refused, and networks that others exported."""
 
+import copy
 import hashlib
 import json
 import pickle
@@ -88,7 +89,7 @@ def to_onnx(network, path):
 def to_torchscript(network, path):
     path.parent.mkdir(exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(network, torch.rand(2, 1, 64, 96)), path)
     return path
 
@@ -233,6 +234,11 @@ class TestExported:
         takes = {**FACTS["input"], "multiple_of": 65}
         with pytest.raises(ConfigError, match=r"input\.multiple_of"):
             load(package(tmp_path / "mine", lesions_net(), "torchscript", input=takes))
+
+    def test_a_network_in_training_mode_is_told_at_start(self, tmp_path):
+        network = copy.deepcopy(lesions_net()).train()
+        with pytest.raises(ConfigError, match=r"beside others: export it after eval\(\)"):
+            load(package(tmp_path / "mine", network, "torchscript"))
 
     def test_what_it_gives_must_be_what_the_card_says(self, tmp_path):
         folder = package(tmp_path / "a", lesions_net(), "torchscript", output={"activation": "none"})

@@ -141,28 +141,36 @@ READERS: dict[str, Callable[[Path, Compute], Network]] = {
 
 
 def _try(network: Network, takes: Input, gives: Output, running: Compute, path: Path) -> None:
-    """One and three slices, of two shapes: a network that was exported for one size only fails here."""
-    side = takes.multiple_of * -(-SHORTEST_SIDE // takes.multiple_of)
-    for n, h, w in ((1, side, side), (3, side, 2 * side)):
-        slices = torch.linspace(0, 1, n * h * w).reshape(n, 1, h, w).to(running.device)
+    """Slices of two shapes, together and alone: one size only, or training mode, comes to light here."""
+
+    def answer(slices: Tensor) -> Tensor:
         try:
             with running.running():
                 values = network(slices)
         except RuntimeError as error:
             raise ConfigError(
-                f"{path} cannot take slices {(n, 1, h, w)}: {_first_line(error)}; export it with free "
+                f"{path} cannot take slices {tuple(slices.shape)}: {_first_line(error)}; export it with free "
                 f"number, height and width, and give the right input.multiple_of; {HELP}"
             ) from error
-        _check_values(values, (n, gives.channels, h, w), gives.activation == "none", path)
+        _check_values(values, (len(slices), gives.channels, *slices.shape[2:]), gives, path)
+        return values
+
+    side = takes.multiple_of * -(-SHORTEST_SIDE // takes.multiple_of)
+    answer(torch.zeros(1, 1, side, side, device=running.device))
+    slices = torch.linspace(0, 1, 6 * side * side, device=running.device).reshape(3, 1, side, 2 * side)
+    if not torch.allclose(answer(slices)[:1], answer(slices[:1]), rtol=0.01, atol=0.01):
+        raise ConfigError(
+            f"{path} answers otherwise for a slice alone than beside others: export it after eval(); {HELP}"
+        )
 
 
-def _check_values(values: Any, shape: tuple[int, ...], probability: bool, path: Path) -> None:
+def _check_values(values: Any, shape: tuple[int, ...], gives: Output, path: Path) -> None:
     if not isinstance(values, Tensor) or tuple(values.shape) != shape:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ConfigError(f"{path} gives {found}, not one tensor {shape} as output.channels says; {HELP}")
     if not torch.isfinite(values).all():
         raise ConfigError(f"{path} gives values that are no numbers; {HELP}")
-    if probability and (values.min() < 0 or values.max() > 1):
+    if gives.activation == "none" and (values.min() < 0 or values.max() > 1):
         raise ConfigError(
             f"{path} gives values from {values.min():.3g} to {values.max():.3g}, no probabilities: "
             f"set output.activation to sigmoid or softmax; {HELP}"
