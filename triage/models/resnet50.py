@@ -106,8 +106,8 @@ class Classifier:
 
 
 def load(package: Package, analysis: Analysis) -> Classifier:
-    """From the files ``lungs`` and ``classifier`` of a package. Raises ConfigError."""
+    """From the files ``lungs`` and ``resnet50`` of a package. Raises ConfigError."""
     running = compute.choose(analysis)
-    network, _ = weights.read(package.file("classifier"), SliceClassifier)
+    network, _ = weights.read(package.file("resnet50"), SliceClassifier)
     find_lungs = lungs_network(package.file("lungs"), running)
     return Classifier(package.info, running, find_lungs, network.to(running.device))

@@ -32,9 +32,9 @@ class LesionsNet(nn.Module):
 
 
 def load(package: Package, analysis: Analysis) -> Pipeline:
-    """From the files ``lungs`` and ``lesions`` of a package. Raises ConfigError."""
+    """From the file ``lungs`` and the one named like its system of a package. Raises ConfigError."""
     running = compute.choose(analysis)
-    network, _ = weights.read(package.file("lesions"), LesionsNet)
+    network, _ = weights.read(package.file(package.card.system), LesionsNet)
     lesions = slice_by_slice(network.to(running.device), network.stride, running)
     return Pipeline(
         package.info,

@@ -48,9 +48,9 @@ class VolumeNet(nn.Module):
 
 
 def load(package: Package, analysis: Analysis) -> Pipeline:
-    """From the files ``lungs`` and ``lesions`` of a package. Raises ConfigError."""
+    """From the files ``lungs`` and ``unet3d`` of a package. Raises ConfigError."""
     running = compute.choose(analysis)
-    network, _ = weights.read(package.file("lesions"), VolumeNet)
+    network, _ = weights.read(package.file("unet3d"), VolumeNet)
     lesions = window_by_window(network.to(running.device), running)
     return Pipeline(
         package.info,

@@ -46,6 +46,7 @@ NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "lungs": lambda recipe: LungsNet(_widths(recipe)),
     "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"])),
     "unet2d": _unet2d,
+    "unet2d_plus": _unet2d,
     "unet3d": _unet3d,
     "resnet50": _resnet50,
 }

@@ -24,7 +24,7 @@ from triage.training import evaluation
 from triage.training.datasets import DATASETS
 from triage.training.evaluation import Score
 from triage.training.recipe import Recipe
-from triage.training.run import Run, package, train
+from triage.training.run import SEARCHES, Run, package, train
 from triage.training.trainer import Progress
 
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
@@ -57,10 +57,10 @@ def make(run: Run, watch: Watch, jobs: int = 0) -> Package:
     train(run, watch.network)
     threshold = run.recipe.lesion_threshold
     if scores:
-        threshold = choose(scores)
+        threshold = choose(run.recipe, scores)
         (run.output / LEFT_OUT).write_text(evaluation.to_json(scores), encoding="utf-8")
     elif run.validation:
-        threshold = choose(judge(replace(run, test=run.validation), threshold))
+        threshold = choose(run.recipe, judge(replace(run, test=run.validation), threshold))
     return package(run, threshold, metrics(scores))
 
 
@@ -75,7 +75,8 @@ def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[Score]:
         raise ConfigError(f"{len(folds)} patients have volumes with lesions drawn: at least 3 are needed")
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         first = watch.folds(pool.map(_train_and_judge, folds), len(folds))
-        thresholds = [choose(s for part in first if part is not left for s in part) for left in first]
+        others = [[s for part in first if part is not left for s in part] for left in first]
+        thresholds = [choose(run.recipe, scores) for scores in others]
         final = list(pool.map(judge, folds, thresholds))
     return [score for part in final for score in part]
 
@@ -86,9 +87,16 @@ def patients(run: Run) -> list[str]:
     return sorted({case.patient for case in every if case.lung is not None and case.lesions})
 
 
-def choose(scores: Iterable[Score]) -> float:
-    """The lesion threshold of the best mean Dice over patients with more than a trace of lesion."""
-    affected = [s for s in scores if s.drawn and s.drawn.both_lungs > evaluation.SMALL_FRACTION]
+def choose(recipe: Recipe, scores: Iterable[Score]) -> float:
+    """The lesion threshold of the best mean Dice over patients with more than a trace of lesion.
+
+    The recipe's own for a network that finds no lesions, and for a method that defines it.
+    """
+    affected = [
+        s for s in scores if s.histograms and s.drawn and s.drawn.both_lungs > evaluation.SMALL_FRACTION
+    ]
+    if not affected or recipe.task in SEARCHES:
+        return recipe.lesion_threshold
     curve = evaluation.threshold_curve(affected, THRESHOLDS)
     return max(curve, key=curve.__getitem__)
 

@@ -27,6 +27,8 @@ class Recipe(BaseModel):
     options: Mapping[str, Any] = {}
     data: tuple[str, ...]
     """Kinds of data sets it learns from (see ``DATASETS``)."""
+    also: tuple[str, ...] = ()
+    """Kinds it learns from too where they are given: what the authors had and few others have."""
     hold_out: Mapping[str, Annotated[int, Field(ge=1)]] = {}
     """Of a kind without patients: how many of its last cases are for validation, never trained on."""
     lungs: str | None = None

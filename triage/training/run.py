@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from triage.errors import ConfigError
 from triage.models import compute, packages, weights
 from triage.models.packages import Package
 from triage.training import recipe as recipes
+from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
 from triage.training.datasets import DATASETS
 from triage.training.recipe import Recipe
 from triage.training.scans import Scan, Split, scan, split
@@ -24,8 +26,16 @@ from triage.training.trainer import Progress, Trainer
 TASKS: dict[str, Callable[..., Task]] = {
     "lungs": LungsTask,
     "multitask": MultitaskTask,
+    "unet2d": Unet2dTask,
+    "unet2d_plus": Unet2dPlusTask,
+    "unet3d": Unet3dTask,
+    "resnet50": Resnet50Task,
 }
 """What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
+SEARCHES: dict[str, Callable[..., dict[str, float]]] = {
+    "threshold": best_blur,
+}
+"""Tasks without a network to train: made with the cases to learn from, they give the card's parameters."""
 
 MODEL = "model"
 """Folder of the finished package within a run's output."""
@@ -54,9 +64,13 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     Goes on where an earlier run with the same output stopped.
     """
     parts = read(run)
-    for recipe in chain(run.recipe):
-        if not weights_of(run, recipe).exists():
-            _train_one(replace(run, recipe=recipe), parts, progress and progress(recipe))
+    todo = [recipe for recipe in chain(run.recipe) if not outcome_of(run, recipe).exists()]
+    # Every task is made before one is trained: what cannot be learned from this data is told at once.
+    tasks = [(recipe, _task(recipe, parts)) for recipe in todo if recipe.task in TASKS]
+    for recipe, task in tasks:
+        _train_one(replace(run, recipe=recipe), task, parts, progress and progress(recipe))
+    for recipe in (recipe for recipe in todo if recipe.task in SEARCHES):
+        _search_one(replace(run, recipe=recipe), parts, progress and progress(recipe))
     return run.output
 
 
@@ -71,7 +85,7 @@ def package(run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, An
         "system": recipe.system,
         "summary": recipe.summary,
         "lesion_threshold": lesion_threshold,
-        "training_data": [f"{kind}: {DATASETS[kind].summary}" for kind in kinds(recipe)],
+        "training_data": [f"{kind}: {DATASETS[kind].summary}" for kind in kinds(run)],
         "splits": {
             "validation": ", ".join([*run.validation, *held]) or "none",
             "test": ", ".join(run.test) or "none",
@@ -80,13 +94,16 @@ def package(run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, An
         "recipe": {r.name: f"{r.network} {r.schedule.steps} steps" for r in chain(recipe)},
         **recipe.card,
     }
-    files = {r.name: weights_of(run, r) for r in chain(recipe)}
+    files = {r.name: outcome_of(run, r) for r in chain(recipe) if r.task in TASKS}
+    if recipe.task in SEARCHES:
+        card["parameters"] = json.loads(outcome_of(run, recipe).read_text(encoding="utf-8"))
     return packages.write(run.output / MODEL, card, files)
 
 
-def kinds(recipe: Recipe) -> list[str]:
-    """Of the data that the recipe and its lungs learn from."""
-    return list(dict.fromkeys(kind for r in chain(recipe) for kind in r.data))
+def kinds(run: Run) -> list[str]:
+    """Of the data that the recipe and its lungs learn from, also those that it could do without."""
+    every = [kind for r in chain(run.recipe) for kind in (*r.data, *(k for k in r.also if k in run.sources))]
+    return list(dict.fromkeys(every))
 
 
 def chain(recipe: Recipe) -> list[Recipe]:
@@ -94,20 +111,36 @@ def chain(recipe: Recipe) -> list[Recipe]:
     return [*([recipes.load(recipe.lungs)] if recipe.lungs else []), recipe]
 
 
-def weights_of(run: Run, recipe: Recipe) -> Path:
-    return run.output / recipe.name / f"{recipe.name}.safetensors"
+def outcome_of(run: Run, recipe: Recipe) -> Path:
+    """Of one recipe: weights, or the parameters that were searched for."""
+    folder = run.output / recipe.name
+    return folder / (f"{recipe.name}.safetensors" if recipe.task in TASKS else "parameters.json")
 
 
-def _train_one(run: Run, parts: Split, progress: Progress | None) -> None:
-    recipe, path = run.recipe, weights_of(run, run.recipe)
+def _task(recipe: Recipe, parts: Split) -> Task:
+    torch.manual_seed(recipe.schedule.seed)
+    return TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
+
+
+def _train_one(run: Run, task: Task, parts: Split, progress: Progress | None) -> None:
+    recipe, path = run.recipe, outcome_of(run, run.recipe)
     device = compute.choose(Analysis(device=run.device)).device
     torch.set_num_threads(run.threads or os.cpu_count() or 1)
-    torch.manual_seed(recipe.schedule.seed)
-    task = TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
     trainer = Trainer(task, recipe.schedule, path.parent, device)
     trainer.resume()
     trainer.train(parts.validation, progress)
     weights.save(trainer.kept, _facts(run, trainer), path)
+
+
+def _search_one(run: Run, parts: Split, progress: Progress | None) -> None:
+    recipe, path = run.recipe, outcome_of(run, run.recipe)
+    seen = {scan.patient for scan in parts.train}
+    every = (case for kind in kinds(run) for case in DATASETS[kind].read(run.sources[kind]))
+    found = SEARCHES[recipe.task]((case for case in every if case.patient in seen), **recipe.options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+    if progress:
+        progress(recipe.schedule.steps)
 
 
 def read(run: Run) -> Split:
@@ -115,7 +148,7 @@ def read(run: Run) -> Split:
 
     Raises ConfigError where a data set is missing or a patient is unknown.
     """
-    wanted = kinds(run.recipe)
+    wanted = kinds(run)
     missing = [kind for kind in wanted if kind not in run.sources]
     if missing:
         options = ", ".join(f"--data {kind}=PATH" for kind in missing)

@@ -83,7 +83,8 @@ def forward(network: nn.Module, slices: Tensor) -> Any:
     """The network's own answer, in mixed precision where the processor is made for it: half the time."""
     device = next(network.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type == "cuda")):
-        return network(slices.to(device).contiguous(memory_format=torch.channels_last))
+        layout = torch.channels_last if slices.dim() == 4 else torch.channels_last_3d
+        return network(slices.to(device).contiguous(memory_format=layout))
 
 
 def whole(network: Any, slices: Tensor) -> Tensor:

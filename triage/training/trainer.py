@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from triage.models import weights
 from triage.training.scans import Scan
 from triage.training.tasks import Task
 
@@ -55,7 +56,7 @@ class Trainer:
     def __init__(self, task: Task, schedule: Schedule, output: Path, device: torch.device) -> None:
         self.task, self.schedule, self.output = task, schedule, output
         self.step = 0
-        task.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights.channels_last(task.network.to(device))
         self.averaged = copy.deepcopy(task.network).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             task.network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay
