@@ -55,7 +55,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         package.info,
         running,
         lungs_network(package.file("lungs"), running),
-        lambda slices, *_: lesions(slices),
+        lambda slices, _, spacing: lesions(slices, spacing[0]),
         package.lesion_threshold(analysis),
         Grid(takes.spacing_mm, takes.window_hu),
     )

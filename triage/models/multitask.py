@@ -19,11 +19,11 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     running = compute.choose(analysis)
     network, _ = weights.read(package.file("multitask"), MultitaskNet)
     network = network.to(running.device)
-    lesions = slice_by_slice(lambda batch: network(batch)[0], network.stride, running)
+    lesions = slice_by_slice(lambda batch: network(batch)[0], network.stride, running, inputs=network.inputs)
     return Pipeline(
         package.info,
         running,
         lungs_network(package.file("lungs"), running),
-        lambda slices, *_: lesions(slices),
+        lambda slices, _, spacing: lesions(slices, spacing[0]),
         package.lesion_threshold(analysis),
     )

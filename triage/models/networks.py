@@ -1,10 +1,11 @@
 """The networks of the multitask system (Goncharov et al., sections 2.1.1, 2.3 and 4.2).
 
-    slices (N, 1, H, W) in [0, 1] ── Backbone ── features (N, widths[0], H, W)
+    slices (N, C, H, W) in [0, 1] ── Backbone ── features (N, widths[0], H, W)
                                                   ├── residual block, 1×1 ── lesion logits, slice by slice
                                                   └── pyramid max pooling ── 1024 ── 1: one logit a volume
 
-H and W are multiples of ``stride``: preprocessing pads.
+H and W are multiples of ``stride``: preprocessing pads. C is 1 as in the paper, or 3: the slice between
+two neighbours, without which the blurred dome of the diaphragm looks like ground glass.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ def stride(widths: Sequence[int]) -> int:
 
 
 class Backbone(nn.Module):
-    """2D U-Net of residual blocks: max-pool down, bilinear up, additive skips; (N, 1, H, W) → features."""
+    """2D U-Net of residual blocks: max-pool down, bilinear up, additive skips; (N, C, H, W) → features."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], inputs: int = 1) -> None:
         super().__init__()
         pairs = list(pairwise(widths))
-        self.stem = nn.Conv2d(1, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList([ResidualBlock(widths[0], widths[0])])
         self.down.extend(ResidualBlock(a, b) for a, b in pairs)
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
@@ -79,11 +80,11 @@ class Backbone(nn.Module):
 
 
 class LungsNet(nn.Module):
-    """Both lungs as one mask: slices (N, 1, H, W) → logits (N, 1, H, W)."""
+    """Both lungs as one mask: slices (N, C, H, W) → logits (N, 1, H, W)."""
 
-    def __init__(self, widths: Sequence[int] = PAPER_WIDTHS) -> None:
+    def __init__(self, widths: Sequence[int] = PAPER_WIDTHS, inputs: int = 1) -> None:
         super().__init__()
-        self.backbone = Backbone(widths)
+        self.backbone, self.inputs = Backbone(widths, inputs), inputs
         self.stride = stride(widths)
         self.head = pixel_head(widths[0])
 
@@ -95,9 +96,11 @@ class LungsNet(nn.Module):
 class MultitaskNet(nn.Module):
     """Lesions slice by slice and one answer a volume, from shared features."""
 
-    def __init__(self, widths: Sequence[int] = PAPER_WIDTHS, hidden: int = PAPER_HIDDEN) -> None:
+    def __init__(
+        self, widths: Sequence[int] = PAPER_WIDTHS, hidden: int = PAPER_HIDDEN, inputs: int = 1
+    ) -> None:
         super().__init__()
-        self.backbone = Backbone(widths)
+        self.backbone, self.inputs = Backbone(widths, inputs), inputs
         self.stride = stride(widths)
         self.lesions = nn.Sequential(ResidualBlock(widths[0], widths[0]), pixel_head(widths[0]))
         self.classifier = nn.Sequential(
@@ -109,7 +112,7 @@ class MultitaskNet(nn.Module):
         )
 
     def forward(self, slices: Tensor) -> tuple[Tensor, Tensor]:
-        """Slices (N, 1, H, W) → lesion logits (N, 1, H, W), and features pooled in plane (N, C, 8, 8).
+        """Slices (N, C, H, W) → lesion logits (N, 1, H, W), and features pooled in plane (N, C, 8, 8).
 
         Maxima over bins are separable, so a long volume goes through in batches: only the pooled
         features of its slices are kept for ``classify``.

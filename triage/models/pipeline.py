@@ -18,15 +18,26 @@ from triage.errors import Rejected
 from triage.models import lungs, weights
 from triage.models.compute import Compute
 from triage.models.networks import LungsNet
-from triage.models.preprocessing import CANONICAL, Grid, bounding_box, pad, prepare, restore, shrink, spread
+from triage.models.preprocessing import (
+    CANONICAL,
+    Grid,
+    bounding_box,
+    context,
+    neighbour_step,
+    pad,
+    prepare,
+    restore,
+    shrink,
+    spread,
+)
 
 BATCH = 16
 """Slices a forward pass: more gains nothing on two cores and costs memory."""
 EVEN_FRACTION = 0.03
 """Affected fraction that scores 0.5: well above what vessels and dependent lung are mistaken for."""
 
-Slicewise = Callable[[Tensor], Tensor]
-"""Slices (z, h, w) in [0, 1] → probability (z, h, w)."""
+Slicewise = Callable[[Tensor, float], Tensor]
+"""Slices (z, h, w) in [0, 1] and their distance in mm → probability (z, h, w)."""
 Lesions = Callable[[Tensor, Mask, Vector], Tensor]
 """Slices cut to the lungs' box, where in them lung is, and mm a voxel → lesion probability (z, h, w)."""
 
@@ -65,7 +76,7 @@ class Pipeline:
         """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
         with self.compute.running():
             slices = prepare(volume)
-            probability = self.find_lungs(slices)
+            probability = self.find_lungs(slices, volume.spacing[0])
             lung, lung_mask = (probability > 0.5).numpy(), restore(probability, 0.5, volume)
             if self.grid != CANONICAL:
                 slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
@@ -95,8 +106,8 @@ def lungs_network(path: Path, running: Compute) -> Slicewise:
     """Canonical slices → lung probability, only what can be lungs, from weights in a file."""
     network, _ = weights.read(path, LungsNet)
     network = network.to(running.device)
-    found = slice_by_slice(network, network.stride, running)
-    return lambda slices: lungs.plausible(found(slices))
+    found = slice_by_slice(network, network.stride, running, inputs=network.inputs)
+    return lambda slices, spacing_mm: lungs.plausible(found(slices, spacing_mm))
 
 
 def slice_by_slice(
@@ -104,20 +115,22 @@ def slice_by_slice(
     stride: int,
     running: Compute,
     activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+    inputs: int = 1,
 ) -> Slicewise:
-    """A network of slices (n, 1, H, W) → values (n, 1, H, W), for any number and size of slices.
+    """A network of slices (n, inputs, H, W) → values (n, 1, H, W), for any number and size of slices.
 
     Raises Retryable where it gives no numbers: they are looked at before ``activation``, which is given
     all slices' values as float32 and may choose a channel of several.
     """
 
-    def batches(slices: Tensor) -> Iterator[Tensor]:
+    def batches(slices: Tensor, step: int) -> Iterator[Tensor]:
         for start in range(0, len(slices), BATCH):
-            padded = pad(slices[start : start + BATCH], stride)[:, None].to(running.device)
+            index = torch.arange(start, min(start + BATCH, len(slices)))
+            padded = pad(context(slices, index, step, inputs), stride).to(running.device)
             yield padded.contiguous(memory_format=torch.channels_last)
 
-    def probability(slices: Tensor) -> Tensor:
-        values = torch.cat(running.map(network, batches(slices)))
+    def probability(slices: Tensor, spacing_mm: float) -> Tensor:
+        values = torch.cat(running.map(network, batches(slices, neighbour_step(spacing_mm))))
         cropped = values[:, :, : slices.shape[1], : slices.shape[2]].float()
         return activation(cropped)[:, 0].cpu()
 

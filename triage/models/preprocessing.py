@@ -22,6 +22,8 @@ SPACING_MM = 2.0
 HU_WINDOW = (-1000, 300)
 MARGIN = 8
 """Pixels kept around the lungs' box before the multitask network."""
+NEIGHBOUR_MM = 6.0
+"""Distance of the slices that a network with three inputs sees below and above: the usual thick slice."""
 CHUNK = 32
 """Slices resampled at once: small enough for the cache, large enough for the vector units."""
 
@@ -123,6 +125,21 @@ def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
     size = network_size(tuple(canonical.shape), volume.spacing, layout, grid.spacing_mm)
     answer: Mask = (resample(canonical, size) > 0.5).numpy()
     return answer
+
+
+def neighbour_step(spacing_mm: float) -> int:
+    """How many slices away a slice's neighbours lie, as seen by networks with three inputs."""
+    return max(1, round(NEIGHBOUR_MM / spacing_mm))
+
+
+def context(slices: Tensor, index: Tensor, step: int, inputs: int) -> Tensor:
+    """Some of the slices (z, h, w) as a network's input (n, inputs, h, w): with three, each between the slice
+    ``step`` below it and the one above; at the ends the last slice is repeated.
+    """
+    if inputs == 1:
+        return slices[index][:, None]
+    around = torch.stack([index - step, index, index + step], dim=1).clamp(0, len(slices) - 1)
+    return slices[around]
 
 
 def pad(slices: Tensor, stride: int) -> Tensor:

@@ -83,7 +83,7 @@ class Classifier:
         """See ``triage.models.Model``. No lesion mask: the affected fraction is unknown."""
         with self.compute.running():
             slices = prepare(volume)
-            lung = self.find_lungs(slices)
+            lung = self.find_lungs(slices, volume.spacing[0])
             if not (lung > 0.5).any():
                 raise Rejected("no lungs found")
             lung_mask = restore(lung, 0.5, volume)

@@ -22,7 +22,7 @@ class LesionsNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = PAPER_WIDTHS) -> None:
         super().__init__()
-        self.backbone = Backbone(widths)
+        self.backbone, self.inputs = Backbone(widths), 1
         self.stride = stride(widths)
         self.lesions = nn.Sequential(ResidualBlock(widths[0], widths[0]), pixel_head(widths[0]))
 
@@ -40,6 +40,6 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         package.info,
         running,
         lungs_network(package.file("lungs"), running),
-        lambda slices, *_: lesions(slices),
+        lambda slices, _, spacing: lesions(slices, spacing[0]),
         package.lesion_threshold(analysis),
     )

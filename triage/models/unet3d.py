@@ -6,7 +6,7 @@ than that: levels and widths are those of its 2D network, and the U-Net of resid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -18,7 +18,7 @@ from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.networks import PAPER_WIDTHS, stride
 from triage.models.packages import Package
-from triage.models.pipeline import Pipeline, Slicewise, lungs_network
+from triage.models.pipeline import Pipeline, lungs_network
 
 DEPTH = 32
 """Slices judged at once, whole in plane, or more where the network's stride is larger: bounds the memory."""
@@ -30,7 +30,7 @@ class VolumeNet(nn.Module):
 
     def __init__(self, widths: Sequence[int] = PAPER_WIDTHS) -> None:
         super().__init__()
-        self.stride = stride(widths)
+        self.stride, self.inputs = stride(widths), 1
         self.unet = UNet(
             spatial_dims=3,
             in_channels=1,
@@ -61,7 +61,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     )
 
 
-def window_by_window(network: VolumeNet, running: Compute) -> Slicewise:
+def window_by_window(network: VolumeNet, running: Compute) -> Callable[[Tensor], Tensor]:
     """Slices (z, h, w) of any number and size → probability, from windows that overlap along z."""
 
     def logits(windows: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ def _widths(recipe: Recipe) -> list[int]:
     return [int(width) for width in recipe["widths"].split(",")]
 
 
+def _inputs(recipe: Recipe) -> int:
+    return int(recipe.get("inputs", "1"))
+
+
 def _unet2d(recipe: Recipe) -> nn.Module:
     from triage.models.unet2d import LesionsNet
 
@@ -43,8 +47,8 @@ def _resnet50(recipe: Recipe) -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
-    "lungs": lambda recipe: LungsNet(_widths(recipe)),
-    "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"])),
+    "lungs": lambda recipe: LungsNet(_widths(recipe), _inputs(recipe)),
+    "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"]), _inputs(recipe)),
     "unet2d": _unet2d,
     "unet2d_plus": _unet2d,
     "unet3d": _unet3d,

@@ -40,17 +40,26 @@ def place(layers: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Te
     return F.grid_sample(layers, grid.expand(len(layers), -1, -1, -1), align_corners=False)
 
 
-def blend_neighbours(slices: Tensor, rng: np.random.Generator) -> Tensor:
-    """Now and then thicker slices: each (n, 1, h, w) averaged with the next ones."""
-    if len(slices) < 3 or rng.random() > 0.3:
+def thicken(slices: Tensor, rng: np.random.Generator) -> Tensor:
+    """Now and then thicker slices: each (n, c, h, w) averaged with its neighbours.
+
+    Those of its own where it has them, else the slices before and after it.
+    """
+    if rng.random() > 0.3:
         return slices
     weight = rng.uniform(0.1, 0.33)
+    if slices.shape[1] == 3:
+        below, slice_, above = slices.split(1, dim=1)
+        middle = (1 - 2 * weight) * slice_ + weight * (below + above)
+        return torch.cat([below, middle, above], dim=1)
+    if len(slices) < 3:
+        return slices
     before, after = slices[[0, *range(len(slices) - 1)]], slices[[*range(1, len(slices)), -1]]
     return (1 - 2 * weight) * slices + weight * (before + after)
 
 
 def intensity(slices: Tensor, rng: np.random.Generator, picture: bool = False) -> Tensor:
-    """Window, contrast medium, kernel and noise; (n, 1, h, w) in [0, 1].
+    """Window, contrast medium, kernel and noise; (n, c, h, w) in [0, 1].
 
     A picture's window is a guess, so it is varied much; a scanner's HU are right to some tens.
     """
@@ -62,7 +71,7 @@ def intensity(slices: Tensor, rng: np.random.Generator, picture: bool = False) -
 
 def _window(x: Tensor, rng: np.random.Generator, wide: bool) -> Tensor:
     """Shift, scale and bend of the scale of HU."""
-    shift, scale, bend = (60, 0.15, 0.22) if wide else (30, 0.06, 0.08)
+    shift, scale, bend = (80, 0.15, 0.22) if wide else (30, 0.06, 0.08)
     x = x * rng.uniform(1 - scale, 1 + scale) + rng.uniform(-shift, shift) * HU
     return x.clamp(0, 1) ** float(np.exp(rng.uniform(-bend, bend)))
 
@@ -84,20 +93,21 @@ def _noise(x: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian over five pixels in plane."""
+    """Gaussian over five pixels in plane; (n, c, h, w)."""
     taps = torch.exp(-(torch.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
     taps = taps / taps.sum()
-    x = F.conv2d(F.pad(x, (2, 2, 0, 0), mode="replicate"), taps.view(1, 1, 1, 5))
-    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="replicate"), taps.view(1, 1, 5, 1))
+    n, c, h, w = x.shape
+    x = F.conv2d(F.pad(x.reshape(n * c, 1, h, w), (2, 2, 0, 0), mode="replicate"), taps.view(1, 1, 1, 5))
+    return F.conv2d(F.pad(x, (0, 0, 2, 2), mode="replicate"), taps.view(1, 1, 5, 1)).view(n, c, h, w)
 
 
 def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
-    """What the training pictures lack and scanners show; slices and lung mask are (n, 1, h, w).
+    """What the training pictures lack and scanners show; slices and lung mask are (n, c, h, w).
 
     Cushions on tables and gas in the bowel are dark as lung and are not lung; dense lung is lung.
     """
     result = slices.clone()
-    for image, keep in zip(result[:, 0], lung[:, 0] > 0.5, strict=True):
+    for image, keep in zip(result, lung > 0.5, strict=True):
         if rng.random() < 0.6:
             _table(image, keep, rng)
         if rng.random() < 0.4:
@@ -112,12 +122,12 @@ def opacities(
 ) -> tuple[Tensor, Tensor]:
     """Ground glass over some or nearly all of the lungs, and dense consolidations: few patients show it.
 
-    Slices and lesion mask (n, 1, h, w) with some added; all slices are of one sub-volume.
+    Slices and lungs (n, c, h, w), lesions (n, 1, h, w), with some added; all slices are of one sub-volume.
     """
     slices, lesion = slices.clone(), lesion.clone()
     if rng.random() < 0.35:
         slices, lesion = _ground_glass(slices, lesion, lung, rng)
-    for image, mask, keep in zip(slices[:, 0], lesion[:, 0], lung[:, 0] > 0.5, strict=True):
+    for image, mask, keep in zip(slices, lesion[:, 0], lung > 0.5, strict=True):
         if rng.random() < 0.2:
             mask[_consolidation(image, keep, rng)] = 1
     return slices, lesion
@@ -127,59 +137,61 @@ def _ground_glass(
     slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Lung denser by 100 to 330 HU where a smooth random field is high; vessels stay visible."""
-    n, _, h, w = slices.shape
+    n, c, h, w = slices.shape
     coarse = torch.randn(1, 1, max(2, n // 6), max(2, h // 28), max(2, w // 28))
     field = F.interpolate(coarse, (n, h, w), mode="trilinear", align_corners=True)[0, 0][:, None]
     field = field + 0.25 * blur(torch.randn(n, 1, h, w), 2.0) * rng.uniform(0, 4)
+    field = field.expand(n, c, h, w)
     inside = lung > 0.5
     if not inside.any():
         return slices, lesion
     limit = torch.quantile(field[inside][:: max(1, int(inside.sum()) // 10_000)], rng.uniform(0.05, 0.95))
     share = ((field - limit) / rng.uniform(0.05, 0.5) + 0.5).clamp(0, 1) * lung
-    rough = 1 + 0.25 * blur(torch.randn(n, 1, h, w), 0.8)
+    rough = 1 + 0.25 * blur(torch.randn(n * c, 1, h, w), 0.8).view(n, c, h, w)
     rise = rng.uniform(100, 330) * HU * rough * ((0.8 - slices) / 0.7).clamp(0, 1)
-    return (slices + share * rise).clamp(0, 1), torch.maximum(lesion, (share > 0.5).float())
+    middle = share[:, c // 2 : c // 2 + 1]
+    return (slices + share * rise).clamp(0, 1), torch.maximum(lesion, (middle > 0.5).float())
 
 
 def _table(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
     """A cushion of foam or air under the body, and a bar below it that may be bent."""
-    h, w = image.shape
-    body = -F.max_pool2d(-F.max_pool2d((image > 0.5).float()[None], 9, 1, 4), 9, 1, 4)
+    c, h, w = image.shape
+    body = -F.max_pool2d(-F.max_pool2d((image[c // 2] > 0.5).float()[None], 9, 1, 4), 9, 1, 4)
     body = -F.max_pool2d(-body, 11, 1, 5)  # closed, then opened: without the lungs' gaps and tables
     body = F.max_pool2d(body, 11, 1, 5)[0]
     rows, columns = torch.arange(h)[:, None].float(), torch.arange(w)[None].float()
     last = torch.where(body.any(0), (body * rows).amax(0), h * 0.6)
     bend = rng.uniform(-5, 40) * (columns / w - rng.uniform(0.4, 0.6)) ** 2 * 4
     bar = last.max() + rng.uniform(1, 30) - bend
-    below = (rows > last) & ~keep
-    image[below] = 0
+    below = (rows > last) & ~keep.any(0)
     foam = rng.uniform(0, 0.14) + rng.uniform(0, 0.05) * blur(torch.randn(1, 1, h, w), 1.0)[0, 0]
-    image[below & (rows < bar)] = foam[below & (rows < bar)].clamp(0, 1)
-    image[below & ((rows - bar).abs() < rng.uniform(0.5, 3))] = rng.uniform(0.2, 1)
+    painted = torch.where(rows < bar, foam.clamp(0, 1), torch.zeros(h, w))
+    painted = torch.where((rows - bar).abs() < rng.uniform(0.5, 3), rng.uniform(0.2, 1), painted)
+    image[:, below] = painted[below]
 
 
 def _consolidation(image: Tensor, keep: Tensor, rng: np.random.Generator) -> Tensor:
-    """Part of a lung as dense as tissue, most often at its back; returns where."""
-    inside = torch.nonzero(keep)
+    """Part of a lung as dense as tissue, most often at its back; returns where in the middle slice (h, w)."""
+    c, h, w = image.shape
+    inside = torch.nonzero(keep[c // 2])
     if len(inside) == 0:
-        return torch.zeros_like(keep)
+        return torch.zeros_like(keep[0])
     places = inside[torch.from_numpy(rng.integers(len(inside), size=3))]
     y, x = places[places[:, 0].argmax()].tolist()
-    h, w = image.shape
     rows, columns = torch.arange(h)[:, None] - y, torch.arange(w)[None] - x
     rough = blur(torch.randn(1, 1, h, w), 2.0)[0, 0]
     oval = (rows / rng.uniform(5, 25)) ** 2 + (columns / rng.uniform(5, 30)) ** 2 + rough < 1
     dense = (rng.uniform(0.55, 0.85) + 0.04 * rough).clamp(0, 1)
-    share = blur((oval & keep)[None, None].float(), 1.0)[0, 0] * keep
+    share = blur((oval & keep).float()[:, None], 1.0)[:, 0] * keep
     image.copy_(torch.maximum(image, share * dense + (1 - share) * image))
-    where: Tensor = oval & keep
+    where: Tensor = oval & keep[c // 2]
     return where
 
 
 def _gas(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
     """An oval of air within the tissue, sometimes over a level of fluid."""
-    h, w = image.shape
-    tissue = torch.nonzero((image > 0.55) & ~keep)
+    c, h, w = image.shape
+    tissue = torch.nonzero((image[c // 2] > 0.55) & ~keep[c // 2])
     if len(tissue) == 0:
         return
     y, x = tissue[rng.integers(len(tissue))].tolist()
@@ -187,4 +199,4 @@ def _gas(image: Tensor, keep: Tensor, rng: np.random.Generator) -> None:
     tall, wide = rng.uniform(4, 22), rng.uniform(4, 35)
     oval = (rows / tall) ** 2 + (columns / wide) ** 2 < 1
     level = rows < rng.uniform(-0.2, 1.5) * tall
-    image[oval & level & (image > 0.45) & ~keep] = rng.uniform(0, 0.04)
+    image[(oval & level) & (image > 0.45) & ~keep] = rng.uniform(0, 0.04)

@@ -65,7 +65,7 @@ class Unet3dTask(LesionsTask):
             raise ConfigError(f"depth and canvas {sizes} must be multiples of {network.stride}")
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        slices, truth, labels = self.batch(rng)
+        slices, truth, labels = self.batch(rng, self.windows, self.count)
         volumes = slices.unflatten(0, (len(labels), -1)).movedim(2, 1)
         logits = forward(self.network, volumes).float().movedim(1, 2).flatten(0, 1)
         return segmentation_loss(logits, truth.to(logits.device))
@@ -119,8 +119,8 @@ class Resnet50Task:
         patients = self.by_label[label]
         scans = patients[rng.choice(list(patients))]
         scan = scans[rng.integers(len(scans))]
-        slices, _, _ = on_canvas(scan, _strided(len(scan.slices), self.slices, rng), self.canvas, rng)
-        return augment.intensity(slices, rng)
+        placed = on_canvas(scan, _strided(len(scan.slices), self.slices, rng), self.canvas, rng)
+        return augment.intensity(placed.slices, rng)
 
     def score(self, network: Any, scan: Scan) -> float | None:
         """Probability given to what the patient has."""
@@ -143,16 +143,16 @@ def _strided(count: int, wanted: int, rng: np.random.Generator) -> list[int]:
 
 def with_lungs(scans: Iterable[Scan]) -> list[Scan]:
     """Scans with lungs marked, else found by the network that ships; those without any are left out."""
-    marked = (replace(scan, lung=_lung(scan.slices) if scan.lung is None else scan.lung) for scan in scans)
+    marked = (replace(scan, lung=_lung(scan) if scan.lung is None else scan.lung) for scan in scans)
     return [scan for scan in marked if scan.lung is not None and (scan.lung > 0.5).any()]
 
 
-def _lung(slices: Tensor) -> Tensor:
+def _lung(scan: Scan) -> Tensor:
     """Lung probability (z, h, w)."""
     threads = torch.get_num_threads()
     running, find = _shipped_lungs()
     with running.running():
-        probability = find(slices)
+        probability = find(scan.slices, scan.spacing_mm)
     torch.set_num_threads(threads)  # the networks that judge take one thread a layer
     return probability.clone()
 

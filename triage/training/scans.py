@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triage.domain import Mask, Volume
 from triage.errors import ConfigError
-from triage.models.preprocessing import MARGIN, Box, Layout, bounding_box, prepare, resample
+from triage.models.preprocessing import MARGIN, NEIGHBOUR_MM, Box, Layout, bounding_box, prepare, resample
 from triage.training.cases import Case, Diagnosis
 
 
@@ -28,6 +28,8 @@ class Scan:
     lung: Tensor | None
     lesions: tuple[Tensor, ...] = ()
     """A mask for each rater; training draws one (Goncharov et al., section 4.5)."""
+    spacing_mm: float = NEIGHBOUR_MM
+    """Distance of the slices."""
     diagnosis: Diagnosis | None = None
     cropped: bool = False
 
@@ -38,6 +40,7 @@ class Scan:
             self.slices[box],
             None if self.lung is None else self.lung[box],
             tuple(lesion[box] for lesion in self.lesions),
+            self.spacing_mm,
             self.diagnosis,
             self.cropped,
         )
@@ -70,6 +73,7 @@ def scan(case: Case) -> Scan:
         slices,
         None if case.lung is None else share(case.lung),
         tuple(share(lesion) for lesion in case.lesions),
+        case.volume.spacing[0],
         case.diagnosis,
         case.cropped,
     )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from triage.errors import ConfigError
 from triage.models.compute import fast_bfloat16
 from triage.models.networks import LungsNet, MultitaskNet
-from triage.models.preprocessing import pad
+from triage.models.preprocessing import context, neighbour_step, pad
 from triage.training import augment
 from triage.training.scans import Scan
 
@@ -62,21 +62,39 @@ def dice(logits: Tensor, truth: Tensor) -> float:
     return 2 * int((answer & drawn).sum()) / total if total else 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Some slices with what was drawn on them, all moved alike."""
+
+    slices: Tensor
+    """(n, c, h, w): c is 1, or 3 with the neighbours below and above."""
+    lung: Tensor
+    """(n, c, h, w)."""
+    lesion: Tensor
+    """(n, 1, h, w), of the slice itself, by one rater."""
+
+
 def on_canvas(
-    scan: Scan, index: Sequence[int], size: tuple[int, int], rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Some slices with their lungs and one rater's lesions, placed alike, each (n, 1, *size).
+    scan: Scan, index: Sequence[int], size: tuple[int, int], rng: np.random.Generator, inputs: int = 1
+) -> Placed:
+    """Some slices on a canvas of this size, as a network with so many inputs sees them.
 
     A mark that the scan lacks is empty.
     """
-    chosen = list(index)
-    slices = scan.slices[chosen]
-    lesion = scan.lesions[int(rng.integers(len(scan.lesions)))][chosen] if scan.lesions else None
-    lung = None if scan.lung is None else scan.lung[chosen]
-    marks = [torch.zeros_like(slices) if mark is None else mark for mark in (lung, lesion)]
-    placed = augment.place(torch.stack([slices, *marks], dim=1), size, rng)
-    slices, lung, lesion = torch.split(placed, 1, dim=1)
-    return augment.blend_neighbours(slices, rng), lung, lesion
+    chosen, step = torch.tensor(list(index)), _step(scan, rng)
+    slices = context(scan.slices, chosen, step, inputs)
+    lung = torch.zeros_like(slices) if scan.lung is None else context(scan.lung, chosen, step, inputs)
+    drawn = scan.lesions[int(rng.integers(len(scan.lesions)))][chosen] if scan.lesions else None
+    lesion = torch.zeros_like(slices[:, :1]) if drawn is None else drawn[:, None]
+    placed = augment.place(torch.cat([slices, lung, lesion], dim=1), size, rng)
+    slices, lung, lesion = torch.split(placed, [inputs, inputs, 1], dim=1)
+    return Placed(augment.thicken(slices, rng), lung, lesion)
+
+
+def _step(scan: Scan, rng: np.random.Generator) -> int:
+    """To the neighbours: now and then the slice itself, as at a volume's end, or twice as far."""
+    step = neighbour_step(scan.spacing_mm)
+    return int(rng.choice([0, step, 2 * step], p=[0.15, 0.7, 0.15]))
 
 
 def forward(network: nn.Module, slices: Tensor) -> Any:
@@ -87,12 +105,15 @@ def forward(network: nn.Module, slices: Tensor) -> Any:
         return network(slices.to(device).contiguous(memory_format=layout))
 
 
-def whole(network: Any, slices: Tensor) -> Tensor:
+def whole(network: Any, scan: Scan) -> Tensor:
     """Logits (z, h, w) of all slices of a scan, in batches."""
-    padded = pad(slices, network.stride)[:, None]
-    parts = [forward(network, padded[start : start + 16]) for start in range(0, len(padded), 16)]
-    logits = torch.cat([part if isinstance(part, Tensor) else part[0] for part in parts])
-    return logits[:, 0, : slices.shape[1], : slices.shape[2]].float().cpu()
+    step = neighbour_step(scan.spacing_mm)
+    parts = []
+    for index in torch.arange(len(scan.slices)).split(16):
+        batch = pad(context(scan.slices, index, step, network.inputs), network.stride)
+        answer = forward(network, batch)
+        parts.append(answer if isinstance(answer, Tensor) else answer[0])
+    return torch.cat(parts)[:, 0, : scan.slices.shape[1], : scan.slices.shape[2]].float().cpu()
 
 
 class LungsTask:
@@ -102,10 +123,11 @@ class LungsTask:
         self,
         scans: Sequence[Scan],
         widths: Sequence[int],
+        inputs: int = 1,
         canvas: tuple[int, int] = (192, 192),
-        batch: int = 24,
+        batch: int = 16,
     ) -> None:
-        self.network = LungsNet(widths)
+        self.network = LungsNet(widths, inputs)
         self.canvas, self.batch = canvas, batch
         self.by_patient = defaultdict(list)
         for scan in scans:
@@ -123,13 +145,14 @@ class LungsTask:
     def _slice(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scans = self.by_patient[rng.choice(list(self.by_patient))]
         scan = scans[rng.integers(len(scans))]
-        index = [int(rng.integers(len(scan.slices)))]
-        slices, lung, _ = on_canvas(scan, index, self.canvas, rng)
-        return augment.intensity(augment.surroundings(slices, lung, rng), rng), lung
+        placed = on_canvas(scan, [int(rng.integers(len(scan.slices)))], self.canvas, rng, self.network.inputs)
+        slices = augment.surroundings(placed.slices, placed.lung, rng)
+        middle = self.network.inputs // 2
+        return augment.intensity(slices, rng), placed.lung[:, middle : middle + 1]
 
     def score(self, network: Any, scan: Scan) -> float | None:
         """Dice at 2 mm."""
-        return None if scan.lung is None else dice(whole(network, scan.slices), scan.lung)
+        return None if scan.lung is None else dice(whole(network, scan), scan.lung)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +176,19 @@ class Windows:
     )
 
     def add(self, scan: Scan) -> None:
-        """Every window of the scan with enough lung, under its label."""
-        if scan.lung is None or not scan.lesions:
+        """Every window of the scan with enough lung, and of its left and right half, under its label.
+
+        Halves, because many patients have lesions on one side only.
+        """
+        if scan.cropped or scan.lung is None or not scan.lesions:
             return
+        for part in (scan, *_halves(scan)):
+            self._add(part)
+
+    def _add(self, scan: Scan) -> None:
         lesion = torch.stack([(mask > 0.5).sum((1, 2)) for mask in scan.lesions]).amax(0).numpy()
-        lung = (scan.lung > 0.5).sum((1, 2)).numpy()
-        for stride in (1, 2, 3):
+        lung = np.zeros(len(lesion)) if scan.lung is None else (scan.lung > 0.5).sum((1, 2)).numpy()
+        for stride in (1, 2, 3) if self.depth > 1 else (1,):
             for start in range(len(lesion) - stride * (self.depth - 1)):
                 index = tuple(range(start, start + stride * self.depth, stride))
                 amount = int(lesion[list(index)].sum())
@@ -170,80 +200,107 @@ class Windows:
         windows = patients[rng.choice(list(patients))]
         return windows[rng.integers(len(windows))]
 
+    def check(self) -> None:
+        """Raises ConfigError where one of the labels has no sub-volume."""
+        if not all(self.by_label.values()):
+            raise ConfigError("training needs sub-volumes with and without lesions: give more patients")
+
 
 class LesionsTask:
-    """Lesions slice by slice: half of the sub-volumes without any, and single pictures beside them."""
+    """Lesions slice by slice: half of the sub-volumes without any, and single pictures beside them.
+
+    Sub-volumes of one slice show a batch the most patients.
+    """
 
     def __init__(
         self,
         scans: Sequence[Scan],
-        network: nn.Module,
+        network: Any,
         canvas: tuple[int, int] = (128, 176),
-        windows: int = 2,
-        depth: int = 12,
-        pictures: int = 4,
+        windows: int = 12,
+        depth: int = 1,
+        pictures: int = 6,
     ) -> None:
         self.network = network
         self.canvas, self.count, self.pictures = canvas, windows, pictures
         self.singles = [s for s in scans if s.cropped and s.lesions]
-        self.windows = Windows(depth)
-        for scan in (s.to_lungs() for s in scans if not s.cropped):
-            self.windows.add(scan)
-            for half in _halves(scan):
-                self.windows.add(half)
-        if not all(self.windows.by_label.values()):
-            raise ConfigError("training needs sub-volumes with and without lesions: give more patients")
+        self.scans = [s.to_lungs() for s in scans if not s.cropped]
+        self.windows = self._windows(depth)
+
+    def _windows(self, depth: int) -> Windows:
+        windows = Windows(depth)
+        for scan in self.scans:
+            windows.add(scan)
+        windows.check()
+        return windows
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        slices, truth, _ = self.batch(rng)
+        slices, truth, _ = self.batch(rng, self.windows, self.count)
         logits = forward(self.network, slices)
         return segmentation_loss(logits.float(), truth.to(logits.device))
 
-    def batch(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
-        """Slices and lesions (n, 1, h, w): the sub-volumes, whose labels are told, then pictures."""
-        labels = [int(k) for k in rng.permutation(self.count) % 2]
-        parts = [self._window(label, rng) for label in labels]
+    def batch(
+        self, rng: np.random.Generator, windows: Windows, count: int
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Slices and lesions (n, ·, h, w): so many sub-volumes, whose labels are told, then pictures."""
+        labels = [int(k) for k in rng.permutation(count) % 2]
+        parts = [self._window(windows.draw(label, rng), label, rng) for label in labels]
         parts += [self._picture(rng) for _ in range(self.pictures if self.singles else 0)]
         slices, truth = (torch.cat(part) for part in zip(*parts, strict=True))
         return slices, truth, labels
 
-    def _window(self, label: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        window = self.windows.draw(label, rng)
-        slices, lung, lesion = on_canvas(window.scan, window.index, self.canvas, rng)
+    def _window(self, window: Window, label: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        placed = on_canvas(window.scan, window.index, self.canvas, rng, self.network.inputs)
+        slices, lesion = placed.slices, placed.lesion
         if label:
-            slices, lesion = augment.opacities(slices, lesion, lung, rng)
+            slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
         return augment.intensity(slices, rng), lesion
 
     def _picture(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scan = self.singles[rng.integers(len(self.singles))]
-        slices, _, lesion = on_canvas(scan, [0], self.canvas, rng)
-        return augment.intensity(slices, rng, picture=True), lesion
+        placed = on_canvas(scan, [0], self.canvas, rng, self.network.inputs)
+        return augment.intensity(placed.slices, rng, picture=True), placed.lesion
 
     def score(self, network: Any, scan: Scan) -> float | None:
         """Dice at 2 mm, mean over raters."""
         if not scan.lesions:
             return None
         scan = scan.to_lungs()
-        logits = whole(network, scan.slices)
+        logits = whole(network, scan)
         return float(np.mean([dice(logits, lesion) for lesion in scan.lesions]))
 
 
 class MultitaskTask(LesionsTask):
-    """Lesions, and "any lesion?" a sub-volume."""
+    """Lesions, and now and then a batch of sub-volumes that also teaches "any lesion?"."""
 
-    def __init__(self, scans: Sequence[Scan], widths: Sequence[int], hidden: int, **options: Any) -> None:
-        super().__init__(scans, MultitaskNet(widths, hidden), **options)
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        widths: Sequence[int],
+        hidden: int,
+        inputs: int = 1,
+        volumes: int = 2,
+        slices: int = 12,
+        share: float = 0.15,
+        **options: Any,
+    ) -> None:
+        super().__init__(scans, MultitaskNet(widths, hidden, inputs), **options)
+        self.volumes, self.share = volumes, share
+        self.deep = self._windows(slices)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        slices, truth, labels = self.batch(rng)
+        deep = rng.random() < self.share
+        windows, count = (self.deep, self.volumes) if deep else (self.windows, self.count)
+        slices, truth, labels = self.batch(rng, windows, count)
         logits, pooled = forward(self.network, slices)
-        depth = self.windows.depth
-        volumes = pooled.float()[: depth * len(labels)].split(depth)
-        answers = torch.stack([self.network.classify(v) for v in volumes])  # type: ignore[operator]
-        wanted = torch.tensor(labels, device=answers.device).float()
-        classification = F.binary_cross_entropy_with_logits(answers, wanted)
-        segmentation = segmentation_loss(logits.float(), truth.to(logits.device))
-        return segmentation + CLASSIFICATION_WEIGHT * classification
+        loss = segmentation_loss(logits.float(), truth.to(logits.device))
+        return loss + CLASSIFICATION_WEIGHT * self._classification(pooled.float(), labels) if deep else loss
+
+    def _classification(self, pooled: Tensor, labels: list[int]) -> Tensor:
+        depth = self.deep.depth
+        volumes = pooled[: depth * len(labels)].split(depth)
+        answers = torch.stack([self.network.classify(volume) for volume in volumes])
+        return F.binary_cross_entropy_with_logits(answers, torch.tensor(labels).to(answers))
 
 
 def _halves(scan: Scan) -> list[Scan]:

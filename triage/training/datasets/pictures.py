@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from triage.domain import Volume
 from triage.training.cases import Case, Diagnosis
@@ -29,7 +30,11 @@ COVIDXCT = "<part>_COVIDx*.txt with lines 'file class xmin ymin xmax ymax', the 
 LUNG_WINDOW = (-1400.0, 200.0)
 """HU of black and of white, assumed: the usual window for lungs. Augmentation varies it."""
 SEMISEG_WINDOW = (-1080.0, 250.0)
-"""Median over COVID-SemiSeg's first 40 slices, were clear lung -860 HU and muscle 40 HU."""
+"""Where a picture does not show it: the median over COVID-SemiSeg's first 40 training slices."""
+CLEAR_LUNG, MUSCLE = -860.0, 40.0
+"""HU of a picture's dark and bright peak."""
+PLAUSIBLE = ((-1450.0, -950.0), (1000.0, 1850.0))
+"""Limits of the lower end and of the width of a window that was found so."""
 LUNGS_MM = 290.0
 """Width of a picture that is cropped to both lungs, assumed."""
 FIELD_MM = 360.0
@@ -69,7 +74,7 @@ def semiseg(folder: Path) -> Iterator[Case]:
         yield Case(
             name=f"semiseg_{path.stem}",
             patient=f"semiseg_{path.stem}",
-            volume=one_slice(np.rot90(image, -1), LUNGS_MM, SEMISEG_WINDOW),
+            volume=one_slice(np.rot90(image, -1), LUNGS_MM, shown_window(image)),
             lesions=(np.rot90(mask, -1)[None] > 127,),
             diagnosis=Diagnosis.COVID,
             millimetres=False,
@@ -199,6 +204,19 @@ def grey(path: Entry) -> Grey:
     """The brightness of a picture, (rows, columns). Raises ConfigError."""
     with readable(path, *BROKEN), path.open("rb") as file, Image.open(file) as picture:
         return np.asarray(picture.convert("L"))
+
+
+def shown_window(image: Grey) -> tuple[float, float]:
+    """HU of black and of white, from the grey of clear lung and of muscle: the peaks of the histogram.
+
+    Lungs without a clear part have no dark peak: then ``SEMISEG_WINDOW``.
+    """
+    counts = ndimage.gaussian_filter1d(np.bincount(image.ravel(), minlength=256).astype(float), 3)
+    lung, muscle = 5 + int(np.argmax(counts[5:135])), 150 + int(np.argmax(counts[150:245]))
+    width = (MUSCLE - CLEAR_LUNG) / (muscle - lung) * 255
+    low = CLEAR_LUNG - lung / 255 * width
+    within = all(a <= value <= b for value, (a, b) in zip((low, width), PLAUSIBLE, strict=True))
+    return (low, low + width) if within else SEMISEG_WINDOW
 
 
 def one_slice(image: Grey, width_mm: float, window: tuple[float, float] = LUNG_WINDOW) -> Volume:

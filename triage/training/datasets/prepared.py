@@ -14,8 +14,8 @@ from triage.training.cases import Case, Diagnosis
 from triage.training.datasets.files import existing, readable, same_shape
 
 MEDSEG9 = "medseg9_<volume>_<patient>.npz with gray, hu_lo, hu_hi, lung, lesion, patient"
-MEDSEG_SPACING = (1.0, 1.25, 1.25)
-"""In plane about right; along z unknown, so nothing may be measured in ml or mm on this set."""
+MEDSEG_SPACING = (5.0, 1.25, 1.25)
+"""In plane about right; along z a guess from the lungs' height: nothing may be measured in ml or mm."""
 BROKEN = (zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError, ValueError, OSError, EOFError)
 """What NumPy raises on an archive that is cut, is none, or lacks an array."""
 
