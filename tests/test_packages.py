@@ -154,7 +154,7 @@ def as_torch_judges(outputs):
     shipped = packages.read(models.MODELS["multitask"])
     find = slice_by_slice(network, network.stride, running, activation)
     lungs = lungs_network(shipped.file("lungs"), running)
-    return Pipeline(shipped.info, running, lungs, lambda slices, *_: find(slices), 0.5).predict(phantom())
+    return Pipeline(shipped.info, running, lungs, lambda slices, _, mm: find(slices, mm[0]), 0.5).predict(phantom())
 
 
 class TestExported:
