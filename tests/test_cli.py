@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,16 @@ def test_written_results_belong_to_the_patient(tmp_path: Path) -> None:
     report = dcmread(row["files"]["sr"])
     assert (report.PatientID, report.PatientName) == (source.PatientID, source.PatientName)
     assert report.StudyInstanceUID == source.StudyInstanceUID
+
+
+@needs_data
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_missing_extra_is_named(command, tmp_path):
+    hidden = "import sys; sys.modules.update(dict.fromkeys(('tensorboard', 'sklearn', 'matplotlib')))"
+    options = ["multitask", "--output", str(tmp_path)] if command == "train" else ["--report", str(tmp_path)]
+    arguments = [command, *options, "--data", f"semiseg={DATA / 'train' / 'semiseg50'}"]
+    run = f"{hidden}; from triage.cli import app; app({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == os.EX_CONFIG
+    assert "triage[training]" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

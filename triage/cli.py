@@ -43,6 +43,8 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+TRAINING = ("matplotlib", "SimpleITK", "sklearn", "tensorboard")
+"""Modules of the extra that training and evaluation need."""
 DEFAULT_CONFIG = Path("config.yaml")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
@@ -151,11 +153,11 @@ def train(
     threads: Annotated[int, typer.Option(min=0, help="Processor cores; 0: all.")] = 0,
 ) -> None:
     """Train a network; the finished model is a folder that analysis.model can name."""
-    from triage.training import making
-    from triage.training import recipe as recipes
-    from triage.training.run import Run
-
     with _plain_errors(), Progress(console=err) as progress:
+        from triage.training import making
+        from triage.training import recipe as recipes
+        from triage.training.run import Run
+
         run = Run(
             recipe=recipes.load(recipe),
             sources=_sources(data),
@@ -182,9 +184,12 @@ def evaluate(
     report: Annotated[Path | None, typer.Option(help="Folder for a readable report with plots.")] = None,
 ) -> None:
     """Measure networks on cases whose answers are known: figures with intervals, and the paper's beside."""
-    from triage.training import evaluation, tables
-
     with _plain_errors():
+        from triage.training import evaluation, tables
+
+        if report:  # what it needs is missed before the work, not after
+            from triage.training import report as _  # noqa: F401
+
         analysis = _load_or_defaults(context.obj).analysis
         sources = _sources(data)
         chosen = _names(patients)
@@ -283,9 +288,15 @@ def close(
 
 @contextmanager
 def _plain_errors() -> Iterator[None]:
-    """What this product raises on purpose is a sentence for the person, not a traceback."""
+    """What this product raises on purpose, or a missing extra, is a sentence for the person, no traceback."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in TRAINING:
+            raise
+        how = "run deploy/install training, or pip install 'triage[training]'"
+        err.print(f"this needs {error.name}: {how}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(os.EX_CONFIG) from error
     except TriageError as error:
         err.print(str(error), style="bold red", highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from error
@@ -323,10 +334,7 @@ def _sources(texts: Sequence[str]) -> dict[str, Path]:
 
 def _reports(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
     """One network's report in the folder itself, several networks' in a folder each."""
-    try:
-        from triage.training import report
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"a report needs {error.name}: pip install 'triage[training]'") from error
+    from triage.training import report
 
     now = datetime.now(UTC)
     if len(evaluations) == 1:
