@@ -10,7 +10,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,17 @@ from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models.packages import Package
 from triage.training import evaluation
+from triage.training import recipe as recipes
 from triage.training.datasets import DATASETS
-from triage.training.evaluation import Score
+from triage.training.evaluation import Extent, Overlap, Score
 from triage.training.recipe import Recipe
-from triage.training.run import SEARCHES, Run, package, train
+from triage.training.run import SEARCHES, Run, held_out, package, train
 from triage.training.trainer import Progress
 
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
 LEFT_OUT = "left_out.json"
+LEFT_OUT_WORDS = "patients left out of training, one at a time"
+HELD_OUT_WORDS = "pictures held out of training"
 
 
 class Watch:
@@ -53,32 +56,46 @@ def make(run: Run, watch: Watch, jobs: int = 0) -> Package:
     The lesion threshold is chosen on the patients left out, else on the validation patients, else it is
     the recipe's own. Raises ConfigError.
     """
-    scores = leave_one_out(run, jobs, watch) if jobs else []
+    left_out = leave_one_out(run, jobs, watch) if jobs else []
+    volumes = [score for part in left_out for score in part.scores]
     train(run, watch.network)
     threshold = run.recipe.lesion_threshold
-    if scores:
-        threshold = choose(run.recipe, scores)
-        (run.output / LEFT_OUT).write_text(evaluation.to_json(scores), encoding="utf-8")
+    if volumes:
+        threshold = choose(run.recipe, volumes)
+        (run.output / LEFT_OUT).write_text(evaluation.to_json(volumes), encoding="utf-8")
     elif run.validation:
         threshold = choose(run.recipe, judge(replace(run, test=run.validation), threshold))
-    return package(run, threshold, metrics(scores))
+    pictures = judge(replace(run, test=held_out(run)), threshold) if run.recipe.hold_out else []
+    known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS)]
+    return package(run, threshold, known, card_text(run.recipe, left_out))
 
 
-def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[Score]:
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """One patient, judged by networks that never saw the patient."""
+
+    patient: str
+    lesion_threshold: float
+    """Chosen on the other patients left out."""
+    scores: tuple[Score, ...]
+
+
+def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[LeftOut]:
     """Train once for each patient with drawn volumes, and judge that patient; goes on where it stopped.
 
     Raises ConfigError for fewer than 3 patients.
     """
+    names = patients(run)
+    if len(names) < 3:
+        raise ConfigError(f"{len(names)} patients have volumes with lesions drawn: at least 3 are needed")
     share = max(1, (run.threads or os.cpu_count() or 1) // jobs)
-    folds = [_without(replace(run, threads=share), patient) for patient in patients(run)]
-    if len(folds) < 3:
-        raise ConfigError(f"{len(folds)} patients have volumes with lesions drawn: at least 3 are needed")
+    folds = [_without(replace(run, threads=share), name) for name in names]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         first = watch.folds(pool.map(_train_and_judge, folds), len(folds))
         others = [[s for part in first if part is not left for s in part] for left in first]
         thresholds = [choose(run.recipe, scores) for scores in others]
-        final = list(pool.map(judge, folds, thresholds))
-    return [score for part in final for score in part]
+        final = pool.map(judge, folds, thresholds)
+        return [LeftOut(*row) for row in zip(names, thresholds, map(tuple, final), strict=True)]
 
 
 def patients(run: Run) -> list[str]:
@@ -112,21 +129,60 @@ def judge(run: Run, lesion_threshold: float) -> list[Score]:
     return scores
 
 
-def metrics(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Of all patients left out together, as a model's card has them."""
-    figures = evaluation.summarise(scores).figures if scores else {}
+def metrics(scores: Sequence[Score], measured_on: str) -> list[dict[str, Any]]:
+    """What could be measured on these cases, as a model's card has it."""
+    figures = evaluation.summarise(scores).figures
     return [
         {
             "name": evaluation.FIGURES[name],
-            "value": figure.value,
-            "low": figure.low,
-            "high": figure.high,
+            "value": round(figure.value, 4),
+            "low": None if figure.low is None else round(figure.low, 4),
+            "high": None if figure.high is None else round(figure.high, 4),
             "patients": figure.patients,
-            "measured_on": "patients left out of training, one at a time",
+            "measured_on": measured_on,
         }
         for name, figure in figures.items()
-        if figure.value is not None
+        if figure.value is not None and name != "seconds"
     ]
+
+
+def card_text(recipe: Recipe, left_out: Sequence[LeftOut]) -> str:
+    """``card.md``: what stands beside the recipe, and a line for every volume of the patients left out."""
+    path = recipes.RECIPES / f"{recipe.name}.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not left_out:
+        return text
+    head = (
+        "volume",
+        "patient",
+        "Dice lungs",
+        "Dice lesions",
+        "affected, drawn",
+        "affected, found",
+        "threshold",
+    )
+    rows = [head, ("---",) * len(head)]
+    rows += [_row(part, score) for part in left_out for score in part.scores]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{text}\n## Each patient, judged by networks that never saw the patient\n\n{table}\n"
+
+
+def _row(part: LeftOut, score: Score) -> tuple[str, ...]:
+    def dice(overlap: Overlap | None) -> str:
+        return "" if overlap is None else f"{overlap.dice:.3f}"
+
+    def share(extent: Extent | None) -> str:
+        return score.reason if extent is None else f"{100 * extent.fraction:.2f} %"
+
+    return (
+        score.name,
+        part.patient,
+        dice(score.lungs),
+        dice(score.lesions),
+        share(score.drawn),
+        share(score.found),
+        f"{part.lesion_threshold:.2f}",
+    )
 
 
 def _without(run: Run, patient: str) -> Run:

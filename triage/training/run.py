@@ -19,7 +19,7 @@ from triage.training import recipe as recipes
 from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
 from triage.training.datasets import DATASETS
 from triage.training.recipe import Recipe
-from triage.training.scans import Scan, Split, scan, split
+from triage.training.scans import Split, scan, split
 from triage.training.tasks import LungsTask, MultitaskTask, Task
 from triage.training.trainer import Progress, Trainer
 
@@ -74,7 +74,9 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     return run.output
 
 
-def package(run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, Any]] = ()) -> Package:
+def package(
+    run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, Any]] = (), text: str = ""
+) -> Package:
     """The trained networks and what is known of them as a folder that ``analysis.model`` can name."""
     recipe = run.recipe
     if recipe.system is None:
@@ -97,7 +99,7 @@ def package(run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, An
     files = {r.name: outcome_of(run, r) for r in chain(recipe) if r.task in TASKS}
     if recipe.task in SEARCHES:
         card["parameters"] = json.loads(outcome_of(run, recipe).read_text(encoding="utf-8"))
-    return packages.write(run.output / MODEL, card, files)
+    return packages.write(run.output / MODEL, card, files, text)
 
 
 def kinds(run: Run) -> list[str]:
@@ -153,14 +155,17 @@ def read(run: Run) -> Split:
     if missing:
         options = ", ".join(f"--data {kind}=PATH" for kind in missing)
         raise ConfigError(f"recipe {run.recipe.name} learns from {', '.join(wanted)}: give {options}")
-    scans: list[Scan] = []
-    validation = list(run.validation)
-    for kind in wanted:
-        of_kind = [scan(case) for case in DATASETS[kind].read(run.sources[kind])]
-        held = run.recipe.hold_out.get(kind, 0)
-        validation += [s.patient for s in of_kind[len(of_kind) - held :]]
-        scans += of_kind
-    return split(scans, validation, run.test)
+    scans = [scan(case) for kind in wanted for case in DATASETS[kind].read(run.sources[kind])]
+    return split(scans, [*run.validation, *held_out(run)], run.test)
+
+
+def held_out(run: Run) -> tuple[str, ...]:
+    """The cases that the recipe holds out of kinds without patients, by the name they have as patients."""
+    last = (
+        [case.patient for case in DATASETS[kind].read(run.sources[kind])][-count:]
+        for kind, count in run.recipe.hold_out.items()
+    )
+    return tuple(patient for patients in last for patient in patients)
 
 
 def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
