@@ -24,7 +24,7 @@ from triage.domain import Grade, Mask
 from triage.errors import ConfigError
 from triage.models.preprocessing import Layout, prepare
 from triage.training.cases import Case, Diagnosis
-from triage.training.datasets import DATASETS
+from triage.training.datasets import DATASETS, cases
 
 Array = NDArray[Any]
 
@@ -590,6 +590,65 @@ class TestPictures:
         (tmp_path / "2A_images").rename(tmp_path.parent / f"{tmp_path.name}_elsewhere")
         with pytest.raises(ConfigError, match="is not laid out as expected"):
             read("covidxct", tmp_path)
+
+
+class TestSources:
+    """The one way in which training and evaluation walk through what was given."""
+
+    @staticmethod
+    def given(root: Path, *kinds: str) -> dict[str, Path]:
+        for kind in kinds:
+            (root / kind).mkdir()
+        return {kind: MADE[kind](root / kind) for kind in kinds}
+
+    def test_every_case_comes_with_its_kind(self, tmp_path: Path) -> None:
+        sources = self.given(tmp_path, "mosmed", "semiseg")
+        read = [(kind, case.name) for kind, case in cases(sources)]
+        assert [kind for kind, _ in read] == ["mosmed"] * 5 + ["semiseg"] * 2
+        assert [name for _, name in read][-2:] == ["semiseg_2", "semiseg_10"]
+
+    def test_only_the_wanted_kinds_are_read_in_the_order_wanted(self, tmp_path: Path) -> None:
+        sources = {**self.given(tmp_path, "semiseg", "medseg9"), "mosmed": tmp_path / "nowhere"}
+        read = [kind for kind, _ in cases(sources, ["medseg9", "semiseg"])]
+        assert read == ["medseg9"] * 3 + ["semiseg"] * 2
+
+    def test_only_the_wanted_patients_come(self, tmp_path: Path) -> None:
+        sources = self.given(tmp_path, "medseg9", "semiseg")
+        read = [case.name for _, case in cases(sources, patients={"p2", "semiseg_10"})]
+        assert read == ["medseg9_2_p2", "medseg9_3_p2", "semiseg_10"]
+
+    @pytest.mark.parametrize(
+        ("kinds", "told"),
+        [
+            (None, "--data nosuch=…: unknown kind of data; there are medseg9, "),
+            (["luna16"], "--data luna16=PATH"),
+        ],
+    )
+    def test_a_kind_that_is_unknown_or_not_given_is_told_before_anything_is_read(
+        self, tmp_path: Path, kinds: list[str] | None, told: str
+    ) -> None:
+        sources = {"medseg9": tmp_path / "nowhere"} | ({} if kinds else {"nosuch": tmp_path})
+        with pytest.raises(ConfigError, match=told):
+            cases(sources, kinds)
+
+    @pytest.mark.parametrize("other", ["medseg9", "medseg_nifti"])
+    @pytest.mark.parametrize("kinds", [None, ["medseg20"]])
+    def test_who_may_be_in_two_sets_under_two_names_is_read_from_one(
+        self, tmp_path: Path, other: str, kinds: list[str] | None
+    ) -> None:
+        """Also when only one of them is walked through: the other may be in the other part of a split."""
+        sources = self.given(tmp_path, "medseg20", other)
+        names = [case.name for kind, case in cases(sources, kinds) if kind == "medseg20"]
+        assert names == ["coronacases_001"]
+        assert len(list(cases({"medseg20": sources["medseg20"]}))) == 3
+
+    def test_covidxct_is_read_without_the_patients_of_the_sets_beside_it(self, tmp_path: Path) -> None:
+        sources = self.given(tmp_path, "covidxct", "cncb", "medseg20")
+        patients = {case.patient.removeprefix("covidxct_") for _, case in cases(sources, ["covidxct"])}
+        assert patients == {"patient37", "volume-covid19-A-0003", "COVIDCTMD-P12", "LIDC-IDRI-0104"}
+
+    def test_sets_that_share_patients_are_kinds(self) -> None:
+        assert {kind for dataset in DATASETS.values() for kind in dataset.shares} < set(DATASETS)
 
 
 def zipped(root: Path, archive: Path) -> Path:

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from triage.errors import ConfigError
 from triage.training.cases import Case
 from triage.training.datasets import covid, lungs, pictures, prepared
 
@@ -26,6 +28,12 @@ class Dataset:
     licence: str
     notes: str = ""
     """What must be known before anything is claimed with it."""
+    shares: Mapping[str, str] = field(default_factory=dict)
+    """Another kind → pattern of the patients here who may be in it too, under another name."""
+
+    def doubles(self, case: Case, kinds: Collection[str]) -> bool:
+        """Whether the case's patient may be in one of these kinds too."""
+        return any(kind in kinds and re.match(like, case.patient) for kind, like in self.shares.items())
 
 
 DATASETS: dict[str, Dataset] = {
@@ -75,7 +83,9 @@ DATASETS: dict[str, Dataset] = {
         read=covid.medseg20,
         source="Ma et al., doi:10.5281/zenodo.3757476",
         licence="masks CC BY 4.0; scans of Coronacases CC BY-NC 3.0, of Radiopaedia CC BY-NC-SA 3.0",
-        notes="ten are grey levels of an assumed window; may share Radiopaedia patients with medseg9",
+        notes="ten are grey levels of an assumed window; those from Radiopaedia are not read beside "
+        "medseg9 or medseg_nifti, which may have the same patients",
+        shares=dict.fromkeys(("medseg9", "medseg_nifti"), "radiopaedia_"),
     ),
     "medseg_nifti": Dataset(
         summary="the 9 volumes of medseg9 as published",
@@ -115,7 +125,16 @@ DATASETS: dict[str, Dataset] = {
         read=pictures.covidxct,
         source="Gunraj et al., COVIDx CT, doi:10.3389/fmed.2020.608525",
         licence="that of each source; non-commercial",
-        notes="windows unknown and not one; holds patients of cncb, medseg20, luna16 and mosmed",
+        notes="windows unknown and not one; the patients of cncb, luna16, mosmed and the medseg sets are not "
+        "read beside these",
+        shares={
+            "cncb": "covidxct_(N?CP|Normal)_",
+            "luna16": "covidxct_LIDC-IDRI-",
+            "mosmed": "covidxct_study_",
+            "medseg20": "covidxct_(radiopaedia|coronacases)_",
+            "medseg9": "covidxct_radiopaedia_",
+            "medseg_nifti": "covidxct_radiopaedia_",
+        },
     ),
     "kaggle_lungs": Dataset(
         summary="267 slices with lungs",
@@ -127,3 +146,32 @@ DATASETS: dict[str, Dataset] = {
     ),
 }
 """The kinds a recipe or ``--data`` may name."""
+
+
+def cases(
+    sources: Mapping[str, Path], kinds: Collection[str] | None = None, patients: Collection[str] = ()
+) -> Iterator[tuple[str, Case]]:
+    """Kind and case, one at a time, of every source or of some ``kinds`` of them, in their order.
+
+    With ``patients``, only theirs. A case whose patient may be in another source too, under another name
+    (``Dataset.shares``), is left out: no split could keep such a patient in one part. Raises ConfigError, for
+    a kind that is unknown or not given before anything is read.
+    """
+    for kind in sources:
+        if kind not in DATASETS:
+            raise ConfigError(f"--data {kind}=…: unknown kind of data; there are {', '.join(DATASETS)}")
+    wanted = sources if kinds is None else kinds
+    missing = [kind for kind in wanted if kind not in sources]
+    if missing:
+        raise ConfigError("give " + ", ".join(f"--data {kind}=PATH" for kind in missing))
+    return _cases(sources, wanted, patients)
+
+
+def _cases(
+    sources: Mapping[str, Path], kinds: Collection[str], patients: Collection[str]
+) -> Iterator[tuple[str, Case]]:
+    for kind in kinds:
+        for case in DATASETS[kind].read(sources[kind]):
+            chosen = not patients or case.patient in patients
+            if chosen and not DATASETS[kind].doubles(case, sources):
+                yield kind, case
