@@ -16,14 +16,10 @@ from numpy.typing import NDArray
 from triage.domain import Grade
 from triage.training import metrics
 from triage.training.cases import Diagnosis
-from triage.training.evaluation import (
-    Evaluation,
-    Score,
-    Sketch,
-    calibration_table,
-    has_covid,
-    ranking,
-)
+from triage.training.evaluation import Evaluation
+from triage.training.gallery import Sketch
+from triage.training.scores import Score
+from triage.training.summary import calibration_table, has_covid, ranking
 
 BLUE, ORANGE, GREEN, GREY, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#767676", "#56B4E9", "#F0E442"
 GROUPS = {

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from triage.training import paper, plots, tables
 from triage.training.datasets import DATASETS
-from triage.training.evaluation import Evaluation, to_json
+from triage.training.evaluation import Evaluation
+from triage.training.scores import to_json
 
 PAGE = "report.html"
 DOTS_PER_INCH = 140

@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from triage.training import paper
-from triage.training.evaluation import FIGURES, Evaluation, Extent, Overlap, Score
+from triage.training.evaluation import Evaluation
 from triage.training.metrics import Figure
+from triage.training.scores import Extent, Overlap, Score
+from triage.training.summary import FIGURES
 
 NOT_MEASURABLE = "not measurable here"
 NOT_RUN = "not run"

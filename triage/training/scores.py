@@ -1,0 +1,81 @@
+"""What one judged case showed, as plain data that can be stored and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from triage.domain import Grade, Status
+from triage.training.cases import Diagnosis
+from triage.training.metrics import Histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A mask found against the one drawn (mean over raters); mm and ml only where the spacing is known."""
+
+    dice: float
+    iou: float
+    hd95_mm: float | None = None
+    volume_error_ml: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much of the lungs is affected, by one pair of masks; fractions in [0, 1]."""
+
+    fraction: float
+    """Of the worse lung."""
+    both_lungs: float
+    grade: Grade
+    percent_infection: float | None
+    ct_severity_score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What one case showed. None is unknown: nobody drew it, or the network does not give it."""
+
+    data: str
+    name: str
+    patient: str
+    picture: bool
+    """A single slice, not a volume."""
+    diagnosis: Diagnosis | None = None
+    grade_read: Grade | None = None
+    """As a radiologist saw it."""
+    status: Status | None = None
+    """At the working point; None for a cropped picture, which has no lungs to judge."""
+    reason: str = ""
+    """Why it was not analysable."""
+    probability: float | None = None
+    lungs: Overlap | None = None
+    lesions: Overlap | None = None
+    threshold_averaged_dice: float | None = None
+    """Pictures only: Inf-Net's measure."""
+    drawn: Extent | None = None
+    found: Extent | None = None
+    histograms: tuple[Histogram, ...] = ()
+    """One a rater."""
+    seconds: float | None = None
+    """Of the network, preprocessing included, reading not."""
+
+    def dice_at(self, threshold: float) -> float | None:
+        """Lesion Dice at another lesion threshold, a multiple of 0.01; mean over raters."""
+        return float(np.mean([h.dice(threshold) for h in self.histograms])) if self.histograms else None
+
+
+_SCORES = TypeAdapter(list[Score])
+
+
+def to_json(scores: Sequence[Score]) -> str:
+    """Scores as text that ``from_json`` reads back."""
+    return _SCORES.dump_json(list(scores)).decode()
+
+
+def from_json(text: str) -> list[Score]:
+    """Scores as ``to_json`` wrote them."""
+    return _SCORES.validate_json(text)

@@ -1,0 +1,185 @@
+"""The whole pipeline on one case after the other, each answer against what readers drew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triage import severity
+from triage.config import Analysis
+from triage.domain import Findings, Mask, Severity, Status
+from triage.errors import Rejected
+from triage.models import Model
+from triage.training import metrics
+from triage.training.cases import Case
+from triage.training.gallery import Gallery
+from triage.training.scores import Extent, Overlap, Score
+
+FALLBACK_THRESHOLD = 0.5
+"""For a network whose settings name no lesion threshold."""
+
+
+def evaluate(
+    model: Model,
+    cases: Iterable[Case],
+    data: str = "",
+    analysis: Analysis | None = None,
+    gallery: Gallery | None = None,
+) -> list[Score]:
+    """One Score a case, read one at a time. ``data`` names the data set; ``analysis`` is the working point.
+
+    A case that the network rejects is a Score with the reason. Retryable goes through.
+    """
+    judge = _Judge(model, data, analysis or Analysis(), gallery)
+    return [judge.score(case) for case in cases]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    model: Model
+    data: str
+    analysis: Analysis
+    gallery: Gallery | None
+
+    def score(self, case: Case) -> Score:
+        score = Score(
+            data=self.data,
+            name=case.name,
+            patient=case.patient,
+            picture=len(case.volume.array) == 1,
+            diagnosis=case.diagnosis,
+            grade_read=case.grade,
+        )
+        try:
+            return self._picture(case, score) if case.cropped else self._volume(case, score)
+        except Rejected as rejection:
+            return replace(score, status=Status.NOT_ANALYSABLE, reason=str(rejection))
+
+    def _picture(self, case: Case, score: Score) -> Score:
+        """A picture cut to the lungs: its lesions only, all of it being lung."""
+        if not case.lesions:
+            return score
+        everywhere = np.ones(case.volume.array.shape, dtype=bool)
+        start = time.perf_counter()
+        probability = self.model.lesion_map(case.volume, everywhere)
+        score = replace(score, seconds=time.perf_counter() - start)
+        if probability is None:
+            return score
+        threshold = float(self.model.settings.get("lesion_threshold", FALLBACK_THRESHOLD))
+        return self._lesions(case, score, probability > threshold, probability, everywhere)
+
+    def _volume(self, case: Case, score: Score) -> Score:
+        start = time.perf_counter()
+        findings = self.model.predict(case.volume)
+        seconds = time.perf_counter() - start
+        measured = severity.measure(case.volume, findings, self.analysis.ct0_tolerance)
+        status, reason = self._status(case, findings, measured)
+        score = replace(
+            score,
+            seconds=seconds,
+            probability=findings.probability,
+            status=status,
+            reason=reason,
+            lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
+            found=_extent([_both(measured, findings)], self.analysis),
+            drawn=self._drawn(case, findings),
+        )
+        if findings.lesion_mask is None:
+            return score
+        probability = self.model.lesion_map(case.volume, findings.lung_mask) if case.lesions else None
+        return self._lesions(case, score, findings.lesion_mask, probability, findings.lung_mask)
+
+    def _lesions(
+        self, case: Case, score: Score, found: Mask, probability: NDArray[np.float32] | None, lungs: Mask
+    ) -> Score:
+        if not case.lesions:
+            return score
+        score = replace(score, lesions=_mean_overlap([_overlap(case, found, m) for m in case.lesions]))
+        if probability is not None:
+            histograms = tuple(metrics.histogram(probability, m, lungs) for m in case.lesions)
+            score = replace(score, histograms=histograms)
+        if probability is not None and score.picture:
+            averaged = [metrics.threshold_averaged_dice(probability, m) for m in case.lesions]
+            score = replace(score, threshold_averaged_dice=float(np.mean(averaged)))
+        if self.gallery is not None:
+            self.gallery.show(score, case, found)
+        return score
+
+    def _drawn(self, case: Case, findings: Findings) -> Extent | None:
+        """The truth of the affected fraction; where nobody drew the lungs the network's serve.
+
+        As in the paper's test set (Goncharov et al., section 4.2).
+        """
+        lung = findings.lung_mask if case.lung is None else case.lung
+        if not lung.any():
+            return None
+        rows = []
+        for lesion in case.lesions:
+            truth = replace(findings, lung_mask=lung, lesion_mask=lesion)
+            measured = severity.measure(case.volume, truth, self.analysis.ct0_tolerance)
+            rows.append(_both(measured, truth))
+        return _extent(rows, self.analysis)
+
+    def _status(self, case: Case, findings: Findings, measured: Severity) -> tuple[Status, str]:
+        """As the daemon answers: too little lung is not judged, and nobody is negative in doubt."""
+        if case.millimetres and measured.lung_volume_ml < self.analysis.minimum_lung_ml:
+            return Status.NOT_ANALYSABLE, f"only {measured.lung_volume_ml:.0f} ml of lung found"
+        if severity.positive(findings.probability, measured.affected_fraction, self.analysis):
+            return Status.POSITIVE, ""
+        if measured.doubts:
+            return Status.NOT_ANALYSABLE, "; ".join(measured.doubts)
+        return Status.NEGATIVE, ""
+
+
+def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
+    known = case.millimetres
+    return Overlap(
+        metrics.dice(found, drawn),
+        metrics.iou(found, drawn),
+        metrics.hd95(found, drawn, case.volume.spacing) if known else None,
+        metrics.volume_error(found, drawn, case.volume.voxel_ml) if known else None,
+    )
+
+
+def _mean_overlap(raters: Sequence[Overlap]) -> Overlap:
+    """Several raters: each is compared with, and the comparisons averaged."""
+    return Overlap(
+        float(np.mean([r.dice for r in raters])),
+        float(np.mean([r.iou for r in raters])),
+        _mean_known([r.hd95_mm for r in raters]),
+        _mean_known([r.volume_error_ml for r in raters]),
+    )
+
+
+def _mean_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _both(measured: Severity, findings: Findings) -> tuple[Severity, float]:
+    """With the affected fraction of both lungs together."""
+    if findings.lesion_mask is None:
+        return measured, 0.0
+    lung = int(np.count_nonzero(findings.lung_mask))
+    lesion = int(np.count_nonzero(findings.lesion_mask & findings.lung_mask))
+    return measured, lesion / lung if lung else 0.0
+
+
+def _extent(rows: Sequence[tuple[Severity, float]], analysis: Analysis) -> Extent | None:
+    """Mean over raters; the grade is that of the mean. None where nobody marked lesions."""
+    fractions = [m.affected_fraction for m, _ in rows if m.affected_fraction is not None]
+    if not fractions:
+        return None
+    fraction = float(np.mean(fractions))
+    scores = [None if m.ct_severity_score is None else float(m.ct_severity_score.total) for m, _ in rows]
+    return Extent(
+        fraction=fraction,
+        both_lungs=float(np.mean([both for _, both in rows])),
+        grade=severity.grade(fraction, analysis.ct0_tolerance),
+        percent_infection=_mean_known([m.percent_infection for m, _ in rows]),
+        ct_severity_score=_mean_known(scores),
+    )
