@@ -168,7 +168,8 @@ RADIOPAEDIA_GREY = np.broadcast_to(np.arange(10, dtype=np.uint8) * 25, SHAPE)
 def medseg20(root: Path) -> Path:
     """Headers of the Radiopaedia images turn them away from their masks, as in the published files."""
     cases = {"coronacases_001": CHEST, "radiopaedia_10_85902_1": RADIOPAEDIA_GREY,
-             "radiopaedia_10_85902_3": RADIOPAEDIA_GREY}  # fmt: skip
+             "radiopaedia_10_85902_3": RADIOPAEDIA_GREY, "radiopaedia_29_86490_1": RADIOPAEDIA_GREY,
+             "radiopaedia_29_86491_1": RADIOPAEDIA_GREY}  # fmt: skip
     for name, array in cases.items():
         nifti(root / "Lung_Mask" / f"{name}.nii.gz", SIDES)
         nifti(root / "Infection_Mask" / f"{name}.nii.gz", LESION)
@@ -556,7 +557,7 @@ class TestPictures:
             "NCP_96_1329_0001": "NCP_96",
             "137covid_patient37_SR_3_IM00020": "patient37",
             "volume-covid19-A-0003_ct-0063": "volume-covid19-A-0003",
-            "radiopaedia_10_85902_1-0012": "radiopaedia_10_85902",
+            "radiopaedia_10_85902_1-0012": "radiopaedia_10",
             "CP_1781_3581_0001": "CP_1781",
             "COVIDCTMD-P12-IM0007": "COVIDCTMD-P12",
             "Normal_1676_50_0003": "Normal_1676",
@@ -640,7 +641,7 @@ class TestSources:
         sources = self.given(tmp_path, "medseg20", other)
         names = [case.name for kind, case in cases(sources, kinds) if kind == "medseg20"]
         assert names == ["coronacases_001"]
-        assert len(list(cases({"medseg20": sources["medseg20"]}))) == 3
+        assert len(list(cases({"medseg20": sources["medseg20"]}))) == 5
 
     def test_covidxct_is_read_without_the_patients_of_the_sets_beside_it(self, tmp_path: Path) -> None:
         sources = self.given(tmp_path, "covidxct", "cncb", "medseg20")
@@ -689,6 +690,11 @@ class TestCovidVolumes:
         assert np.array_equal(second, OTHER_LESION)
         assert cases["normal_nor7"].lesions == ()
 
+    def test_the_benchmarks_groups_count_their_patients_anew(self, tmp_path: Path) -> None:
+        for group in ("covid", "normal"):
+            nifti(tmp_path / group / "images" / "001.nii.gz", CHEST)
+        assert [case.patient for case in read("covid_benchmark", tmp_path)] == ["covid_001", "normal_001"]
+
     def test_medseg20_in_hu_or_grey_levels(self, tmp_path: Path) -> None:
         cases = by_name("medseg20", medseg20(tmp_path))
         corona, radiopaedia = cases["coronacases_001"], cases["radiopaedia_10_85902_1"]
@@ -704,9 +710,10 @@ class TestCovidVolumes:
             assert case.diagnosis is Diagnosis.COVID
         assert (corona.millimetres, radiopaedia.millimetres) == (True, False)
 
-    def test_medseg20_keeps_two_scans_of_one_patient_together(self, tmp_path: Path) -> None:
+    def test_medseg20_keeps_the_scans_of_one_radiopaedia_case_together(self, tmp_path: Path) -> None:
+        """Also where Radiopaedia counts them as two studies."""
         patients = [case.patient for case in read("medseg20", medseg20(tmp_path))]
-        assert patients == ["coronacases_001", "radiopaedia_10_85902", "radiopaedia_10_85902"]
+        assert patients == ["coronacases_001", *["radiopaedia_10"] * 2, *["radiopaedia_29"] * 2]
 
     def test_medseg20_voxels_keep_their_masks_whatever_the_image_header_says(self, tmp_path: Path) -> None:
         """A mark on the brightest voxels stays on them."""

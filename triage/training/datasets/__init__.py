@@ -78,7 +78,7 @@ DATASETS: dict[str, Dataset] = {
         notes="for testing only; orientation as the headers say, which the authors' own code ignores",
     ),
     "medseg20": Dataset(
-        summary="20 COVID-19 volumes of 19 patients with lungs and lesions",
+        summary="20 COVID-19 volumes of 18 patients with lungs and lesions",
         layout=covid.MEDSEG20,
         read=covid.medseg20,
         source="Ma et al., doi:10.5281/zenodo.3757476",

@@ -64,7 +64,7 @@ def covid_benchmark(folder: Path) -> Iterator[Case]:
         raters = sorted((group / "masks" / stem(path)).glob("*.nii*"))
         yield Case(
             name=f"{group.name}_{stem(path)}",
-            patient=stem(path),
+            patient=f"{group.name}_{stem(path)}",
             volume=scan,
             lesions=tuple(mask(rater, scan, path) for rater in raters),
             diagnosis=GROUPS[group.name],
@@ -76,7 +76,7 @@ def medseg20(folder: Path) -> Iterator[Case]:
 
     Two traps of the ten cases from Radiopaedia: grey levels in place of HU, and image headers that turn the
     image away from its masks. Voxels correspond one to one, so the lesions' header is believed for all. Their
-    spacing is not from a scanner. Raises ConfigError.
+    spacing is not from a scanner. Scans of one Radiopaedia case count as one patient. Raises ConfigError.
     """
     for path in existing(folder, MEDSEG20, "COVID-19-CT-Seg_20cases/*.nii*"):
         lungs, lesions = (
@@ -85,7 +85,7 @@ def medseg20(folder: Path) -> Iterator[Case]:
         scan = volume(path, lesions, RADIOPAEDIA_WINDOW)
         yield Case(
             name=stem(path),
-            patient=re.sub(r"^(radiopaedia_\d+_\d+)_\d+$", r"\1", stem(path)),
+            patient=re.sub(r"^(radiopaedia_\d+)_.*$", r"\1", stem(path)),
             volume=scan,
             lung=mask(lungs, scan, path, geometry=lesions),
             lesions=(mask(lesions, scan, path),),

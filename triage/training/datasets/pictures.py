@@ -49,7 +49,7 @@ CNCB_LUNG, CNCB_GROUND_GLASS = 1, 2
 """Labels of CC-CCII: 0 background, 1 lung field, 2 ground glass, 3 consolidation."""
 COVIDX_CLASSES = {"0": Diagnosis.HEALTHY, "1": Diagnosis.OTHER, "2": Diagnosis.COVID}
 COVIDX_PATIENT = re.compile(
-    r"^(?:N?CP|Normal)_\d+|^LIDC-IDRI-\d+|patient\d+(?=_)|^volume-covid19-A-\d+|^radiopaedia_\d+_\d+|^A\d+"
+    r"^(?:N?CP|Normal)_\d+|^LIDC-IDRI-\d+|patient\d+(?=_)|^volume-covid19-A-\d+|^radiopaedia_\d+|^A\d+"
 )
 """Patients in the file names of the sources; of the other sources everything before the last hyphen."""
 GATE_PATIENTS = ("LIDC-IDRI-0001",)
