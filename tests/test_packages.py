@@ -154,7 +154,9 @@ def as_torch_judges(outputs):
     shipped = packages.read(models.MODELS["multitask"])
     find = slice_by_slice(network, network.stride, running, activation)
     lungs = lungs_network(shipped.file("lungs"), running)
-    return Pipeline(shipped.info, running, lungs, lambda slices, _, mm: find(slices, mm[0]), 0.5).predict(phantom())
+    return Pipeline(shipped.info, running, lungs, lambda slices, _, mm: find(slices, mm[0]), 0.5).predict(
+        phantom()
+    )
 
 
 class TestExported:
@@ -402,10 +404,11 @@ class TestVersion:
             {"parameters": {"sigma_mm": 1.5}},
             {"input": {**FACTS["input"], "spacing_mm": 1.5}},
             {"output": {"activation": "none"}},
+            {"calibrated": True},
         ):
             edit(mine, **change)
             seen.add(packages.read(mine).version)
-        assert len(seen) == 5
+        assert len(seen) == 6
 
     def test_follows_the_lungs_network_it_borrows(self, mine, tmp_path, monkeypatch):
         before = packages.read(mine).version

@@ -284,6 +284,7 @@ def _borrowed(name: str, card: Path) -> tuple[Path, str]:
 
 
 def _version(card: Card, digests: Mapping[str, str]) -> str:
-    facts = card.model_dump(include={"system", "lesion_threshold", "parameters", "input", "output"})
+    answers = {"system", "lesion_threshold", "parameters", "input", "output", "calibrated"}
+    facts = card.model_dump(include=answers)
     data = json.dumps({**facts, "files": digests}, sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:12]
