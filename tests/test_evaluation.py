@@ -158,7 +158,10 @@ class TestScore:
     def test_of_too_little_lung_is_not_analysable_where_ml_are_known(self):
         small = Volume(case("a").volume.array, (5.0, 2.0, 2.0))
         known, unknown = judged(case("a", volume=small), case("b", volume=small, millimetres=False))
-        assert (known.status, known.reason) == (Status.NOT_ANALYSABLE, "only 51 ml of lung found")
+        assert (known.status, known.reason) == (
+            Status.NOT_ANALYSABLE,
+            "only 51 ml of lung found, below 500 ml",
+        )
         assert unknown.status == Status.POSITIVE
 
     def test_the_working_point_is_the_settings(self):

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Volume
-from triage.severity import ONE_LUNG, grade, measure, percent_infection, side_masks
+from triage.config import Analysis
+from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Status, Volume
+from triage.errors import Rejected
+from triage.severity import ONE_LUNG, answer, grade, measure, percent_infection, side_masks
 
 SHAPE = (12, 60, 100)
 STANDARD = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -85,6 +87,32 @@ def test_one_lung_is_a_named_case(lung: np.ndarray) -> None:
     assert ONE_LUNG in severity.doubts
     assert severity.affected_left is None
     assert severity.affected_fraction == 1
+
+
+class TestAnswer:
+    nothing = np.zeros(SHAPE, dtype=bool)
+    inner = nothing.copy()
+    inner[1:-1] = True
+    whole = measure(volume(), findings(nothing, LUNGS & inner), 0.001)
+    one_lung = measure(volume(), findings(nothing, ON_THE_PICTURES_LEFT & inner), 0.001)
+    sick_lung = measure(volume(), findings(ON_THE_PICTURES_LEFT, ON_THE_PICTURES_LEFT & inner), 0.001)
+    analysis = Analysis(minimum_lung_ml=100, positive_probability=0.5, positive_fraction=0.05)
+
+    def test_is_by_probability_or_by_fraction(self) -> None:
+        assert answer(0.49, self.whole, self.analysis) is Status.NEGATIVE
+        assert answer(0.5, self.whole, self.analysis) is Status.POSITIVE
+        assert answer(0.0, self.sick_lung, self.analysis) is Status.POSITIVE
+
+    def test_nobody_is_negative_in_doubt(self) -> None:
+        assert answer(0.5, self.one_lung, self.analysis) is Status.POSITIVE
+        with pytest.raises(Rejected, match="one lung only: no lesion in what is seen"):
+            answer(0.49, self.one_lung, self.analysis)
+
+    def test_too_little_lung_has_none_where_ml_are_known(self) -> None:
+        strict = Analysis(minimum_lung_ml=3000)
+        with pytest.raises(Rejected, match=r"only \d+ ml of lung found, below 3000 ml"):
+            answer(0.9, self.whole, strict)
+        assert answer(0.9, self.whole, strict, millimetres=False) is Status.POSITIVE
 
 
 def test_without_a_lesion_mask_the_fraction_is_unknown_never_zero() -> None:

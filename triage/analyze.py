@@ -31,7 +31,6 @@ from triage.domain import (
     ResultObject,
     Series,
     Severity,
-    Status,
     Study,
     Volume,
 )
@@ -102,7 +101,6 @@ def judge(
         findings = model.predict(ct)
     with watch("measure"):
         extent = severity.measure(ct, findings, config.analysis.ct0_tolerance)
-        _refuse_too_little_lung(extent, config)
     supersedes = previous.sr_sop_instance_uid if previous else None
     answer = _conclude(chosen, findings, extent, model, config, supersedes)
     case = Case(
@@ -211,12 +209,6 @@ def _count_failure(db: Database, config: Config, study: Study, reason: str, now:
     fail(db, config, study, reason, retry_at, attempts=study.attempts)
 
 
-def _refuse_too_little_lung(extent: Severity, config: Config) -> None:
-    found, needed = extent.lung_volume_ml, config.analysis.minimum_lung_ml
-    if found < needed:
-        raise Rejected(f"only {found:.0f} ml of lung found, below {needed:.0f} ml")
-
-
 def _conclude(
     chosen: Series,
     findings: Findings,
@@ -225,18 +217,12 @@ def _conclude(
     config: Config,
     supersedes: str | None,
 ) -> Result:
-    """Positive or negative, in plain figures.
-
-    Raises Rejected for a negative in doubt: a lung that was not seen may be the sick one.
-    """
-    positive = severity.positive(findings.probability, extent.affected_fraction, config.analysis)
-    if extent.doubts and not positive:
-        raise Rejected(f"{'; '.join(extent.doubts)}: no lesion in what is seen, which is not the whole")
+    """Positive or negative, in plain figures. Raises Rejected as ``severity.answer`` does."""
     answer = Result(
         study_instance_uid=chosen.study_instance_uid,
         series_instance_uid=chosen.series_instance_uid,
         patient_id=chosen.instances[0].patient_id,
-        status=Status.POSITIVE if positive else Status.NEGATIVE,
+        status=severity.answer(findings.probability, extent, config.analysis),
         reason="",
         probability=findings.probability,
         probability_kind=findings.probability_kind,

@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triage.config import Analysis
-from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Mask, Severity, Vector, Volume
+from triage.domain import (
+    LUNG_REGIONS,
+    CtSeverityScore,
+    Findings,
+    Grade,
+    Mask,
+    Severity,
+    Status,
+    Vector,
+    Volume,
+)
+from triage.errors import Rejected
 
 PlaneMask = NDArray[np.bool_]
 
@@ -88,6 +99,22 @@ def positive(probability: float, affected_fraction: float | None, analysis: Anal
     """By probability or by affected fraction: neither alone may call a sick lung negative."""
     by_fraction = affected_fraction is not None and affected_fraction >= analysis.positive_fraction
     return by_fraction or probability >= analysis.positive_probability
+
+
+def answer(probability: float, measured: Severity, analysis: Analysis, millimetres: bool = True) -> Status:
+    """POSITIVE or NEGATIVE at the working point; ``millimetres``: whether the spacing, so the ml, is known.
+
+    Raises Rejected for too little lung, and for a negative in doubt: a lung that was not seen may be the
+    sick one.
+    """
+    found, needed = measured.lung_volume_ml, analysis.minimum_lung_ml
+    if millimetres and found < needed:
+        raise Rejected(f"only {found:.0f} ml of lung found, below {needed:.0f} ml")
+    if positive(probability, measured.affected_fraction, analysis):
+        return Status.POSITIVE
+    if measured.doubts:
+        raise Rejected(f"{'; '.join(measured.doubts)}: no lesion in what is seen, which is not the whole")
+    return Status.NEGATIVE
 
 
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:

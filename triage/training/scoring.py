@@ -125,14 +125,11 @@ class _Judge:
         return _extent(rows, self.analysis)
 
     def _status(self, case: Case, findings: Findings, measured: Severity) -> tuple[Status, str]:
-        """As the daemon answers: too little lung is not judged, and nobody is negative in doubt."""
-        if case.millimetres and measured.lung_volume_ml < self.analysis.minimum_lung_ml:
-            return Status.NOT_ANALYSABLE, f"only {measured.lung_volume_ml:.0f} ml of lung found"
-        if severity.positive(findings.probability, measured.affected_fraction, self.analysis):
-            return Status.POSITIVE, ""
-        if measured.doubts:
-            return Status.NOT_ANALYSABLE, "; ".join(measured.doubts)
-        return Status.NEGATIVE, ""
+        """As the daemon answers, and why it does not."""
+        try:
+            return severity.answer(findings.probability, measured, self.analysis, case.millimetres), ""
+        except Rejected as rejection:
+            return Status.NOT_ANALYSABLE, str(rejection)
 
 
 def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
