@@ -18,10 +18,12 @@ import torch
 import yaml
 from scipy import ndimage
 from torch import nn
+from typer.testing import CliRunner
 
 from tests.test_cli import triage
 from tests.test_models import phantom
 from triage import config, models
+from triage.cli import app
 from triage.config import Analysis
 from triage.dicom import phantom as studies
 from triage.domain import Volume
@@ -490,6 +492,27 @@ class TestChoosing:
         shown = triage("models").stdout
         assert rows[0]["version"] in shown
         assert "sha256" in shown
+
+    def test_models_shows_units_what_is_not_measurable_and_what_may_be_claimed(self, tmp_path, monkeypatch):
+        metrics = [
+            {
+                "name": "Volume",
+                "value": 12.5,
+                "low": 9,
+                "high": 20,
+                "unit": "ml",
+                "patients": 4,
+                "measured_on": "x",
+            },
+            {"name": "HD95", "value": None, "unit": "mm", "reason": "spacing unknown", "measured_on": "x"},
+        ]
+        facts = {"metrics": metrics, "claims": ["where opacities are"]}
+        folder = package(tmp_path / "mine", lesions_net(), "torchscript", **facts)
+        monkeypatch.setattr(models, "MODELS", {"mine": folder})
+        shown = CliRunner().invoke(app, ["models"]).stdout
+        for words in ("12.5 (9 to 20) ml, 4 patients, x", "not measurable here: spacing unknown"):
+            assert words in shown
+        assert re.search(r"claims +where opacities are +\n +limits +made up", shown)
 
 
 class TestGuide:

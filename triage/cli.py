@@ -391,6 +391,7 @@ def _card(package: Package) -> Table:
     for metric in card.metrics:
         table.add_row(metric.name, _figure(metric))
     table.add_row("licence", card.licence)
+    table.add_row("claims", "\n".join(card.claims))
     table.add_row("limits", "\n".join(card.limits))
     if card.lungs is not None:
         table.add_row("lungs", f"those of {card.lungs}")
@@ -400,10 +401,12 @@ def _card(package: Package) -> Table:
 
 
 def _figure(metric: Metric) -> str:
-    value = "not measurable here" if metric.value is None else f"{metric.value:g}"
+    if metric.value is None:
+        return f"not measurable here{f': {metric.reason}' if metric.reason else ''}"
     interval = f" ({metric.low:g} to {metric.high:g})" if None not in (metric.low, metric.high) else ""
+    unit = f" {metric.unit}" if metric.unit else ""
     patients = f", {metric.patients} patients" if metric.patients is not None else ""
-    return f"{value}{interval}{patients}, {metric.measured_on}"
+    return f"{metric.value:g}{interval}{unit}{patients}, {metric.measured_on}"
 
 
 def _predictions(lines: Sequence[dict[str, Any]]) -> Table:

@@ -90,6 +90,10 @@ class Metric(Section):
     low: float | None = None
     high: float | None = None
     """Limits of the 95 % interval."""
+    unit: str = ""
+    """Of value and limits, such as ml; empty for a share, a Dice or another plain number."""
+    reason: str = ""
+    """Why there is no value."""
     patients: Annotated[int, Field(ge=0)] | None = None
     measured_on: str
 
