@@ -51,6 +51,8 @@ class Honest:
 class Classifier(Honest):
     """Draws no lesions."""
 
+    settings = {"precision": "float32"}  # noqa: RUF012
+
     def predict(self, volume):
         return replace(Honest().predict(volume), lesion_mask=None, probability_kind="classifier")
 
@@ -88,6 +90,15 @@ def picture(name: str, painted: int = 10, drawn: int = 10) -> Case:
         name=name, patient=name, volume=Volume(hu, (1.0, 2.0, 2.0)), lesions=(truth,), millimetres=False,
         cropped=True,
     )  # fmt: skip
+
+
+def solid(name: str, **changes) -> Case:
+    """Drawn as ``case``, but the images show no lungs."""
+    return replace(case(name, **changes), volume=Volume(np.full(SHAPE, TISSUE, dtype=np.int16), SPACING))
+
+
+def ml(mask: np.ndarray) -> float:
+    return float(mask.sum() * np.prod(SPACING) / 1000)
 
 
 def judged(*cases: Case, model=None):
@@ -139,12 +150,29 @@ class TestScore:
         assert score.found.fraction == pytest.approx(0.5)
         assert score.dice_at(0.5) is None
 
-    def test_of_a_rejected_case_has_the_reason(self):
-        solid = Volume(np.full(SHAPE, TISSUE, dtype=np.int16), SPACING)
-        rejected, good = judged(case("a", volume=solid), case("b"))
+    def test_of_a_rejected_case_is_an_honest_zero_with_the_reason(self):
+        rejected, good = judged(solid("a"), case("b"))
         assert (rejected.status, rejected.reason) == (Status.NOT_ANALYSABLE, "no lungs found")
-        assert rejected.lesions is rejected.found is None
+        assert rejected.lungs == evaluation.Overlap(0.0, 0.0, None, -ml(boxes(10)[0]))
+        assert rejected.lesions == evaluation.Overlap(0.0, 0.0, None, -ml(boxes(10)[1]))
+        assert rejected.found == evaluation.Extent(0.0, 0.0, None, 0.0, 0.0)
+        assert rejected.drawn == good.drawn
+        assert rejected.probability is None
         assert good.status == Status.POSITIVE
+        assert evaluation.from_json(evaluation.to_json([rejected])) == [rejected]
+
+    def test_of_a_rejected_case_says_nothing_of_what_nobody_drew(self):
+        (score,) = judged(solid("a", lung=None, lesions=()))
+        assert score.lungs is score.lesions is score.drawn is None
+
+    def test_a_rejected_case_is_no_perfect_answer_where_no_lesion_was_drawn(self):
+        (score,) = judged(solid("a", rows=0))
+        assert score.lesions.dice == 0
+
+    def test_a_rejected_case_of_a_network_without_lesions_has_none(self):
+        (score,) = judged(solid("a"), model=Classifier())
+        assert score.lungs.dice == 0
+        assert score.lesions is score.found is None
 
     def test_nobody_is_negative_in_doubt(self):
         lung, _ = boxes(0)
@@ -231,11 +259,30 @@ class TestSummary:
         assert figures["spearman"].value == pytest.approx(1)
 
     def test_what_was_not_analysable_is_told_and_counts_as_wrong(self):
-        solid = Volume(np.full(SHAPE, TISSUE, dtype=np.int16), SPACING)
-        summary = summarise(judged(case("a"), case("b", volume=solid), case("c")))
+        summary = summarise(judged(case("a"), solid("b"), case("c")))
         assert summary.not_analysable == (("b", "no lungs found"),)
         assert summary.figures["sensitivity"].value == pytest.approx(2 / 3)
-        assert summary.figures["lesions_dice"].n == 2
+
+    def test_lungs_that_were_not_found_are_in_every_figure(self):
+        good = [case(f"p{k}", grade=Grade.CT2) for k in range(6)]
+        figures = summarise(judged(*good, solid("lost", grade=Grade.CT2))).figures
+        for key in ("lungs_dice", "lungs_iou", "lesions_dice", "lesions_dice_over_1_percent", "lesions_iou"):
+            assert (figures[key].value, figures[key].n) == (pytest.approx(6 / 7), 7), key
+        assert figures["lungs_dice_worst"].value == 0
+        assert figures["fraction_error"].value == pytest.approx(50 / 7)
+        assert figures["fraction_error_worst"].value == pytest.approx(50)
+        assert figures["fraction_bias"].value == pytest.approx(-50 / 7)
+        assert figures["grade_agreement"].value == pytest.approx(6 / 7)
+        assert figures["grade_agreement_read"].value == pytest.approx(6 / 7)
+
+    def test_lungs_that_nobody_marked_do_not_hide_a_zero(self):
+        figures = summarise(judged(case("a"), solid("b", lung=None))).figures
+        assert figures["lesions_dice_over_1_percent"].value == pytest.approx(0.5)
+
+    def test_an_auc_tells_of_cases_without_an_answer(self):
+        well = [case(f"w{k}", rows=0, diagnosis=Diagnosis.HEALTHY) for k in range(3)]
+        figures = summarise(judged(case("a"), solid("b"), *well)).figures
+        assert "1 without an answer left out" in figures["auc_healthy"].reason
 
     def test_patients_count_once(self):
         twice = [case("a1", patient="a", drawn=16), case("a2", patient="a", drawn=16)]
@@ -286,6 +333,14 @@ class TestGallery:
         gallery = evaluation.Gallery()
         evaluate(Honest(), [replace(cases[1], volume=upside_down)], gallery=gallery)
         assert (gallery.worst()[0].image == worst.image[::-1]).all()
+
+    def test_shows_lungs_that_were_not_found(self):
+        gallery = evaluation.Gallery(size=1)
+        evaluate(Honest(), [case("a", drawn=16), solid("lost")], gallery=gallery)
+        (worst,) = gallery.worst()
+        assert worst.score.name == "lost"
+        assert worst.drawn.any()
+        assert not worst.found.any()
 
 
 def evaluated(*cases: Case, model=None) -> Evaluation:
@@ -349,6 +404,13 @@ class TestReport:
             assert words in page.text
         assert evaluation.from_json((folder / "scores.json").read_text())[0].name == "p1"
 
+    def test_of_lungs_that_were_not_found(self, tmp_path):
+        page = self.written(
+            tmp_path, *(case(f"p{k}", rows=k, grade=Grade.CT1) for k in (2, 5)), solid("lost")
+        )
+        assert "no lungs found" in page.text
+        assert "affected fraction count as 0" in " ".join(page.text.split())
+
     def test_a_plot_without_data_is_a_sentence(self, tmp_path):
         page = self.written(tmp_path, picture("a"))
         assert page.images == ["reliability.png", "worst_1.png"]
@@ -369,6 +431,10 @@ class TestReport:
 
 
 class TestTables:
+    def test_a_rejected_volume_has_zeros_and_no_grade(self):
+        ((_, *cells),) = tables.volume_rows(evaluated(solid("lost")))
+        assert cells == ["lost", "0.000", "0.000", "50.0 %", "0.0 %", "2 → –", "", "not analysable"]
+
     def test_the_papers_table_has_every_method_and_ours_beside(self):
         rows = dict(tables.paper_rows([evaluated(*(case(f"p{k}", rows=k) for k in (2, 5, 9)))]))
         assert list(rows) == [published.name for published in paper.TABLE.values()]

@@ -34,7 +34,8 @@ LEVELS = 256
 class Figure:
     """A value with its 95 % interval, what it was counted on and where.
 
-    ``reason`` says why there is no value ("not measurable here") or, beside a value, why no interval.
+    ``reason`` says why there is no value ("not measurable here") or, beside a value, why no interval, and
+    what was left out.
     """
 
     value: float | None

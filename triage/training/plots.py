@@ -101,12 +101,13 @@ def fractions(evaluation: Evaluation) -> Drawing:
 
 def ranking_plot(evaluation: Evaluation) -> Drawing:
     """The paper's figure 5: who is ill, and how ill."""
-    volumes = [s for s in evaluation.scores if not s.picture and s.probability is not None]
-    if not volumes:
+    volumes = [s for s in evaluation.scores if not s.picture]
+    judged = [s for s in volumes if s.probability is not None]
+    if not judged:
         return "No volume was judged: there is nothing to rank."
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     left, right = (_plain(axes) for axes in figure.subplots(1, 2))
-    _identification(left, sorted(volumes, key=lambda s: s.probability or 0.0, reverse=True))
+    _identification(left, sorted(judged, key=lambda s: s.probability or 0.0, reverse=True))
     ill = [s for s in volumes if has_covid(s) and ranking(s) is not None]
     _severity(right, sorted(ill, key=lambda s: ranking(s) or 0.0, reverse=True))
     return figure
@@ -177,10 +178,10 @@ def bland_altman(evaluation: Evaluation) -> Drawing:
 
 def grades(evaluation: Evaluation) -> Drawing:
     """Confusion of grades: against the drawn masks, and against a radiologist's eye."""
-    found = [s for s in evaluation.scores if s.found]
+    found = [(s, s.found.grade) for s in evaluation.scores if s.found and s.found.grade]
     tables = {
-        "drawn masks": [(s.drawn.grade, s.found.grade) for s in found if s.drawn and s.found],
-        "radiologist": [(s.grade_read, s.found.grade) for s in found if s.grade_read and s.found],
+        "drawn masks": [(s.drawn.grade, grade) for s, grade in found if s.drawn and s.drawn.grade],
+        "radiologist": [(s.grade_read, grade) for s, grade in found if s.grade_read],
     }
     shown = {name: pairs for name, pairs in tables.items() if pairs}
     if not shown:
@@ -208,7 +209,7 @@ def _confusion(axes: Axes, table: NDArray[np.int64], truth: str) -> None:
 
 def fractions_by_grade(evaluation: Evaluation) -> Drawing:
     """The paper's figure 6a: fraction found, by the grade that a radiologist saw."""
-    scores = [s for s in evaluation.scores if s.grade_read and s.found]
+    scores = [s for s in evaluation.scores if s.grade_read and s.found and s.found.grade]
     if not scores:
         return "No volume was graded by a radiologist's eye: not measurable here."
     figure, axes = _axes(5.6, 4.2)

@@ -30,14 +30,19 @@ class Extent:
     fraction: float
     """Of the worse lung."""
     both_lungs: float
-    grade: Grade
+    grade: Grade | None
+    """None for what was found in a case that the network rejected: no answer is no CT-0."""
     percent_infection: float | None
     ct_severity_score: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What one case showed. None is unknown: nobody drew it, or the network does not give it."""
+    """What one case showed. None is unknown: nobody drew it, or the network does not give it.
+
+    A case that the network rejected found nothing of what was drawn, which is known: Dice, IoU and
+    fraction are 0.
+    """
 
     data: str
     name: str

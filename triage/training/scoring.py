@@ -19,9 +19,6 @@ from triage.training.cases import Case
 from triage.training.gallery import Gallery
 from triage.training.scores import Extent, Overlap, Score
 
-FALLBACK_THRESHOLD = 0.5
-"""For a network whose settings name no lesion threshold."""
-
 
 def evaluate(
     model: Model,
@@ -32,7 +29,8 @@ def evaluate(
 ) -> list[Score]:
     """One Score a case, read one at a time. ``data`` names the data set; ``analysis`` is the working point.
 
-    A case that the network rejects is a Score with the reason. Retryable goes through.
+    A case that the network rejects is a Score with the reason, and with zeros against what was drawn: left
+    out, the lungs that are hardest to find would raise every mean. Retryable goes through.
     """
     judge = _Judge(model, data, analysis or Analysis(), gallery)
     return [judge.score(case) for case in cases]
@@ -57,11 +55,37 @@ class _Judge:
         try:
             return self._picture(case, score) if case.cropped else self._volume(case, score)
         except Rejected as rejection:
-            return replace(score, status=Status.NOT_ANALYSABLE, reason=str(rejection))
+            rejected = replace(score, status=Status.NOT_ANALYSABLE, reason=str(rejection))
+            return self._nothing_found(case, rejected)
+
+    @property
+    def lesion_threshold(self) -> float | None:
+        """None for a network that finds no lesions: its settings name none."""
+        threshold = self.model.settings.get("lesion_threshold")
+        return None if threshold is None else float(threshold)
+
+    def _nothing_found(self, case: Case, score: Score) -> Score:
+        """Of a rejected case: no mask was given, so nothing that was drawn is in it."""
+        nothing = np.zeros(case.volume.array.shape, dtype=bool)
+        if case.lung is not None:
+            score = replace(score, lungs=_missed(case, case.lung), drawn=self._drawn(case, case.lung))
+        if self.lesion_threshold is None:
+            return score
+        if not case.cropped:
+            score = replace(score, found=Extent(0.0, 0.0, None, 0.0, 0.0))
+        if not case.lesions:
+            return score
+        averaged = 0.0 if score.picture else None
+        missed = _mean_overlap([_missed(case, drawn) for drawn in case.lesions])
+        score = replace(score, lesions=missed, threshold_averaged_dice=averaged)
+        if self.gallery is not None:
+            self.gallery.show(score, case, nothing)
+        return score
 
     def _picture(self, case: Case, score: Score) -> Score:
         """A picture cut to the lungs: its lesions only, all of it being lung."""
-        if not case.lesions:
+        threshold = self.lesion_threshold
+        if not case.lesions or threshold is None:
             return score
         everywhere = np.ones(case.volume.array.shape, dtype=bool)
         start = time.perf_counter()
@@ -69,7 +93,6 @@ class _Judge:
         score = replace(score, seconds=time.perf_counter() - start)
         if probability is None:
             return score
-        threshold = float(self.model.settings.get("lesion_threshold", FALLBACK_THRESHOLD))
         return self._lesions(case, score, probability > threshold, probability, everywhere)
 
     def _volume(self, case: Case, score: Score) -> Score:
@@ -86,7 +109,7 @@ class _Judge:
             reason=reason,
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
             found=_extent([_both(measured, findings)], self.analysis),
-            drawn=self._drawn(case, findings),
+            drawn=self._drawn(case, findings.lung_mask if case.lung is None else case.lung),
         )
         if findings.lesion_mask is None:
             return score
@@ -109,17 +132,16 @@ class _Judge:
             self.gallery.show(score, case, found)
         return score
 
-    def _drawn(self, case: Case, findings: Findings) -> Extent | None:
+    def _drawn(self, case: Case, lung: Mask) -> Extent | None:
         """The truth of the affected fraction; where nobody drew the lungs the network's serve.
 
         As in the paper's test set (Goncharov et al., section 4.2).
         """
-        lung = findings.lung_mask if case.lung is None else case.lung
         if not lung.any():
             return None
         rows = []
         for lesion in case.lesions:
-            truth = replace(findings, lung_mask=lung, lesion_mask=lesion)
+            truth = Findings(1.0, "drawn", False, lung, lesion)
             measured = severity.measure(case.volume, truth, self.analysis.ct0_tolerance)
             rows.append(_both(measured, truth))
         return _extent(rows, self.analysis)
@@ -140,6 +162,11 @@ def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
         metrics.hd95(found, drawn, case.volume.spacing) if known else None,
         metrics.volume_error(found, drawn, case.volume.voxel_ml) if known else None,
     )
+
+
+def _missed(case: Case, drawn: Mask) -> Overlap:
+    """Of a mask that was not given, against an empty drawing too."""
+    return replace(_overlap(case, np.zeros_like(drawn), drawn), dice=0.0, iou=0.0)
 
 
 def _mean_overlap(raters: Sequence[Overlap]) -> Overlap:

@@ -24,7 +24,7 @@ class Summary:
     cases: int
     patients: int
     not_analysable: tuple[tuple[str, str], ...]
-    """(case, reason): they are in no Dice and no fraction, and count as wrong answers."""
+    """(case, reason): wrong answers to every question; a rejected one found nothing of what was drawn."""
     figures: Mapping[str, Figure]
 
 
@@ -74,7 +74,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
         "lungs_dice_worst": _worst(volumes, _lungs_dice, min),
         **_masks("lesions", volumes, lambda s: s.lesions),
         "lesions_dice_over_1_percent": _mean(
-            [s for s in volumes if s.drawn and s.drawn.both_lungs > SMALL_FRACTION],
+            [s for s in volumes if not _is_small(s)],
             _lesions_dice,
             "no volume with lesions drawn over 1 % of its lungs",
         ),
@@ -106,6 +106,11 @@ def _lungs_dice(score: Score) -> float | None:
 
 def _lesions_dice(score: Score) -> float | None:
     return None if score.lesions is None else score.lesions.dice
+
+
+def _is_small(score: Score) -> bool:
+    """Where neither reader nor network marked the lungs the share is unknown, and the zero counts."""
+    return score.drawn is not None and score.drawn.both_lungs <= SMALL_FRACTION
 
 
 def _where(scores: Iterable[Score]) -> str:
@@ -177,7 +182,9 @@ def _auc(scores: Sequence[Score], against: tuple[Diagnosis, ...], name: str) -> 
             value=None, reason=f"needs patients of both groups; here {ill} with COVID-19 and {well} {name}"
         )
     figure = metrics.roc_auc([s.probability or 0.0 for s in known], positive, [s.patient for s in known])
-    return replace(figure, where=_where(known))
+    silent = len(groups) - len(known)
+    reasons = (figure.reason, f"{silent} without an answer left out" if silent else "")
+    return replace(figure, where=_where(known), reason="; ".join(filter(None, reasons)))
 
 
 def _share(scores: Sequence[Score], group: tuple[Diagnosis, ...], right: Status, why_not: str) -> Figure:
@@ -226,7 +233,9 @@ def _severity(volumes: Sequence[Score]) -> dict[str, Figure]:
         "fraction_bias": _mean(volumes, error, NO_MASKS, "points"),
         "percent_infection_error": _mean(volumes, _distance("percent_infection", 100), NO_MASKS, "points"),
         "ct_severity_score_error": _mean(volumes, _distance("ct_severity_score"), NO_MASKS, "of 40"),
-        "grade_agreement": _same_grade([(s, s.drawn.grade) for s in volumes if s.drawn], NO_MASKS),
+        "grade_agreement": _same_grade(
+            [(s, s.drawn.grade) for s in volumes if s.drawn and s.drawn.grade], NO_MASKS
+        ),
         "grade_agreement_read": _same_grade(
             [(s, s.grade_read) for s in volumes if s.grade_read], "no volume graded by a radiologist"
         ),

@@ -92,7 +92,7 @@ def volume_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:
             _dice(score.lesions),
             _fraction(score.drawn),
             _fraction(score.found),
-            " → ".join(extent.grade[-1] for extent in (score.drawn, score.found) if extent),
+            " → ".join(_grade(extent) for extent in (score.drawn, score.found) if extent),
             "" if score.probability is None else f"{score.probability:.2f}",
             score.status.value.replace("_", " ") if score.status else "",
         )
@@ -120,6 +120,10 @@ def _dice(overlap: Overlap | None) -> str:
 
 def _fraction(extent: Extent | None) -> str:
     return "" if extent is None else f"{100 * extent.fraction:.1f} %"
+
+
+def _grade(extent: Extent) -> str:
+    return "–" if extent.grade is None else extent.grade[-1]
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
