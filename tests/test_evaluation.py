@@ -293,6 +293,17 @@ class TestSummary:
         assert figures["fraction_error_worst"].value == pytest.approx(30)
         assert figures["fraction_bias"].value == pytest.approx(-15)
 
+    def test_the_worst_is_a_volume_not_a_patients_mean(self):
+        good, bad = case("a1", patient="a"), case("a2", patient="a", drawn=16)
+        half = replace(bad, lung=boxes(0)[0] & (np.arange(SHAPE[2]) < 30))
+        figures = summarise(judged(good, half, case("b"))).figures
+        assert figures["lungs_dice"].value == pytest.approx(((1 + 2 / 3) / 2 + 1) / 2)
+        assert figures["lungs_dice_worst"].value == pytest.approx(2 / 3)
+        figures = summarise(judged(good, bad)).figures
+        worst = figures["fraction_error_worst"]
+        assert (worst.value, worst.n, worst.patients) == (pytest.approx(30), 2, 1)
+        assert worst.reason == "an extreme: no interval"
+
     def test_next_to_no_lesion_is_kept_out_of_one_figure(self):
         speck = np.zeros(SHAPE, dtype=bool)
         speck[2, 12, 40:44] = True

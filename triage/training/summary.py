@@ -35,7 +35,7 @@ FIGURES = {
     "specificity": "Specificity at the working point",
     "spearman": "Spearman's ρ of the affected fraction",
     "lungs_dice": "Lungs, Dice",
-    "lungs_dice_worst": "Lungs, Dice of the worst patient",
+    "lungs_dice_worst": "Lungs, Dice of the worst volume",
     "lungs_iou": "Lungs, IoU",
     "lungs_hd95": "Lungs, HD95",
     "lungs_volume_error": "Lungs, volume found − drawn",
@@ -45,7 +45,7 @@ FIGURES = {
     "lesions_hd95": "Lesions, HD95",
     "lesions_volume_error": "Lesions, volume found − drawn",
     "fraction_error": "Affected fraction, mean error",
-    "fraction_error_worst": "Affected fraction, largest error",
+    "fraction_error_worst": "Affected fraction, largest error of a volume",
     "fraction_bias": "Affected fraction, found − drawn",
     "percent_infection_error": "Percentage of infection (PI), mean error",
     "ct_severity_score_error": "CT severity score (0–40), mean error",
@@ -132,14 +132,18 @@ def _mean(scores: Sequence[Score], of: _Of, why_not: str, unit: str = "") -> Fig
 def _worst(
     scores: Sequence[Score], of: _Of, pick: Callable[[Iterable[float]], float], unit: str = ""
 ) -> Figure:
+    """The extreme over volumes: a mean over a patient's volumes would hide the one that failed."""
     known, values = _rows(scores, of)
     if not known:
         return Figure(value=None, reason=NO_MASKS)
-    means = metrics.patient_means(values, [s.patient for s in known])
     return Figure(
-        value=pick(means.values()), n=len(known), patients=len(means), unit=unit, where=_where(known),
-        reason="one patient: no interval",
-    )  # fmt: skip
+        value=pick(values),
+        n=len(known),
+        patients=len({s.patient for s in known}),
+        unit=unit,
+        where=_where(known),
+        reason="an extreme: no interval",
+    )
 
 
 def _masks(what: str, volumes: Sequence[Score], of: Callable[[Score], Overlap | None]) -> dict[str, Figure]:
