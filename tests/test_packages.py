@@ -255,6 +255,20 @@ class TestExported:
             load(folder)
 
     @pytest.mark.parametrize(
+        ("kind", "told"),
+        [("onnx", "1 inputs and 2 outputs, not one each"), ("torchscript", "gives tuple, not one tensor")],
+    )
+    def test_a_network_with_two_outputs_is_refused(self, tmp_path, kind, told):
+        """Which of them are the lesions, nobody has said."""
+
+        class Two(nn.Module):
+            def forward(self, slices):
+                return slices, slices + 1
+
+        with pytest.raises(ConfigError, match=told):
+            load(package(tmp_path / "mine", Two(), kind))
+
+    @pytest.mark.parametrize(
         ("changes", "key"),
         [
             ({"in_num_channels": 3}, "input num_channels = 3"),

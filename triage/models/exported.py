@@ -113,13 +113,13 @@ def _onnx(path: Path, running: Compute) -> Network:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
     except failed as error:
         raise RuntimeError(_first_line(error)) from error
-    inputs = [value.name for value in session.get_inputs()]
-    if len(inputs) != 1:
-        raise RuntimeError(f"it takes {len(inputs)} inputs, not one")
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise RuntimeError(f"it has {len(inputs)} inputs and {len(outputs)} outputs, not one each")
 
     def network(slices: Tensor) -> Tensor:
         try:
-            values = session.run(None, {inputs[0]: np.ascontiguousarray(slices.cpu().numpy())})[0]
+            values = session.run(None, {inputs[0].name: np.ascontiguousarray(slices.cpu().numpy())})[0]
         except failed as error:
             kind = MemoryError if "allocate memory" in str(error) else RuntimeError
             raise kind(_first_line(error)) from error
