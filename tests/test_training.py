@@ -1,6 +1,6 @@
 """Training on a tiny made-up copy of the documented data layout."""
 
-import shutil
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,8 +17,7 @@ from safetensors.torch import load_file
 from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
-from triage.models import packages, weights
-from triage.models.networks import MultitaskNet
+from triage.models import packages
 from triage.training import augment, making, run
 from triage.training import recipe as recipes
 from triage.training.datasets import DATASETS
@@ -84,10 +83,10 @@ def small_recipe(folder, name, **changes):
     data = yaml.safe_load((recipes.RECIPES / f"{name}.yaml").read_text())
     data["network"]["widths"] = [4, 8]
     data["options"] = {"canvas": [48, 64]}
-    data["schedule"] = {"steps": 3, "learning_rate": 0.01, "warm_up": 2, "average": 0.9}
+    data["schedule"] = {"steps": 3, "learning_rate": 0.01, "warm_up": 2, "average": 0.9, "every": 2}
     if name == "lungs":
         data["options"]["batch"] = 6
-        data["schedule"]["steps"] = 50
+        data["schedule"] |= {"steps": 30, "every": 100}
     else:
         data["network"]["hidden"] = 8
         data["options"] |= {"depth": 6, "pictures": 1}
@@ -210,7 +209,7 @@ class TestAugmentation:
         lung[:, :, 10:50, 10:30] = 1
         slices, lesion = augment.opacities(slices, 0 * lung, lung, np.random.default_rng(seed))
         assert not lesion[lung == 0].any()
-        assert (slices[lung == 0] == pytest.approx(0.1)) if lung.any() else True
+        assert slices[lung == 0] == pytest.approx(0.1)
         if lesion.any():
             assert slices[lesion > 0.5].mean() > 0.12
         assert slices[lesion < 0.5].mean() < 0.3
@@ -292,38 +291,130 @@ class TestRecipes:
             recipes.load(str(path))
         with pytest.raises(ConfigError, match="multitask"):
             recipes.load("nothing")
+        path = small_recipe(tmp_path, "lungs", schedule={"steps": 0})
+        with pytest.raises(ConfigError, match=r"schedule\.steps"):
+            recipes.load(str(path))
+        path = small_recipe(tmp_path, "lungs", hold_out={"semiseg": 3})
+        with pytest.raises(ConfigError, match="semiseg"):
+            recipes.load(str(path))
+
+
+class Stopped(Exception):
+    pass
 
 
 class TestMaking:
     def test_a_run_that_was_stopped_goes_on(self, sources, tmp_path, recipe):
-        whole = Run(recipe=recipe, sources=sources, output=tmp_path / "whole", test=("p4",), device="cpu")
+        whole = Run(
+            recipe=recipe, sources=sources, output=tmp_path / "whole", test=("p4",), device="cpu", threads=1
+        )
         run.train(whole)
+
+        def stop(recipe):
+            def told(step):
+                if (recipe.name, step) == ("multitask", 2):
+                    raise Stopped
+
+            return told
+
         halves = replace(whole, output=tmp_path / "halves")
-        shutil.copytree(whole.output / "lungs", halves.output / "lungs")
-        run.train(halves)
+        with pytest.raises(Stopped):
+            run.train(halves, stop)
+        assert not (halves.output / "multitask" / "multitask.safetensors").exists()
+        steps = []
+        run.train(halves, lambda recipe: steps.append)
+        assert steps == [3]
         for part in ("lungs", "multitask"):
             one, other = (load_file(r.output / part / f"{part}.safetensors") for r in (whole, halves))
             assert all(torch.equal(one[name], other[name]) for name in one | other)
-        _, facts = weights.read(whole.output / "multitask" / "multitask.safetensors", MultitaskNet)
-        assert (facts["test"], facts["steps"]) == ("p4", "3")
 
-    def test_each_patient_is_judged_by_networks_that_never_saw_that_patient(self, sources, tmp_path):
-        small_recipe(tmp_path / "recipes", "lungs")
-        small_recipe(tmp_path / "recipes", "multitask")
-        output = tmp_path / "out"
+    @pytest.mark.parametrize("change", ["test", "validation", "recipe"])
+    def test_what_was_made_otherwise_is_never_taken_for_this(self, sources, tmp_path, recipe, change):
+        first = Run(
+            recipe=recipe, sources=sources, output=tmp_path / "out", test=("p4",), device="cpu", threads=1
+        )
+        run.train(first)
+        other = recipe.model_copy(update={"network": {**recipe.network, "hidden": 9}})
+        changes = {
+            "test": {"test": ("p3",)},
+            "validation": {"validation": ("p3",)},
+            "recipe": {"recipe": other},
+        }
+        with pytest.raises(ConfigError, match="choose another --output"):
+            run.train(replace(first, **changes[change]))
+
+    def test_each_patient_is_judged_by_networks_that_never_saw_that_patient(
+        self, sources, tmp_path, recipe, monkeypatch
+    ):
+        """In this process, so that what every network learned from can be seen."""
+        seen = {}
+        make_task = run._task
+
+        def spy(recipe, parts):
+            seen.setdefault(frozenset(s.patient for s in parts.train), []).append(recipe.name)
+            return make_task(recipe, parts)
+
+        monkeypatch.setattr(run, "_task", spy)
+        monkeypatch.setattr(making, "ProcessPoolExecutor", lambda *_: InThisProcess())
+        folder = making.make(
+            Run(recipe=recipe, sources=sources, output=tmp_path / "out", device="cpu", threads=1),
+            Unwatched(),
+            jobs=1,
+        )
+        pictures = {"semiseg_7", "semiseg_9"}  # the last one, 10, is held out
+        everybody = {"p1", "p2", "p3", "p4"}
+        assert seen == {
+            frozenset({*everybody, *pictures} - left): ["lungs", "multitask"]
+            for left in ({"p1"}, {"p2"}, {"p3"}, {"p4"}, set())
+        }
+        package = packages.read(folder)
+        assert {m.patients for m in package.card.metrics if m.name == "Lungs, Dice"} == {4}
+        assert all(f"| {patient} |" in package.text for patient in everybody)
+        model = models.load(Analysis(model=str(folder), device="cpu", threads=1))
+        assert model.settings["lesion_threshold"] == package.card.lesion_threshold
+        assert package.card.training_data[0].startswith("medseg9: 5 of its cases, 4 patients")
+
+    def test_a_patient_has_no_part_in_the_choice_of_the_threshold(self, tmp_path, recipe, monkeypatch):
+        """p1 would choose 0.3; the others choose 0.7."""
+        liked = {"p1": 0.3, "p2": 0.7, "p3": 0.7}
+        monkeypatch.setattr(making, "ProcessPoolExecutor", lambda *_: InThisProcess())
+        monkeypatch.setattr(making, "patients", lambda run: list(liked))
+        monkeypatch.setattr(making, "_train_and_judge", lambda fold: [fold.test[0]])
+        monkeypatch.setattr(making, "_judge_left_out", lambda fold, threshold: [])
+        monkeypatch.setattr(making, "choose", lambda recipe, scores: max(liked[s] for s in scores))
+        asked = Run(recipe=recipe, sources={}, output=tmp_path)
+        parts = making.leave_one_out(asked, 1, Unwatched())
+        assert {p.patient: p.lesion_threshold for p in parts} == {"p1": 0.7, "p2": 0.7, "p3": 0.7}
+        liked |= {"p1": 0.9}
+        parts = making.leave_one_out(asked, 1, Unwatched())
+        assert {p.patient: p.lesion_threshold for p in parts} == {"p1": 0.7, "p2": 0.9, "p3": 0.9}
+
+    def test_from_the_command_line(self, sources, tmp_path, recipe):
         options = [f"--data={kind}={path}" for kind, path in sources.items()]
-        command = [sys.executable, "-m", "triage", "train", tmp_path / "recipes" / "multitask.yaml", *options]
-        more = ["--output", output, "--leave-one-out", "--jobs", "2", "--device", "cpu"]
+        path = tmp_path / "recipes" / "multitask.yaml"
+        command = [
+            sys.executable,
+            "-m",
+            "triage",
+            "train",
+            path,
+            *options,
+            "--device",
+            "cpu",
+            "--threads",
+            "1",
+        ]
+        more = ["--output", tmp_path / "out", "--validation", "p3", "--test", "p4"]
         done = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        for patient in ("p1", "p2", "p3", "p4"):
-            path = output / f"without_{patient}" / "multitask" / "multitask.safetensors"
-            assert weights.read(path, MultitaskNet)[1]["test"] == patient
-        package = packages.read(output / run.MODEL)
-        assert {m.patients for m in package.card.metrics if m.name.startswith("Lungs")} == {4}
+        package = packages.read(tmp_path / "out" / making.MODEL)
+        assert package.card.splits == {"validation": "p3, last 1 of semiseg", "test": "p4"}
         assert package.card.lesion_threshold in making.THRESHOLDS
-        model = models.load(Analysis(model=str(output / run.MODEL), device="cpu"))
-        assert model.settings["lesion_threshold"] == package.card.lesion_threshold
+        done = subprocess.run(
+            [*command, *more, "--leave-one-out"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == os.EX_CONFIG
+        assert "give neither" in done.stderr
 
     def test_what_is_missing_is_told(self, sources, tmp_path, recipe):
         asked = Run(recipe=recipe, sources={"medseg9": sources["medseg9"]}, output=tmp_path)
@@ -331,3 +422,33 @@ class TestMaking:
             run.train(asked)
         with pytest.raises(ConfigError, match="p9"):
             run.train(replace(asked, sources=sources, test=("p9",)))
+        with pytest.raises(ConfigError, match="lunngs"):
+            making.make(replace(asked, recipe=recipe.model_copy(update={"task": "lunngs"})), Unwatched())
+        with pytest.raises(ConfigError, match="part of a model"):
+            making.make(replace(asked, recipe=recipes.load("lungs")), Unwatched(), jobs=1)
+        wrong = recipe.model_copy(update={"options": {"colour": "red"}})
+        with pytest.raises(ConfigError, match="colour"):
+            run.train(replace(asked, sources=sources, recipe=wrong))
+
+
+class InThisProcess:
+    """Instead of a pool of processes."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def map(self, function, *arguments):
+        return list(map(function, *arguments))
+
+
+class Unwatched:
+    """Instead of progress bars."""
+
+    def network(self, recipe):
+        return lambda step: None
+
+    def folds(self, parts, total):
+        return list(parts)

@@ -167,9 +167,10 @@ def train(
             device=device,
             threads=threads,
         )
-        package = making.make(run, making.Watch(progress), jobs if leave_one_out else 0)
-    out.print(f"{package.card.name} {package.version}: {package.folder}", soft_wrap=True)
-    out.print(f"judge with it: triage evaluate --model {package.folder} --data KIND=PATH", soft_wrap=True)
+        folder = making.make(run, making.Watch(progress), jobs if leave_one_out else None)
+    out.print(f"{recipe} is in {folder}", soft_wrap=True)
+    if run.recipe.system:
+        out.print(f"measure it: triage evaluate --model {folder} --data KIND=PATH", soft_wrap=True)
 
 
 @app.command()
@@ -333,14 +334,19 @@ def _sources(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def _reports(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """One network's report in the folder itself, several networks' in a folder each."""
+    """One network's report in the folder itself, several networks' in a folder each.
+
+    Versions of one network differ in their hash.
+    """
     from triage.training import report
 
     now = datetime.now(UTC)
     if len(evaluations) == 1:
         return [report.write(evaluations[0], folder, now)]
     return [
-        report.write(one, folder / one.info.name, now, [e for e in evaluations if e is not one])
+        report.write(
+            one, folder / f"{one.info.name}_{one.info.version}", now, [e for e in evaluations if e is not one]
+        )
         for one in evaluations
     ]
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,19 +21,20 @@ from rich.progress import Progress as Bars
 from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
-from triage.models.packages import Package
 from triage.training import evaluation
 from triage.training import recipe as recipes
-from triage.training.datasets import DATASETS
+from triage.training.datasets import cases
 from triage.training.evaluation import Extent, Overlap, Score
 from triage.training.recipe import Recipe
-from triage.training.run import SEARCHES, Run, held_out, package, train
+from triage.training.run import SEARCHES, TASKS, Run, held_out, kinds, package, train
 from triage.training.trainer import Progress
 
+MODEL = "model"
+"""Folder of the finished package within a run's output."""
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
 LEFT_OUT = "left_out.json"
 LEFT_OUT_WORDS = "patients left out of training, one at a time"
-HELD_OUT_WORDS = "pictures held out of training"
+HELD_OUT_WORDS = "pictures held out of training; patients unknown, they may be those of others"
 
 
 class Watch:
@@ -50,24 +53,41 @@ class Watch:
         return list(self.bars.track(parts, total, description="patients left out"))
 
 
-def make(run: Run, watch: Watch, jobs: int = 0) -> Package:
-    """Train and package a model; with ``jobs`` also leave out each patient once, so many trainings at a time.
+def make(run: Run, watch: Watch, jobs: int | None = None) -> Path:
+    """Train, and package what is a model; returns its folder, or that of the weights of a part.
 
-    The lesion threshold is chosen on the patients left out, else on the validation patients, else it is
-    the recipe's own. Raises ConfigError.
+    With ``jobs`` each patient is also left out once, so many trainings at a time. The lesion threshold is
+    chosen on the patients left out, else on the validation patients, else it is the recipe's own. Raises
+    ConfigError.
     """
+    _refuse(run, jobs)
     left_out = leave_one_out(run, jobs, watch) if jobs else []
     volumes = [score for part in left_out for score in part.scores]
-    train(run, watch.network)
+    weights = train(run, watch.network)
+    if run.recipe.system is None:
+        return weights
     threshold = run.recipe.lesion_threshold
     if volumes:
         threshold = choose(run.recipe, volumes)
         (run.output / LEFT_OUT).write_text(evaluation.to_json(volumes), encoding="utf-8")
     elif run.validation:
-        threshold = choose(run.recipe, judge(replace(run, test=run.validation), threshold))
-    pictures = judge(replace(run, test=held_out(run)), threshold) if run.recipe.hold_out else []
+        threshold = choose(run.recipe, judge(run, run.validation, threshold))
+    pictures = judge(run, held_out(run), threshold)
     known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS)]
-    return package(run, threshold, known, card_text(run.recipe, left_out))
+    return package(run, run.output / MODEL, threshold, known, card_text(run.recipe, left_out)).folder
+
+
+def _refuse(run: Run, jobs: int | None) -> None:
+    """Raises ConfigError for what would only be noticed after hours."""
+    if jobs and (run.validation or run.test):
+        raise ConfigError(
+            "--leave-one-out leaves out every patient once: give neither --validation nor --test"
+        )
+    if jobs and run.recipe.system is None:
+        raise ConfigError(f"recipe {run.recipe.name} trains a part of a model: there is nothing to judge")
+    if run.recipe.task not in (*TASKS, *SEARCHES):
+        names = ", ".join((*TASKS, *SEARCHES))
+        raise ConfigError(f"recipe {run.recipe.name}: task {run.recipe.task!r} is unknown; there are {names}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +114,13 @@ def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[LeftOut]:
         first = watch.folds(pool.map(_train_and_judge, folds), len(folds))
         others = [[s for part in first if part is not left for s in part] for left in first]
         thresholds = [choose(run.recipe, scores) for scores in others]
-        final = pool.map(judge, folds, thresholds)
+        final = pool.map(_judge_left_out, folds, thresholds)
         return [LeftOut(*row) for row in zip(names, thresholds, map(tuple, final), strict=True)]
 
 
 def patients(run: Run) -> list[str]:
-    """Those of whom a volume with lungs and lesions was drawn."""
-    every = (case for kind, path in run.sources.items() for case in DATASETS[kind].read(path))
+    """Those of whom a volume with lungs and lesions was drawn, in the data that the recipe learns from."""
+    every = (case for _, case in cases(run.sources, kinds(run)))
     return sorted({case.patient for case in every if case.lung is not None and case.lesions})
 
 
@@ -118,15 +138,22 @@ def choose(recipe: Recipe, scores: Iterable[Score]) -> float:
     return max(curve, key=curve.__getitem__)
 
 
-def judge(run: Run, lesion_threshold: float) -> list[Score]:
-    """The cases of the run's test patients, at this threshold."""
-    folder = package(run, lesion_threshold).folder
-    model = models.load(Analysis(model=str(folder), device=run.device, threads=run.threads))
-    scores: list[Score] = []
-    for kind, path in run.sources.items():
-        left_out = (case for case in DATASETS[kind].read(path) if case.patient in run.test)
-        scores += evaluation.evaluate(model, left_out, kind)
-    return scores
+def judge(run: Run, names: Collection[str], lesion_threshold: float) -> list[Score]:
+    """The cases of these patients, in a package of the run's networks that nobody else sees."""
+    if not names:
+        return []
+    with TemporaryDirectory() as folder:
+        package(run, Path(folder), lesion_threshold)
+        model = models.load(Analysis(model=folder, device=run.device, threads=run.threads))
+        return [
+            score
+            for kind, case in cases(run.sources, kinds(run), names)
+            for score in evaluation.evaluate(model, [case], kind)
+        ]
+
+
+def _judge_left_out(fold: Run, lesion_threshold: float) -> list[Score]:
+    return judge(fold, fold.test, lesion_threshold)
 
 
 def metrics(scores: Sequence[Score], measured_on: str) -> list[dict[str, Any]]:
@@ -191,4 +218,4 @@ def _without(run: Run, patient: str) -> Run:
 
 def _train_and_judge(fold: Run) -> list[Score]:
     train(fold)
-    return judge(fold, fold.recipe.lesion_threshold)
+    return _judge_left_out(fold, fold.recipe.lesion_threshold)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from triage.errors import ConfigError
 from triage.training.trainer import Schedule
@@ -30,7 +30,10 @@ class Recipe(BaseModel):
     also: tuple[str, ...] = ()
     """Kinds it learns from too where they are given: what the authors had and few others have."""
     hold_out: Mapping[str, Annotated[int, Field(ge=1)]] = {}
-    """Of a kind without patients: how many of its last cases are for validation, never trained on."""
+    """Of a kind without patients: how many of its last cases are for validation, never trained on.
+
+    Nobody knows whether patients of theirs are among those trained on.
+    """
     lungs: str | None = None
     """The recipe of the network that finds the lungs for this one."""
     system: str | None = None
@@ -39,7 +42,17 @@ class Recipe(BaseModel):
     """Of the model as long as no validation patients choose another."""
     card: Mapping[str, Any] = {}
     """What the model's card says beyond what training knows: licence, claims, limits."""
-    schedule: Schedule
+    schedule: Schedule = Schedule(steps=1)
+    """Of a network; what is only searched for has none."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unused = set(self.hold_out) - {*self.data, *self.also}
+        if unused:
+            raise ValueError(
+                f"hold_out names {', '.join(sorted(unused))}, which the recipe does not learn from"
+            )
+        return self
 
 
 def names() -> list[str]:
@@ -61,5 +74,5 @@ def load(name: str) -> Recipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
         raise ConfigError(f"{path}: {wrong}") from error

@@ -17,7 +17,7 @@ from triage.models import compute, packages, weights
 from triage.models.packages import Package
 from triage.training import recipe as recipes
 from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
-from triage.training.datasets import DATASETS
+from triage.training.datasets import DATASETS, cases
 from triage.training.recipe import Recipe
 from triage.training.scans import Split, scan, split
 from triage.training.tasks import LungsTask, MultitaskTask, Task
@@ -37,8 +37,10 @@ SEARCHES: dict[str, Callable[..., dict[str, float]]] = {
 }
 """Tasks without a network to train: made with the cases to learn from, they give the card's parameters."""
 
-MODEL = "model"
-"""Folder of the finished package within a run's output."""
+CLAIM = "made.json"
+"""What a folder was made with."""
+LEARNED = ("task", "network", "options", "data", "also", "hold_out", "schedule")
+"""The parts of a recipe that change what is learned."""
 
 Sources = Mapping[str, Path]
 """Folder or file of each kind of data set."""
@@ -59,47 +61,87 @@ class Run:
 
 
 def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Path:
-    """Train the recipe's network, first the lungs' where it needs them; returns the folder of the weights.
+    """Train the recipe's network, first the lungs' where it needs them; returns the folder of the result.
 
-    Goes on where an earlier run with the same output stopped.
+    Goes on where an earlier run with the same output stopped. Raises ConfigError where that one was another.
     """
     parts = read(run)
-    todo = [recipe for recipe in chain(run.recipe) if not outcome_of(run, recipe).exists()]
+    steps = [replace(run, recipe=recipe) for recipe in chain(run.recipe)]
+    for step in steps:
+        _claim(step, parts)
+    todo = [step for step in steps if not outcome_of(step).exists()]
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
-    tasks = [(recipe, _task(recipe, parts)) for recipe in todo if recipe.task in TASKS]
-    for recipe, task in tasks:
-        _train_one(replace(run, recipe=recipe), task, parts, progress and progress(recipe))
-    for recipe in (recipe for recipe in todo if recipe.task in SEARCHES):
-        _search_one(replace(run, recipe=recipe), parts, progress and progress(recipe))
-    return run.output
+    tasks = [_task(step.recipe, parts) if step.recipe.task in TASKS else None for step in todo]
+    for step, task in zip(todo, tasks, strict=True):
+        watch = progress and progress(step.recipe)
+        if task is None:
+            _search_one(step, parts)
+        else:
+            _train_one(step, task, parts, watch)
+    return outcome_of(run).parent
+
+
+def _claim(run: Run, parts: Split) -> None:
+    """Write down what is made in a folder, so that nothing else is ever taken for it.
+
+    Raises ConfigError where the folder holds what was made of another recipe, split or data.
+    """
+    learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
+    scans = {k: n for k, n in parts.counts().items() if k in (*run.recipe.data, *run.recipe.also)}
+    identity = {**learned, "validation": run.validation, "test": run.test, "scans": scans}
+    path = outcome_of(run).parent / CLAIM
+    text = json.dumps(identity, indent=1)
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+        raise ConfigError(
+            f"{path.parent} was made with another recipe, other data or other patients left out "
+            f"(see {path.name} there): choose another --output, or delete it"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def package(
-    run: Run, lesion_threshold: float, metrics: Sequence[Mapping[str, Any]] = (), text: str = ""
+    run: Run,
+    folder: Path,
+    lesion_threshold: float,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    text: str = "",
 ) -> Package:
     """The trained networks and what is known of them as a folder that ``analysis.model`` can name."""
     recipe = run.recipe
-    if recipe.system is None:
-        raise ConfigError(f"recipe {recipe.name} trains a part of a model, not a model")
     held = [f"last {n} of {kind}" for kind, n in recipe.hold_out.items()]
     card = {
         "name": recipe.name,
         "system": recipe.system,
         "summary": recipe.summary,
         "lesion_threshold": lesion_threshold,
-        "training_data": [f"{kind}: {DATASETS[kind].summary}" for kind in kinds(run)],
+        "training_data": learned_from(run),
         "splits": {
             "validation": ", ".join([*run.validation, *held]) or "none",
             "test": ", ".join(run.test) or "none",
         },
         "metrics": list(metrics),
-        "recipe": {r.name: f"{r.network} {r.schedule.steps} steps" for r in chain(recipe)},
+        "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
     }
-    files = {r.name: outcome_of(run, r) for r in chain(recipe) if r.task in TASKS}
+    files = {r.task: outcome_of(replace(run, recipe=r)) for r in chain(recipe) if r.task in TASKS}
     if recipe.task in SEARCHES:
-        card["parameters"] = json.loads(outcome_of(run, recipe).read_text(encoding="utf-8"))
-    return packages.write(run.output / MODEL, card, files, text)
+        card["parameters"] = json.loads(outcome_of(run).read_text(encoding="utf-8"))
+    return packages.write(folder, card, files, text)
+
+
+def learned_from(run: Run) -> list[str]:
+    """What the run was trained on, a sentence for each kind of data."""
+    counts = json.loads((outcome_of(run).parent / CLAIM).read_text(encoding="utf-8"))["scans"]
+    return [
+        f"{kind}: {count['scans']} of its cases, {count['patients']} patients. {DATASETS[kind].summary}"
+        for kind, count in counts.items()
+    ]
+
+
+def _in_words(recipe: Recipe) -> str:
+    shape = ", ".join(f"{key} {value}" for key, value in recipe.network.items())
+    return f"{shape}; {recipe.schedule.steps} batches" if recipe.network else "nothing trained"
 
 
 def kinds(run: Run) -> list[str]:
@@ -113,36 +155,38 @@ def chain(recipe: Recipe) -> list[Recipe]:
     return [*([recipes.load(recipe.lungs)] if recipe.lungs else []), recipe]
 
 
-def outcome_of(run: Run, recipe: Recipe) -> Path:
-    """Of one recipe: weights, or the parameters that were searched for."""
-    folder = run.output / recipe.name
-    return folder / (f"{recipe.name}.safetensors" if recipe.task in TASKS else "parameters.json")
+def outcome_of(run: Run) -> Path:
+    """Weights, or the parameters that were searched for."""
+    name = run.recipe.name
+    file = f"{name}.safetensors" if run.recipe.task in TASKS else "parameters.json"
+    return run.output / name / file
 
 
 def _task(recipe: Recipe, parts: Split) -> Task:
     torch.manual_seed(recipe.schedule.seed)
-    return TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
+    try:
+        return TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
+    except TypeError as error:
+        raise ConfigError(f"recipe {recipe.name}, network or options: {error}") from error
 
 
 def _train_one(run: Run, task: Task, parts: Split, progress: Progress | None) -> None:
-    recipe, path = run.recipe, outcome_of(run, run.recipe)
+    path = outcome_of(run)
     device = compute.choose(Analysis(device=run.device)).device
     torch.set_num_threads(run.threads or os.cpu_count() or 1)
-    trainer = Trainer(task, recipe.schedule, path.parent, device)
+    trainer = Trainer(task, run.recipe.schedule, path.parent, device)
     trainer.resume()
     trainer.train(parts.validation, progress)
-    weights.save(trainer.kept, _facts(run, trainer), path)
+    partial = path.with_suffix(".partial")
+    weights.save(trainer.kept, _facts(run, trainer), partial)
+    partial.replace(path)
 
 
-def _search_one(run: Run, parts: Split, progress: Progress | None) -> None:
-    recipe, path = run.recipe, outcome_of(run, run.recipe)
+def _search_one(run: Run, parts: Split) -> None:
     seen = {scan.patient for scan in parts.train}
-    every = (case for kind in kinds(run) for case in DATASETS[kind].read(run.sources[kind]))
-    found = SEARCHES[recipe.task]((case for case in every if case.patient in seen), **recipe.options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found), encoding="utf-8")
-    if progress:
-        progress(recipe.schedule.steps)
+    every = (case for _, case in cases(run.sources, kinds(run), seen))
+    found = SEARCHES[run.recipe.task](every, **run.recipe.options)
+    outcome_of(run).write_text(json.dumps(found), encoding="utf-8")
 
 
 def read(run: Run) -> Split:
@@ -155,14 +199,14 @@ def read(run: Run) -> Split:
     if missing:
         options = ", ".join(f"--data {kind}=PATH" for kind in missing)
         raise ConfigError(f"recipe {run.recipe.name} learns from {', '.join(wanted)}: give {options}")
-    scans = [scan(case) for kind in wanted for case in DATASETS[kind].read(run.sources[kind])]
+    scans = [replace(scan(case), data=kind) for kind, case in cases(run.sources, wanted)]
     return split(scans, [*run.validation, *held_out(run)], run.test)
 
 
 def held_out(run: Run) -> tuple[str, ...]:
     """The cases that the recipe holds out of kinds without patients, by the name they have as patients."""
     last = (
-        [case.patient for case in DATASETS[kind].read(run.sources[kind])][-count:]
+        [case.patient for _, case in cases(run.sources, [kind])][-count:]
         for kind, count in run.recipe.hold_out.items()
     )
     return tuple(patient for patients in last for patient in patients)
@@ -176,6 +220,7 @@ def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
         "network": run.recipe.task,
         **shape,
         "recipe": run.recipe.model_dump_json(),
+        "torch": torch.__version__,
         "steps": str(trainer.step),
         "validation": ",".join(run.validation),
         "test": ",".join(run.test),

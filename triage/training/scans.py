@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,22 +32,20 @@ class Scan:
     """Distance of the slices."""
     diagnosis: Diagnosis | None = None
     cropped: bool = False
+    data: str = ""
+    """Kind of data set."""
 
     def cut(self, box: Box) -> Scan:
-        return Scan(
-            self.name,
-            self.patient,
-            self.slices[box],
-            None if self.lung is None else self.lung[box],
-            tuple(lesion[box] for lesion in self.lesions),
-            self.spacing_mm,
-            self.diagnosis,
-            self.cropped,
+        return replace(
+            self,
+            slices=self.slices[box],
+            lung=None if self.lung is None else self.lung[box],
+            lesions=tuple(lesion[box] for lesion in self.lesions),
         )
 
     def to_lungs(self) -> Scan:
         """Cut to the lungs' bounding box, as inference does before the multitask network."""
-        if self.lung is None:
+        if self.lung is None or not (self.lung > 0.5).any():
             return self
         return self.cut(bounding_box((self.lung > 0.5).numpy(), MARGIN))
 
@@ -59,6 +57,12 @@ class Split:
     train: tuple[Scan, ...]
     validation: tuple[Scan, ...]
     test: tuple[Scan, ...]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Scans and patients that are trained on, by kind of data."""
+        kinds = dict.fromkeys(scan.data for scan in self.train)
+        parts = {kind: [scan.patient for scan in self.train if scan.data == kind] for kind in kinds}
+        return {k: {"scans": len(names), "patients": len(set(names))} for k, names in parts.items()}
 
 
 def scan(case: Case) -> Scan:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,15 +30,15 @@ Progress = Callable[[int], None]
 class Schedule:
     """How long and how fast: AdamW, learning rate warmed up, then lowered along a cosine."""
 
-    steps: int
-    learning_rate: float = 1e-3
-    warm_up: int = 100
-    weight_decay: float = 1e-4
-    average: float = 0.995
+    steps: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    warm_up: Annotated[int, Field(ge=1)] = 100
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the running average of the weights, which is what is validated and kept."""
-    every: int = 250
+    every: Annotated[int, Field(ge=1)] = 250
     """Steps between checkpoints, each with a validation."""
-    patience: int = 0
+    patience: Annotated[int, Field(ge=0)] = 0
     """Validations without a better score that end training; the best weights are kept. 0: never."""
     seed: int = 1
 
