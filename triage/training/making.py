@@ -25,6 +25,7 @@ from triage.training import evaluation
 from triage.training import recipe as recipes
 from triage.training.datasets import cases
 from triage.training.evaluation import Extent, Overlap, Score
+from triage.training.metrics import Figure
 from triage.training.recipe import Recipe
 from triage.training.run import SEARCHES, TASKS, Run, held_out, kinds, package, train
 from triage.training.trainer import Progress
@@ -73,7 +74,7 @@ def make(run: Run, watch: Watch, jobs: int | None = None) -> Path:
     elif run.validation:
         threshold = choose(run.recipe, judge(run, run.validation, threshold))
     pictures = judge(run, held_out(run), threshold)
-    known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS)]
+    known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS, pictures=True)]
     return package(run, run.output / MODEL, threshold, known, card_text(run.recipe, left_out)).folder
 
 
@@ -156,21 +157,22 @@ def _judge_left_out(fold: Run, lesion_threshold: float) -> list[Score]:
     return judge(fold, fold.test, lesion_threshold)
 
 
-def metrics(scores: Sequence[Score], measured_on: str) -> list[dict[str, Any]]:
-    """What could be measured on these cases, as a model's card has it."""
+def metrics(scores: Sequence[Score], measured_on: str, pictures: bool = False) -> list[dict[str, Any]]:
+    """The figures of volumes, or of pictures, as a model's card has them, with those that have no value."""
+    if not scores:
+        return []
     figures = evaluation.summarise(scores).figures
     return [
-        {
-            "name": evaluation.FIGURES[name],
-            "value": round(figure.value, 4),
-            "low": None if figure.low is None else round(figure.low, 4),
-            "high": None if figure.high is None else round(figure.high, 4),
-            "patients": figure.patients,
-            "measured_on": measured_on,
-        }
+        _metric(evaluation.FIGURES[name], figure, measured_on)
         for name, figure in figures.items()
-        if figure.value is not None and name != "seconds"
+        if name.startswith("pictures") == pictures and name != "seconds"
     ]
+
+
+def _metric(name: str, figure: Figure, measured_on: str) -> dict[str, Any]:
+    value, low, high = (None if v is None else round(v, 4) for v in (figure.value, figure.low, figure.high))
+    measured = {"value": value, "low": low, "high": high, "unit": figure.unit, "patients": figure.patients}
+    return {"name": name, **measured, "reason": figure.reason, "measured_on": measured_on}
 
 
 def card_text(recipe: Recipe, left_out: Sequence[LeftOut]) -> str:
