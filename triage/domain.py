@@ -255,6 +255,8 @@ class ModelInfo:
     summary: str
     calibrated: bool
     card: str
+    system: str = ""
+    """The method that it is one of, as the card says it: several networks may share it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -147,6 +147,7 @@ class Package:
             summary=card.summary,
             calibrated=card.calibrated,
             card=self.text,
+            system=card.system,
         )
 
     def file(self, role: str) -> Path:

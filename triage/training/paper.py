@@ -24,7 +24,7 @@ TABLE = {
     "resnet50": Published("ResNet50", 0.966, 0.934, 0.45, None),
     "multitask": Published("Proposed (multitask)", 0.978, 0.951, 0.98, 0.48),
 }
-"""Our name of the network → its row. Measured by the authors on Mosmed-20 and part of
+"""The card's ``system`` → its row. Measured by the authors on Mosmed-20 and part of
 Mosmed-Lung-Cancer-500 (Goncharov et al., section 3.5), which are other patients than ours."""
 
 COLUMNS = {

@@ -59,18 +59,33 @@ def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(method, the paper's figure and ours for each of ``paper.COLUMNS``)."""
-    ours = {e.info.name: e.summary.figures for e in evaluations}
-    rows = []
-    for name, published in paper.TABLE.items():
-        cells = []
-        for column in paper.COLUMNS:
-            theirs = getattr(published, column)
-            mine = value(ours[name][column]) if name in ours else NOT_RUN
-            digits = 3 if column.startswith("auc") else 2
-            cells.append(("–" if theirs is None else f"{theirs:.{digits}f}", mine))
-        rows.append((published.name, cells))
-    return rows
+    """(method, the paper's figure and ours for each of ``paper.COLUMNS``).
+
+    A row for each evaluation, beside the paper's of its card's ``system``; methods that were not run and
+    networks of a method that the paper has not stand alone.
+    """
+    rows: list[tuple[str, list[tuple[str, str]]]] = []
+    for system, published in paper.TABLE.items():
+        ours = [e for e in evaluations if e.info.system == system]
+        rows += [(f"{published.name}, ours: {_who(e)}", _cells(published, e)) for e in ours]
+        rows += [] if ours else [(published.name, _cells(published, None))]
+    others = (e for e in evaluations if e.info.system not in paper.TABLE)
+    return rows + [(f"ours: {_who(e)}", _cells(None, e)) for e in others]
+
+
+def _cells(published: paper.Published | None, ours: Evaluation | None) -> list[tuple[str, str]]:
+    cells = []
+    for column in paper.COLUMNS:
+        theirs = getattr(published, column, None)
+        digits = 3 if column.startswith("auc") else 2
+        mine = NOT_RUN if ours is None else value(ours.summary.figures[column])
+        cells.append(("–" if theirs is None else f"{theirs:.{digits}f}", mine))
+    return cells
+
+
+def _who(evaluation: Evaluation) -> str:
+    """Two versions of one network are two networks."""
+    return f"{evaluation.info.name} {evaluation.info.version}"
 
 
 def published_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
@@ -78,7 +93,7 @@ def published_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, st
     theirs = [
         (name, f"{dice:.3f}", "48 test slices of COVID-SemiSeg") for name, dice in paper.PICTURES.items()
     ]
-    ours = [(e.info.name, e.summary.figures["pictures_dice_threshold_averaged"]) for e in evaluations]
+    ours = [(_who(e), e.summary.figures["pictures_dice_threshold_averaged"]) for e in evaluations]
     return [*theirs, *((f"ours: {name}", value(f), measured_on(f, "picture")) for name, f in ours)]
 
 
@@ -138,6 +153,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "model": evaluation.info.name,
         "version": evaluation.info.version,
+        "system": evaluation.info.system,
         "dice": dice.value,
         "dice_threshold_averaged": figures["pictures_dice_threshold_averaged"].value,
         "n": dice.n,
@@ -186,7 +202,7 @@ def has_pictures(evaluations: Sequence[Evaluation]) -> bool:
 
 
 def _one(evaluation: Evaluation) -> Iterator[Table | Text]:
-    yield _heading(f"{evaluation.info.name} {evaluation.info.version} on {evaluation.described_data}")
+    yield _heading(f"{_who(evaluation)} on {evaluation.described_data}")
     if volumes := volume_rows(evaluation):
         yield _table(VOLUME_COLUMNS, volumes)
     for case, reason in evaluation.summary.not_analysable:
