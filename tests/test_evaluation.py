@@ -22,7 +22,7 @@ from triage.config import Analysis
 from triage.domain import Findings, Grade, ModelInfo, Status, Volume
 from triage.errors import ConfigError, Rejected
 from triage.models import packages
-from triage.training import evaluation, metrics, paper, report, tables
+from triage.training import evaluation, metrics, paper, plots, report, tables
 from triage.training.cases import Case, Diagnosis
 from triage.training.evaluation import Evaluation, evaluate, summarise
 
@@ -445,6 +445,24 @@ class TestReport:
             "Limits of agreement",
         ):
             assert sentence in page.text
+
+    def test_a_ranking_is_labelled_by_what_is_shown(self):
+        cases = [case("p1", rows=4), case("p2", rows=12)]
+        right = plots.ranking_plot(evaluated(*cases)).axes[1]
+        assert right.get_ylabel() == "affected, % of the worse lung"
+        assert [bar.get_height() for bar in right.patches] == pytest.approx([60, 20])
+        by_p, drawn = plots.ranking_plot(evaluated(*cases, model=Classifier())).axes[1:]
+        assert by_p.get_ylabel() == "P: the network finds no lesions"
+        assert all(0.7 < bar.get_height() < 1 for bar in by_p.patches)
+        assert drawn.get_ylabel() == "drawn (dashes): affected, % of the worse lung"
+        assert drawn.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([60, 20])
+
+    def test_a_roc_curve_of_two_patients_has_no_band(self):
+        few = [case("p1", rows=4), case("w1", rows=0, diagnosis=Diagnosis.HEALTHY)]
+        many = [case(f"p{k}", rows=k) for k in (1, 4, 8)]
+        many += [case(f"w{k}", rows=k, diagnosis=Diagnosis.HEALTHY) for k in (0, 2, 3)]
+        assert len(plots.roc(evaluated(*few)).axes[0].collections) == 0
+        assert len(plots.roc(evaluated(*many)).axes[0].collections) > 0
 
     def test_a_worst_case_shows_both_contours(self, tmp_path):
         self.written(tmp_path, case("a", drawn=16))

@@ -180,6 +180,18 @@ class TestRanks:
         assert (curve.low <= curve.sensitivity).all()
         assert (curve.sensitivity <= curve.high).all()
 
+    @pytest.mark.parametrize(
+        ("scores", "patients"),
+        [([0.2, 0.3, 0.4, 0.1], list("aabb")), ([0.9, 0.1, 0.8, 0.2], list("abcd"))],
+        ids=["two patients", "always the same"],
+    )
+    def test_a_curve_has_a_band_only_where_the_auc_has_an_interval(self, scores, patients):
+        positive = [True, False, True, False]
+        curve = metrics.roc_curve(scores, positive, patients)
+        assert metrics.roc_auc(scores, positive, patients).low is None
+        assert curve.low is curve.high is None
+        assert len(curve.sensitivity) == len(curve.false_positive_rate)
+
     def test_one_group_has_no_auc(self):
         figure = metrics.roc_auc([0.2, 0.3, 0.4], [True] * 3, list("abc"))
         assert figure == Figure(value=None, n=3, patients=3, reason=figure.reason)

@@ -24,6 +24,8 @@ Z = 1.959963984540054
 RESAMPLES = 2000
 FEWEST_PATIENTS = 3
 """Below this a bootstrap only repeats the values themselves."""
+SAME = 1e-9
+"""Values of resamples that differ less do not differ."""
 BINS = 100
 """Of probability, each 0.01 wide: thresholds are chosen in steps of 0.01."""
 LEVELS = 256
@@ -85,7 +87,7 @@ def bootstrap(
     draws = rng.integers(len(names), size=(RESAMPLES, len(names)))
     found = np.array([statistic(values[np.concatenate([rows[k] for k in draw])]) for draw in draws])
     low, high = np.percentile(found[np.isfinite(found)], [2.5, 97.5])
-    if high - low < 1e-9:
+    if high - low < SAME:
         return replace(figure, reason="no interval: every resample gives this value")
     return replace(figure, low=float(low), high=float(high))
 
@@ -190,21 +192,27 @@ def roc_auc(
 
 @dataclass(frozen=True, slots=True)
 class RocCurve:
-    """Sensitivity with its 95 % band at each false positive rate of a common grid."""
+    """Sensitivity at each false positive rate of a common grid, and its 95 % band where there can be one."""
 
     false_positive_rate: Numbers
     sensitivity: Numbers
-    low: Numbers
-    high: Numbers
+    low: Numbers | None = None
+    high: Numbers | None = None
 
 
 def roc_curve(
     scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str], seed: int = 1
 ) -> RocCurve:
-    """The curve and its band over resampled patients; both groups must be there."""
+    """The curve and its band over resampled patients; both groups must be there.
+
+    As for the AUC: no band from fewer than three patients, nor where every resample gives the same curve.
+    """
     grid = np.linspace(0, 1, 101)
     pairs = np.array([scores, positive], dtype=np.float64).T
+    curve = RocCurve(grid, _sensitivity(pairs, grid))
     names, owner = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    if len(names) < FEWEST_PATIENTS:
+        return curve
     rng = np.random.default_rng(seed)
     curves = []
     for draw in rng.integers(len(names), size=(RESAMPLES // 4, len(names))):
@@ -212,7 +220,7 @@ def roc_curve(
         if 0 < rows[:, 1].sum() < len(rows):
             curves.append(_sensitivity(rows, grid))
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    return RocCurve(grid, _sensitivity(pairs, grid), low, high)
+    return curve if np.ptp(curves, axis=0).max() < SAME else replace(curve, low=low, high=high)
 
 
 def _sensitivity(rows: Numbers, grid: Numbers) -> Numbers:

@@ -74,6 +74,7 @@ def _name(axes: Axes, scores: Sequence[Score], x: metrics.Numbers, y: metrics.Nu
             axes.annotate(scores[k].patient, (x[k], y[k]), offset, textcoords="offset points", fontsize=8)
 
 
+AFFECTED = "affected, % of the worse lung"
 NO_FRACTION = "No volume has its lesions both drawn and found: not measurable here."
 
 
@@ -131,20 +132,26 @@ def _identification(axes: Axes, scores: Sequence[Score]) -> None:
 
 
 def _severity(axes: Axes, scores: Sequence[Score]) -> None:
-    axes.bar(
-        range(len(scores)), [100 * (ranking(s) or 0.0) for s in scores], color=SKY, width=0.8, label="found"
+    """By fraction; for a network that finds none by P, with what was drawn on an axis of its own."""
+    percents = any(s.found for s in scores)
+    heights = [(100 if percents else 1) * (ranking(s) or 0.0) for s in scores]
+    axes.bar(range(len(scores)), heights, color=SKY, width=0.8, label="found" if percents else "P")
+    axes.set(
+        title="Severity",
+        xlabel=f"COVID-19 volumes, {'most affected' if percents else 'highest P'} first",
+        ylabel=AFFECTED if percents else "P: the network finds no lesions",
     )
     known = [(k, 100 * s.drawn.fraction) for k, s in enumerate(scores) if s.drawn]
     if known:
+        scale = axes if percents else axes.twinx()
         places, drawn = zip(*known, strict=True)
-        axes.scatter(places, drawn, color="black", marker="_", s=90, label="drawn", zorder=3)
-    axes.set(
-        title="Severity",
-        xlabel="COVID-19 volumes, most affected first",
-        ylabel="affected, % of the worse lung",
-    )
+        scale.scatter(places, drawn, color="black", marker="_", s=90, label="drawn", zorder=3)
+        if not percents:
+            scale.set_ylim(bottom=0)
+            scale.set_ylabel(f"drawn (dashes): {AFFECTED}")
+            scale.spines["top"].set_visible(False)
     _patients(axes, scores)
-    if scores:
+    if percents:
         axes.legend(frameon=False, fontsize=8)
 
 
@@ -244,9 +251,10 @@ def roc(evaluation: Evaluation) -> Drawing:
         curve = metrics.roc_curve(
             [s.probability or 0.0 for s in scores], positive, [s.patient for s in scores]
         )
-        axes.fill_between(
-            curve.false_positive_rate, curve.low, curve.high, color=colour, alpha=0.15, step="post"
-        )
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(
+                curve.false_positive_rate, curve.low, curve.high, color=colour, alpha=0.15, step="post"
+            )
         axes.step(
             curve.false_positive_rate, curve.sensitivity, where="post", color=colour, label=f"against {name}"
         )
@@ -282,7 +290,8 @@ PLOTS = (
     Plot(
         "ranking", "Ranking",
         "After figure 5 of the paper. Left: volumes by P. Right: volumes of COVID-19 patients by the "
-        "fraction found, and the drawn one as a dash; in a good ranking the dashes fall from left to right.",
+        "fraction found (by P where none is), and the drawn one as a dash; in a good ranking the dashes fall "
+        "from left to right.",
         ranking_plot,
     ),
     Plot(
@@ -301,7 +310,11 @@ PLOTS = (
         "After figure 6a of the paper. Dotted: limits of the grades; orange: median.",
         fractions_by_grade,
     ),
-    Plot("roc", "Identification (ROC)", "With 95 % bands over resampled patients.", roc),
+    Plot(
+        "roc", "Identification (ROC)",
+        "With 95 % bands over resampled patients where the AUC has an interval.",
+        roc,
+    ),
     Plot(
         "reliability", "Reliability of the lesion map",
         "Of voxels inside the lungs. Below the line the network promises too much, above it too little.",
