@@ -334,6 +334,36 @@ class TestSummary:
         assert figures["lesions_dice"].value is None
 
 
+class TestPicturesWithoutDrawings:
+    """As in SARS-CoV-2 CT-scan: slices cut to the lungs of patients with and without COVID-19, no masks."""
+
+    cases = tuple(
+        replace(picture(f"{diagnosis.value}{rows}", painted=rows), lesions=(), diagnosis=diagnosis)
+        for diagnosis, every in ((Diagnosis.COVID, (3, 9, 14)), (Diagnosis.OTHER, (0, 1, 5)))
+        for rows in every
+    )
+
+    def test_are_ordered_by_their_share_of_lesion(self):
+        scores = judged(*self.cases)
+        shares = [rows / 20 for rows in (3, 9, 14, 0, 1, 5)]
+        assert [s.probability for s in scores] == pytest.approx([share / (share + 0.03) for share in shares])
+        assert scores[0].lesions is scores[0].status is scores[0].found is None
+        figure = summarise(scores).figures["pictures_auc"]
+        assert (figure.value, figure.n) == (pytest.approx(8 / 9), 6)  # 3 rows of the ill, 5 of another
+
+    def test_have_no_interval_where_patients_are_unknown(self):
+        figure = summarise(judged(*self.cases)).figures["pictures_auc"]
+        assert figure.low is figure.high is None
+        assert figure.reason == "patients unknown: no interval"
+        known = [replace(case, patient=f"p{k}") for k, case in enumerate(self.cases)]
+        assert summarise(judged(*known)).figures["pictures_auc"].low is not None
+
+    def test_are_not_for_a_network_without_lesions(self):
+        figure = summarise(judged(*self.cases, model=Classifier())).figures["pictures_auc"]
+        assert figure.value is None
+        assert figure.reason == "the network finds no lesions, and is not asked about cropped pictures"
+
+
 class TestGallery:
     def test_keeps_the_worst_upright(self):
         gallery = evaluation.Gallery(size=2)

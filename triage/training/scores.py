@@ -57,6 +57,7 @@ class Score:
     reason: str = ""
     """Why it was not analysable."""
     probability: float | None = None
+    """Of a cropped picture the score of the share of lesions in all of it: only its order means anything."""
     lungs: Overlap | None = None
     lesions: Overlap | None = None
     threshold_averaged_dice: float | None = None

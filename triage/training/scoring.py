@@ -13,7 +13,7 @@ from triage import severity
 from triage.config import Analysis
 from triage.domain import Findings, Mask, Severity, Status
 from triage.errors import Rejected
-from triage.models import Model
+from triage.models import Model, pipeline
 from triage.training import metrics
 from triage.training.cases import Case
 from triage.training.gallery import Gallery
@@ -83,9 +83,13 @@ class _Judge:
         return score
 
     def _picture(self, case: Case, score: Score) -> Score:
-        """A picture cut to the lungs: its lesions only, all of it being lung."""
+        """A picture cut to the lungs: its lesions, and their share of all of it by the rule of volumes.
+
+        The share counts chest wall and heart as lung, so that no fraction, grade or answer is given for it;
+        in sets of pictures cut alike it still orders them, which is what the AUC slice by slice asks.
+        """
         threshold = self.lesion_threshold
-        if not case.lesions or threshold is None:
+        if threshold is None:
             return score
         everywhere = np.ones(case.volume.array.shape, dtype=bool)
         start = time.perf_counter()
@@ -93,7 +97,9 @@ class _Judge:
         score = replace(score, seconds=time.perf_counter() - start)
         if probability is None:
             return score
-        return self._lesions(case, score, probability > threshold, probability, everywhere)
+        found = probability > threshold
+        score = replace(score, probability=pipeline.score(float(found.mean())))
+        return self._lesions(case, score, found, probability, everywhere)
 
     def _volume(self, case: Case, score: Score) -> Score:
         start = time.perf_counter()

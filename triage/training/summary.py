@@ -84,7 +84,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
         "pictures_dice_threshold_averaged": _mean(pictures, lambda s: s.threshold_averaged_dice, NO_PICTURES),
         "pictures_iou": _mean(pictures, lambda s: None if s.lesions is None else s.lesions.iou, NO_PICTURES),
         "pictures_ece": _ece(pictures),
-        "pictures_auc": _auc(pictures, (Diagnosis.HEALTHY, Diagnosis.OTHER), "others"),
+        "pictures_auc": _pictures_auc(pictures),
         "seconds": _mean(volumes, lambda s: s.seconds, "no volume was judged", "s"),
     }
     return Summary(
@@ -189,6 +189,17 @@ def _auc(scores: Sequence[Score], against: tuple[Diagnosis, ...], name: str) -> 
     silent = len(groups) - len(known)
     reasons = (figure.reason, f"{silent} without an answer left out" if silent else "")
     return replace(figure, where=_where(known), reason="; ".join(filter(None, reasons)))
+
+
+def _pictures_auc(pictures: Sequence[Score]) -> Figure:
+    """Slice by slice; where no patient is known an interval would take each slice for a patient."""
+    figure = _auc(pictures, (Diagnosis.HEALTHY, Diagnosis.OTHER), "others")
+    asked = [s for s in pictures if s.diagnosis is not None]
+    if asked and all(s.probability is None for s in asked):
+        return replace(figure, reason="the network finds no lesions, and is not asked about cropped pictures")
+    if figure.value is None or all(s.patient != s.name for s in asked):
+        return figure
+    return replace(figure, low=None, high=None, reason="patients unknown: no interval")
 
 
 def _share(scores: Sequence[Score], group: tuple[Diagnosis, ...], right: Status, why_not: str) -> Figure:
