@@ -249,6 +249,17 @@ class TestSummary:
         assert figures["lesions_dice"].value == 1
         assert "fewer than 3 patients" in figures["lesions_dice"].reason
 
+    def test_named_figures_keep_unit_and_reason(self):
+        named = summarise(judged(case("a", drawn=16))).named()
+        assert list(named) == list(evaluation.FIGURES)
+        assert named["fraction_error"] == {
+            "name": "Affected fraction, mean error", "value": pytest.approx(30), "low": None, "high": None,
+            "n": 1, "patients": 1, "unit": "points", "where": "made-up",
+            "reason": "no interval from fewer than 3 patients",
+        }  # fmt: skip
+        assert named["specificity"]["value"] is None
+        assert named["specificity"]["reason"] == "no volume of a patient without COVID-19"
+
     def test_identification_needs_both_groups(self):
         ill = [case(f"ill{k}", rows=2 + 3 * k) for k in range(5)]
         well = [case(f"well{k}", rows=0, diagnosis=Diagnosis.HEALTHY) for k in range(4)]

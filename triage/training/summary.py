@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,10 @@ class Summary:
     not_analysable: tuple[tuple[str, str], ...]
     """(case, reason): wrong answers to every question; a rejected one found nothing of what was drawn."""
     figures: Mapping[str, Figure]
+
+    def named(self) -> dict[str, dict[str, Any]]:
+        """Every figure by key, plain: name, value, low, high, n, patients, unit, where and reason."""
+        return {key: {"name": FIGURES[key], **asdict(figure)} for key, figure in self.figures.items()}
 
 
 FIGURES = {

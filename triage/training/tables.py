@@ -162,7 +162,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "not_analysable": dict(evaluation.summary.not_analysable),
         "settings": dict(evaluation.settings),
         "data": {kind: str(path) for kind, path in evaluation.sources.items()},
-        "figures": {key: {"name": FIGURES[key], **asdict(figure)} for key, figure in figures.items()},
+        "figures": evaluation.summary.named(),
         "paper": {name: asdict(row) for name, row in paper.TABLE.items()},
         "scores": [_score(score) for score in evaluation.scores],
     }
