@@ -8,7 +8,6 @@ from scipy import ndimage
 
 from triage.config import Analysis
 from triage.domain import LUNG_REGIONS, CtSeverityScore, Findings, Grade, Status, Volume
-from triage.errors import Rejected
 from triage.severity import ONE_LUNG, answer, grade, measure, percent_infection, side_masks
 
 SHAPE = (12, 60, 100)
@@ -99,20 +98,22 @@ class TestAnswer:
     analysis = Analysis(minimum_lung_ml=100, positive_probability=0.5, positive_fraction=0.05)
 
     def test_is_by_probability_or_by_fraction(self) -> None:
-        assert answer(0.49, self.whole, self.analysis) is Status.NEGATIVE
-        assert answer(0.5, self.whole, self.analysis) is Status.POSITIVE
-        assert answer(0.0, self.sick_lung, self.analysis) is Status.POSITIVE
+        assert answer(0.49, self.whole, self.analysis) == (Status.NEGATIVE, "")
+        assert answer(0.5, self.whole, self.analysis) == (Status.POSITIVE, "")
+        assert answer(0.0, self.sick_lung, self.analysis) == (Status.POSITIVE, "")
 
     def test_nobody_is_negative_in_doubt(self) -> None:
-        assert answer(0.5, self.one_lung, self.analysis) is Status.POSITIVE
-        with pytest.raises(Rejected, match="one lung only: no lesion in what is seen"):
-            answer(0.49, self.one_lung, self.analysis)
+        assert answer(0.5, self.one_lung, self.analysis) == (Status.POSITIVE, "")
+        status, reason = answer(0.49, self.one_lung, self.analysis)
+        assert status is Status.NOT_ANALYSABLE
+        assert reason == "one lung only: no lesion in what is seen, which is not the whole"
 
     def test_too_little_lung_has_none_where_ml_are_known(self) -> None:
         strict = Analysis(minimum_lung_ml=3000)
-        with pytest.raises(Rejected, match=r"only \d+ ml of lung found, below 3000 ml"):
-            answer(0.9, self.whole, strict)
-        assert answer(0.9, self.whole, strict, millimetres=False) is Status.POSITIVE
+        status, reason = answer(0.9, self.whole, strict)
+        assert status is Status.NOT_ANALYSABLE
+        assert reason.endswith("ml of lung found, below 3000 ml")
+        assert answer(0.9, self.whole, strict, millimetres=False) == (Status.POSITIVE, "")
 
 
 def test_without_a_lesion_mask_the_fraction_is_unknown_never_zero() -> None:

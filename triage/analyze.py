@@ -31,6 +31,7 @@ from triage.domain import (
     ResultObject,
     Series,
     Severity,
+    Status,
     Study,
     Volume,
 )
@@ -217,12 +218,15 @@ def _conclude(
     config: Config,
     supersedes: str | None,
 ) -> Result:
-    """Positive or negative, in plain figures. Raises Rejected as ``severity.answer`` does."""
+    """Positive or negative, in plain figures. Raises Rejected where ``severity.answer`` is neither."""
+    status, reason = severity.answer(findings.probability, extent, config.analysis)
+    if status is Status.NOT_ANALYSABLE:
+        raise Rejected(reason)
     answer = Result(
         study_instance_uid=chosen.study_instance_uid,
         series_instance_uid=chosen.series_instance_uid,
         patient_id=chosen.instances[0].patient_id,
-        status=severity.answer(findings.probability, extent, config.analysis),
+        status=status,
         reason="",
         probability=findings.probability,
         probability_kind=findings.probability_kind,

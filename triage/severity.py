@@ -24,7 +24,6 @@ from triage.domain import (
     Vector,
     Volume,
 )
-from triage.errors import Rejected
 
 PlaneMask = NDArray[np.bool_]
 
@@ -101,20 +100,23 @@ def positive(probability: float, affected_fraction: float | None, analysis: Anal
     return by_fraction or probability >= analysis.positive_probability
 
 
-def answer(probability: float, measured: Severity, analysis: Analysis, millimetres: bool = True) -> Status:
-    """POSITIVE or NEGATIVE at the working point; ``millimetres``: whether the spacing, so the ml, is known.
+def answer(
+    probability: float, measured: Severity, analysis: Analysis, millimetres: bool = True
+) -> tuple[Status, str]:
+    """The answer at the working point, and why there is none where the lungs were not seen well enough.
 
-    Raises Rejected for too little lung, and for a negative in doubt: a lung that was not seen may be the
-    sick one.
+    Too little lung is not judged, and nobody is negative in doubt: a lung that was not seen may be the sick
+    one. ``millimetres``: whether the spacing, so the ml, is known.
     """
     found, needed = measured.lung_volume_ml, analysis.minimum_lung_ml
     if millimetres and found < needed:
-        raise Rejected(f"only {found:.0f} ml of lung found, below {needed:.0f} ml")
+        return Status.NOT_ANALYSABLE, f"only {found:.0f} ml of lung found, below {needed:.0f} ml"
     if positive(probability, measured.affected_fraction, analysis):
-        return Status.POSITIVE
+        return Status.POSITIVE, ""
     if measured.doubts:
-        raise Rejected(f"{'; '.join(measured.doubts)}: no lesion in what is seen, which is not the whole")
-    return Status.NEGATIVE
+        doubts = "; ".join(measured.doubts)
+        return Status.NOT_ANALYSABLE, f"{doubts}: no lesion in what is seen, which is not the whole"
+    return Status.NEGATIVE, ""
 
 
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:

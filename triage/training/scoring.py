@@ -106,7 +106,7 @@ class _Judge:
         findings = self.model.predict(case.volume)
         seconds = time.perf_counter() - start
         measured = severity.measure(case.volume, findings, self.analysis.ct0_tolerance)
-        status, reason = self._status(case, findings, measured)
+        status, reason = severity.answer(findings.probability, measured, self.analysis, case.millimetres)
         score = replace(
             score,
             seconds=seconds,
@@ -151,13 +151,6 @@ class _Judge:
             measured = severity.measure(case.volume, truth, self.analysis.ct0_tolerance)
             rows.append(_both(measured, truth))
         return _extent(rows, self.analysis)
-
-    def _status(self, case: Case, findings: Findings, measured: Severity) -> tuple[Status, str]:
-        """As the daemon answers, and why it does not."""
-        try:
-            return severity.answer(findings.probability, measured, self.analysis, case.millimetres), ""
-        except Rejected as rejection:
-            return Status.NOT_ANALYSABLE, str(rejection)
 
 
 def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
