@@ -43,19 +43,26 @@ def place(layers: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Te
 def thicken(slices: Tensor, rng: np.random.Generator) -> Tensor:
     """Now and then thicker slices: each (n, c, h, w) averaged with its neighbours.
 
-    Those of its own where it has them, else the slices before and after it.
+    Those of its own where it has them, else the slices before and after it. With one of them only, lung
+    over the dome of the diaphragm becomes hazy, as breathing does it: that is no ground glass.
     """
-    if rng.random() > 0.3:
+    draw = rng.random()
+    if draw > 0.5:
         return slices
-    weight = rng.uniform(0.1, 0.33)
+    before, after = (0.0, rng.uniform(0.1, 0.45)) if draw > 0.3 else (rng.uniform(0.1, 0.33),) * 2
+    if rng.random() < 0.5:
+        before, after = after, before
     if slices.shape[1] == 3:
-        below, slice_, above = slices.split(1, dim=1)
-        middle = (1 - 2 * weight) * slice_ + weight * (below + above)
-        return torch.cat([below, middle, above], dim=1)
+        below, middle, above = slices.split(1, dim=1)
+        return torch.cat([below, _mix(middle, below, above, before, after), above], dim=1)
     if len(slices) < 3:
         return slices
-    before, after = slices[[0, *range(len(slices) - 1)]], slices[[*range(1, len(slices)), -1]]
-    return (1 - 2 * weight) * slices + weight * (before + after)
+    earlier, later = slices[[0, *range(len(slices) - 1)]], slices[[*range(1, len(slices)), -1]]
+    return _mix(slices, earlier, later, before, after)
+
+
+def _mix(middle: Tensor, below: Tensor, above: Tensor, before: float, after: float) -> Tensor:
+    return (1 - before - after) * middle + before * below + after * above
 
 
 def intensity(slices: Tensor, rng: np.random.Generator, picture: bool = False) -> Tensor:
