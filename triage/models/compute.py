@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,9 @@ from triage.errors import ConfigError, DeviceLost, Retryable
 MEMORY = ("out of memory", "can't allocate memory")
 DEVICE = ("cuda", "cudnn", "cublas")
 """Parts of the messages with which torch reports memory and devices, all as RuntimeError."""
+
+WAITING = 2
+"""Batches a thread that are prepared and not yet answered: one at work, one at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,16 @@ class Compute:
                 raise DeviceLost(said) from error
             raise
 
-    def map(self, network: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> list[Tensor]:
-        """The network's answers, in order. Raises Retryable for NaN, which every threshold calls negative.
+    def map(
+        self,
+        network: Callable[[Tensor], Tensor],
+        batches: Iterable[Tensor],
+        activation: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> list[Tensor]:
+        """The network's answers after ``activation``, in order.
+
+        Raises Retryable for NaN, which every threshold calls negative. Few batches wait for their turn and
+        only what ``activation`` keeps is kept, however long the volume is.
 
         On a CPU each thread takes whole batches: threads that share a layer wait for each other at its
         end, and on a busy machine that waiting took several times as long as the work.
@@ -63,12 +74,21 @@ class Compute:
                 values = network(batch)
                 if not torch.isfinite(values).all():
                     raise Retryable("the network gave no numbers")
-                return values
+                return activation(values)
 
         if self.device.type != "cpu":
             return [answer(batch) for batch in batches]
+        answers: list[Future[Tensor]] = []
+        pending: set[Future[Tensor]] = set()
         with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(answer, batches))
+            for batch in batches:
+                answers.append(pool.submit(answer, batch))
+                pending.add(answers[-1])
+                if len(pending) >= WAITING * self.threads:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+            return [future.result() for future in answers]
 
 
 def choose(analysis: Analysis) -> Compute:

@@ -76,8 +76,7 @@ class Pipeline:
         """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
         with self.compute.running():
             slices = prepare(volume)
-            probability = self.find_lungs(slices, volume.spacing[0])
-            lung, lung_mask = (probability > 0.5).numpy(), restore(probability, 0.5, volume)
+            lung, lung_mask = self._lungs(slices, volume)
             if self.grid != CANONICAL:
                 slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
             lesion_mask = restore(self._lesions(slices, lung, volume), self.lesion_threshold, volume)
@@ -90,6 +89,11 @@ class Pipeline:
         with self.compute.running():
             slices = prepare(volume, self.grid)
             return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid), volume), volume)
+
+    def _lungs(self, slices: Tensor, volume: Volume) -> tuple[Mask, Mask]:
+        """Of the canonical slices and of the volume."""
+        probability = self.find_lungs(slices, volume.spacing[0])
+        return (probability > 0.5).numpy(), restore(probability, 0.5, volume)
 
     def _lesions(self, slices: Tensor, lung: Mask, volume: Volume) -> Tensor:
         """Lesion probability (z, h, w), 0 outside the lungs' box. Raises Rejected where no lungs are."""
@@ -120,7 +124,7 @@ def slice_by_slice(
     """A network of slices (n, inputs, H, W) → values (n, 1, H, W), for any number and size of slices.
 
     Raises Retryable where it gives no numbers: they are looked at before ``activation``, which is given
-    all slices' values as float32 and may choose a channel of several.
+    a batch of values as float32 and may choose a channel of several.
     """
 
     def batches(slices: Tensor, step: int) -> Iterator[Tensor]:
@@ -130,9 +134,12 @@ def slice_by_slice(
             yield padded.contiguous(memory_format=torch.channels_last)
 
     def probability(slices: Tensor, spacing_mm: float) -> Tensor:
-        values = torch.cat(running.map(network, batches(slices, neighbour_step(spacing_mm))))
-        cropped = values[:, :, : slices.shape[1], : slices.shape[2]].float()
-        return activation(cropped)[:, 0].cpu()
+        _, h, w = slices.shape
+
+        def kept(values: Tensor) -> Tensor:
+            return activation(values[:, :, :h, :w].float())[:, 0].contiguous().cpu()
+
+        return torch.cat(running.map(network, batches(slices, neighbour_step(spacing_mm)), kept))
 
     return probability
 
