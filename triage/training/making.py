@@ -201,7 +201,7 @@ def _row(part: LeftOut, score: Score) -> tuple[str, ...]:
         return "" if overlap is None else f"{overlap.dice:.3f}"
 
     def share(extent: Extent | None) -> str:
-        return score.reason if extent is None else f"{100 * extent.fraction:.2f} %"
+        return score.reason if extent is None or extent.grade is None else f"{100 * extent.fraction:.2f} %"
 
     return (
         score.name,

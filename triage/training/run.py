@@ -68,36 +68,41 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     parts = read(run)
     steps = [replace(run, recipe=recipe) for recipe in chain(run.recipe)]
     for step in steps:
-        _claim(step, parts)
+        _refuse_another(step, _identity(step, parts))
     todo = [step for step in steps if not outcome_of(step).exists()]
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
     tasks = [_task(step.recipe, parts) if step.recipe.task in TASKS else None for step in todo]
     for step, task in zip(todo, tasks, strict=True):
-        watch = progress and progress(step.recipe)
+        outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
+        _claim_of(step).write_text(json.dumps(_identity(step, parts), indent=1), encoding="utf-8")
         if task is None:
             _search_one(step, parts)
         else:
-            _train_one(step, task, parts, watch)
+            _train_one(step, task, parts, progress and progress(step.recipe))
     return outcome_of(run).parent
 
 
-def _claim(run: Run, parts: Split) -> None:
-    """Write down what is made in a folder, so that nothing else is ever taken for it.
+def _claim_of(run: Run) -> Path:
+    return outcome_of(run).parent / CLAIM
 
-    Raises ConfigError where the folder holds what was made of another recipe, split or data.
-    """
-    learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
+
+def _identity(run: Run, parts: Split) -> dict[str, Any]:
+    """What decides what a network learns, as JSON has it."""
     scans = {k: n for k, n in parts.counts().items() if k in (*run.recipe.data, *run.recipe.also)}
-    identity = {**learned, "validation": run.validation, "test": run.test, "scans": scans}
-    path = outcome_of(run).parent / CLAIM
-    text = json.dumps(identity, indent=1)
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+    learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
+    return {**learned, "validation": [*run.validation], "test": [*run.test], "scans": scans}
+
+
+def _refuse_another(run: Run, identity: dict[str, Any]) -> None:
+    """Raises ConfigError where the folder holds what was made of another recipe, split or data."""
+    claim = _claim_of(run)
+    if claim.exists() and json.loads(claim.read_text(encoding="utf-8")) != identity:
         raise ConfigError(
-            f"{path.parent} was made with another recipe, other data or other patients left out "
-            f"(see {path.name} there): choose another --output, or delete it"
+            f"{claim.parent} was made with another recipe, other data or other patients left out "
+            f"(see {claim.name} there): choose another --output, or delete it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    if outcome_of(run).exists() and not claim.exists():
+        raise ConfigError(f"{outcome_of(run)}: nobody knows what this was made with; choose another --output")
 
 
 def package(
@@ -132,7 +137,7 @@ def package(
 
 def learned_from(run: Run) -> list[str]:
     """What the run was trained on, a sentence for each kind of data."""
-    counts = json.loads((outcome_of(run).parent / CLAIM).read_text(encoding="utf-8"))["scans"]
+    counts = json.loads(_claim_of(run).read_text(encoding="utf-8"))["scans"]
     return [
         f"{kind}: {count['scans']} of its cases, {count['patients']} patients. {DATASETS[kind].summary}"
         for kind, count in counts.items()
