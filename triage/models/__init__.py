@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Protocol
 
 import numpy as np
@@ -44,52 +45,16 @@ class Model(Protocol):
         ...
 
 
-def _multitask(package: Package, analysis: Analysis) -> Model:
-    from triage.models import multitask
-
-    return multitask.load(package, analysis)
-
-
-def _exported(package: Package, analysis: Analysis) -> Model:
-    from triage.models import exported
-
-    return exported.load(package, analysis)
-
-
-def _threshold(package: Package, analysis: Analysis) -> Model:
-    from triage.models import threshold
-
-    return threshold.load(package, analysis)
-
-
-def _unet2d(package: Package, analysis: Analysis) -> Model:
-    from triage.models import unet2d
-
-    return unet2d.load(package, analysis)
-
-
-def _unet3d(package: Package, analysis: Analysis) -> Model:
-    from triage.models import unet3d
-
-    return unet3d.load(package, analysis)
-
-
-def _resnet50(package: Package, analysis: Analysis) -> Model:
-    from triage.models import resnet50
-
-    return resnet50.load(package, analysis)
-
-
-SYSTEMS: dict[str, Callable[[Package, Analysis], Model]] = {
-    "multitask": _multitask,
-    "exported": _exported,
-    "threshold": _threshold,
-    "unet2d": _unet2d,
-    "unet2d_plus": _unet2d,
-    "unet3d": _unet3d,
-    "resnet50": _resnet50,
+SYSTEMS = {
+    "multitask": "multitask",
+    "exported": "exported",
+    "threshold": "threshold",
+    "unet2d": "unet2d",
+    "unet2d_plus": "unet2d",
+    "unet3d": "unet3d",
+    "resnet50": "resnet50",
 }
-"""What the code can build, by the card's ``system``: turns a package into a Model."""
+"""What the code can build: the card's ``system`` → the module whose ``load`` makes a Model of a package."""
 
 
 def load(analysis: Analysis) -> Model:
@@ -98,10 +63,11 @@ def load(analysis: Analysis) -> Model:
     Raises ConfigError for an unknown name, missing or damaged files, or a device that is not there.
     """
     package = packages.read(packages.find(analysis.model))
-    system = SYSTEMS.get(package.card.system)
-    if system is None:
-        raise package.wrong(f"system = {package.card.system!r}: there are {', '.join(sorted(SYSTEMS))}")
-    return system(package, analysis)
+    system = package.card.system
+    if system not in SYSTEMS:
+        raise package.wrong(f"system = {system!r}: there are {', '.join(sorted(SYSTEMS))}")
+    model: Model = import_module(f"{__name__}.{SYSTEMS[system]}").load(package, analysis)
+    return model
 
 
 def describe() -> list[Package]:

@@ -123,6 +123,7 @@ def slice_by_slice(
 ) -> Slicewise:
     """A network of slices (n, inputs, H, W) → values (n, 1, H, W), for any number and size of slices.
 
+    With one input it sees the slice alone, with three the slice between its neighbours (see ``context``).
     Raises Retryable where it gives no numbers: they are looked at before ``activation``, which is given
     a batch of values as float32 and may choose a channel of several.
     """

@@ -2,7 +2,8 @@
 and inference (Goncharov et al., section 4.1).
 
 The networks see canonical slices: columns run to the patient's left, rows to the back, slices to
-the head, as an axial CT is read. Slices are 2 × 2 mm in plane, untouched along z.
+the head, as an axial CT is read. Slices are 2 × 2 mm in plane, untouched along z. A network sees each
+alone, as in the paper, or between a neighbour below and one above (``context``).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from triage.domain import Mask, Vector, Volume
 SPACING_MM = 2.0
 HU_WINDOW = (-1000, 300)
 MARGIN = 8
-"""Pixels kept around the lungs' box before the multitask network."""
+"""Pixels kept around the lungs' box before the network that finds lesions."""
 NEIGHBOUR_MM = 6.0
 """Distance of the slices that a network with three inputs sees below and above: the usual thick slice."""
 CHUNK = 32

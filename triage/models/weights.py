@@ -17,7 +17,8 @@ from triage.models.networks import LungsNet, MultitaskNet
 N = TypeVar("N", bound=nn.Module)
 
 Recipe = Mapping[str, str]
-"""``network`` (a key of NETWORKS), what builds it, such as ``widths``, and how it was trained."""
+"""``network`` (a key of NETWORKS), what builds it, such as ``widths`` and ``inputs`` (1 unless said), and how
+it was trained."""
 
 
 def _widths(recipe: Recipe) -> list[int]:
