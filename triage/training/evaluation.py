@@ -16,7 +16,7 @@ from triage.config import Analysis
 from triage.domain import ModelInfo
 from triage.errors import ConfigError
 from triage.training.cases import Case
-from triage.training.datasets import DATASETS
+from triage.training.datasets import cases
 from triage.training.gallery import Gallery, Sketch
 from triage.training.scores import Extent, Overlap, Score, from_json, to_json
 from triage.training.scoring import evaluate
@@ -73,15 +73,13 @@ def run(
     ``sources``: kind of data (``datasets.DATASETS``) → folder. ``track`` watches the cases go by. Raises
     ConfigError for an unknown kind, a folder that is not laid out so, or a patient who is not there.
     """
+    each = {kind: cases(sources, [kind], patients) for kind in sources}
     model = models.load(analysis)
     scores: list[Score] = []
     worst: list[Sketch] = []
-    for kind, path in sources.items():
-        if kind not in DATASETS:
-            raise ConfigError(f"--data {kind}=…: unknown kind of data; there are {', '.join(DATASETS)}")
-        cases = (case for case in DATASETS[kind].read(path) if not patients or case.patient in patients)
+    for kind, found in each.items():
         gallery = Gallery()
-        scores += evaluate(model, track(cases), kind, analysis, gallery)
+        scores += evaluate(model, track(case for _, case in found), kind, analysis, gallery)
         worst += gallery.worst()
     missing = set(patients) - {s.patient for s in scores}
     if missing or not scores:
