@@ -351,6 +351,33 @@ class TestPreprocessing:
         assert bounding_box(mask, preprocessing.MARGIN) == (slice(1, 3), slice(0, 17), slice(17, 30))
 
 
+class TestThickness:
+    @pytest.mark.parametrize("spacing", [1.0, 1.25, 2.0, 2.5, 3.0])
+    def test_thin_slices_look_like_thick_ones(self, spacing):
+        rng = np.random.default_rng(3)
+        thin = Volume(rng.normal(-500, 90, (40, 20, 20)).astype(np.int16), (spacing, 2.0, 2.0))
+        count = round(5 / spacing)
+        whole = len(thin.array) // count * count
+        means = thin.array[:whole].reshape(-1, count, 20, 20).mean(axis=1)
+        thick = prepare(Volume(np.rint(means).astype(np.int16), (count * spacing, 2.0, 2.0)))
+        slices = prepare(thin)
+        assert slices.shape[0] == 40
+        middle = torch.arange(len(thick)) * count + count // 2
+        if count % 2:  # then the slab around a slice is exactly a thick slice
+            assert torch.allclose(slices[middle], thick, atol=1e-3)
+        assert slices.std() == pytest.approx(float(thick.std()), rel=0.2)
+
+    def test_thick_slices_stay_as_they_are(self):
+        volume = Volume(np.random.default_rng(3).integers(-1000, 300, (9, 20, 20), np.int16), (5.0, 2.0, 2.0))
+        assert torch.allclose(prepare(volume), torch.from_numpy((volume.array + 1000) / 1300).float())
+
+    @given(st.floats(0.3, 4.9), st.integers(1, 30))
+    @settings(max_examples=50, deadline=None)
+    def test_what_does_not_change_along_the_patient_stays(self, spacing, count):
+        slices = torch.rand(1, 4, 4).expand(count, 4, 4)
+        assert torch.allclose(preprocessing.thicken(slices, spacing, 5.0), slices, atol=1e-5)
+
+
 class TestLungs:
     def test_dense_tissue_inside_a_lung_is_lung(self):
         mask = np.zeros((6, 40, 40), bool)

@@ -57,7 +57,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         lungs_network(package.file("lungs"), running),
         lambda slices, _, spacing: lesions(slices, spacing[0]),
         package.lesion_threshold(analysis),
-        Grid(takes.spacing_mm, takes.window_hu),
+        Grid(takes.spacing_mm, takes.window_hu, thickness_mm=0),
     )
 
 

@@ -25,16 +25,23 @@ MARGIN = 8
 """Pixels kept around the lungs' box before the network that finds lesions."""
 NEIGHBOUR_MM = 6.0
 """Distance of the slices that a network with three inputs sees below and above: the usual thick slice."""
+THICKNESS_MM = 5.0
+"""About that of the training volumes."""
 CHUNK = 32
 """Slices resampled at once: small enough for the cache, large enough for the vector units."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What a network's slices are: mm a pixel in plane, and the HU that become 0 and 1."""
+    """What a network's slices are: mm a pixel in plane, the HU that become 0 and 1, and mm of thickness.
+
+    Where slices lie closer than ``thickness_mm``, each becomes the mean of so many mm around it: a network
+    that learned from thick slices sees what it knows, and thin and thick series of one scan alike.
+    """
 
     spacing_mm: float = SPACING_MM
     window: tuple[int, int] = HU_WINDOW
+    thickness_mm: float = THICKNESS_MM
 
     @property
     def margin(self) -> int:
@@ -81,7 +88,24 @@ def prepare(volume: Volume, grid: Grid = CANONICAL) -> Tensor:
     for start in range(0, len(array), CHUNK):
         part = np.clip(array[start : start + CHUNK], low, high)
         slices[start : start + CHUNK] = resample(torch.from_numpy(part).float(), size)
-    return slices.sub_(low).div_(high - low)
+    return thicken(slices.sub_(low).div_(high - low), volume.spacing[0], grid.thickness_mm)
+
+
+def thicken(slices: Tensor, spacing_mm: float, thickness_mm: float) -> Tensor:
+    """Each slice (z, h, w) as the mean over so many mm around it; the last ones are repeated beyond the ends.
+
+    Each slice stands for ``spacing_mm`` and counts as far as it lies in that slab.
+    """
+    reach = round(thickness_mm / spacing_mm) / 2
+    if reach <= 0.5:
+        return slices
+    far = int(np.ceil(reach - 0.5))
+    share = [max(0.0, min(k + 0.5, reach) - max(k - 0.5, -reach)) / (2 * reach) for k in range(-far, far + 1)]
+    index = torch.arange(len(slices))
+    result = torch.zeros_like(slices)
+    for k, weight in zip(range(-far, far + 1), share, strict=True):
+        result.add_(slices[(index + k).clamp(0, len(slices) - 1)], alpha=weight)
+    return result
 
 
 def network_size(

@@ -143,7 +143,10 @@ def opacities(
 def _ground_glass(
     slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Lung denser by 100 to 330 HU where a smooth random field is high; vessels stay visible."""
+    """Lung denser by 150 to 380 HU, as drawn lesions mostly are, where a smooth random field is high.
+
+    Vessels stay visible.
+    """
     n, c, h, w = slices.shape
     coarse = torch.randn(1, 1, max(2, n // 6), max(2, h // 28), max(2, w // 28))
     field = F.interpolate(coarse, (n, h, w), mode="trilinear", align_corners=True)[0, 0][:, None]
@@ -155,7 +158,7 @@ def _ground_glass(
     limit = torch.quantile(field[inside][:: max(1, int(inside.sum()) // 10_000)], rng.uniform(0.05, 0.95))
     share = ((field - limit) / rng.uniform(0.05, 0.5) + 0.5).clamp(0, 1) * lung
     rough = 1 + 0.25 * blur(torch.randn(n * c, 1, h, w), 0.8).view(n, c, h, w)
-    rise = rng.uniform(100, 330) * HU * rough * ((0.8 - slices) / 0.7).clamp(0, 1)
+    rise = rng.uniform(150, 380) * HU * rough * ((0.8 - slices) / 0.7).clamp(0, 1)
     middle = share[:, c // 2 : c // 2 + 1]
     return (slices + share * rise).clamp(0, 1), torch.maximum(lesion, (middle > 0.5).float())
 
