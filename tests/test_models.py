@@ -334,7 +334,7 @@ class TestPreprocessing:
         array = np.array([-3024, -1000, -350, 300, 3071], np.int16)[:, None, None] * np.ones(
             (1, 8, 8), np.int16
         )
-        slices = prepare(Volume(array, (1.0, 2.0, 2.0)))
+        slices = prepare(Volume(array, (5.0, 2.0, 2.0)))
         assert torch.allclose(slices[:, 4, 4], torch.tensor([0, 0, 0.5, 1, 1]), atol=1e-5)
 
     @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 2, 16, 64]))
