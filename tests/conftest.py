@@ -1,7 +1,7 @@
 """Shared by all tests. Where nothing may be skipped (TRIAGE_NOTHING_SKIPPED), a skipped test fails."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -16,3 +16,14 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped where nothing may be: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks as small as the tests' only lose by waiting for a second thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

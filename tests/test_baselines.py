@@ -30,6 +30,8 @@ from triage.training.run import Run
 from triage.training.scans import scan
 from triage.training.trainer import Schedule, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NETWORKS = {
     "unet2d": {"widths": "4,8,16"},
     "unet2d_plus": {"widths": "4,8,16"},
@@ -37,15 +39,6 @@ NETWORKS = {
     "resnet50": {"widths": "4,4,8,8", "hidden": "16"},
 }
 """System → a tiny variant of its network."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose by waiting for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def card(system, **changes):

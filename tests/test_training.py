@@ -26,6 +26,8 @@ from triage.training.scans import Scan, scan, split
 from triage.training.tasks import LungsTask, MultitaskTask
 from triage.training.trainer import Schedule, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = {1: "p1", 2: "p2", 3: "p2", 4: "p3", 5: "p4"}
 DEPTH, SIZE = 26, 96
 CPU = torch.device("cpu")
@@ -66,15 +68,6 @@ def sources(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scans(sources):
     return tuple(scan(case) for kind, path in sources.items() for case in DATASETS[kind].read(path))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose by waiting for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_recipe(folder, name, **changes):

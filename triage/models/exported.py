@@ -27,7 +27,7 @@ from triage.errors import ConfigError
 from triage.models import compute
 from triage.models.compute import Compute
 from triage.models.packages import HELP, Input, Output, Package, explain
-from triage.models.pipeline import Pipeline, lungs_network, slice_by_slice
+from triage.models.pipeline import Pipeline, assemble, in_each_slice, slice_by_slice
 from triage.models.preprocessing import Grid
 
 Network = Callable[[Tensor], Tensor]
@@ -51,14 +51,8 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     network = _read(path, running)
     _try(network, takes, gives, running, path)
     lesions = slice_by_slice(network, takes.multiple_of, running, _activation(gives))
-    return Pipeline(
-        package.info,
-        running,
-        lungs_network(package.file("lungs"), running),
-        lambda slices, _, spacing: lesions(slices, spacing[0]),
-        package.lesion_threshold(analysis),
-        Grid(takes.spacing_mm, takes.window_hu, thickness_mm=0),
-    )
+    grid = Grid(takes.spacing_mm, takes.window_hu, thickness_mm=0)
+    return assemble(package, analysis, running, in_each_slice(lesions), grid)
 
 
 ACTIVATIONS: dict[str, Network] = {

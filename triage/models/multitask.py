@@ -11,7 +11,7 @@ from triage.config import Analysis
 from triage.models import compute, weights
 from triage.models.networks import MultitaskNet
 from triage.models.packages import Package
-from triage.models.pipeline import Pipeline, lungs_network, slice_by_slice
+from triage.models.pipeline import Pipeline, assemble, in_each_slice, slice_by_slice
 
 
 def load(package: Package, analysis: Analysis) -> Pipeline:
@@ -20,10 +20,4 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     network, _ = weights.read(package.file("multitask"), MultitaskNet)
     network = network.to(running.device)
     lesions = slice_by_slice(lambda batch: network(batch)[0], network.stride, running, inputs=network.inputs)
-    return Pipeline(
-        package.info,
-        running,
-        lungs_network(package.file("lungs"), running),
-        lambda slices, _, spacing: lesions(slices, spacing[0]),
-        package.lesion_threshold(analysis),
-    )
+    return assemble(package, analysis, running, in_each_slice(lesions))

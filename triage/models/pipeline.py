@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triage.config import Analysis
 from triage.domain import Findings, Mask, ModelInfo, Vector, Volume
 from triage.errors import Rejected
 from triage.models import lungs, weights
 from triage.models.compute import Compute
 from triage.models.networks import LungsNet
+from triage.models.packages import Package
 from triage.models.preprocessing import (
     CANONICAL,
     Grid,
@@ -104,6 +106,23 @@ class Pipeline:
         spacing = (volume.spacing[0], self.grid.spacing_mm, self.grid.spacing_mm)
         probability[box] = self.find_lesions(slices[box], lung[box], spacing)
         return probability
+
+
+def assemble(
+    package: Package, analysis: Analysis, running: Compute, find_lesions: Lesions, grid: Grid = CANONICAL
+) -> Pipeline:
+    """The pipeline of a package: its lungs network, its threshold, and this way to find lesions.
+
+    Raises ConfigError.
+    """
+    find_lungs = lungs_network(package.file("lungs"), running)
+    threshold = package.lesion_threshold(analysis)
+    return Pipeline(package.info, running, find_lungs, find_lesions, threshold, grid)
+
+
+def in_each_slice(find: Slicewise) -> Lesions:
+    """Lesions from the slices alone: where in them lung is does not matter."""
+    return lambda slices, _, spacing: find(slices, spacing[0])
 
 
 def lungs_network(path: Path, running: Compute) -> Slicewise:

@@ -15,7 +15,7 @@ from triage.config import Analysis
 from triage.domain import Mask, Vector
 from triage.models import compute
 from triage.models.packages import Package
-from triage.models.pipeline import Pipeline, lungs_network
+from triage.models.pipeline import Pipeline, assemble
 from triage.models.preprocessing import HU_WINDOW
 
 LOWEST_HU = -700
@@ -35,8 +35,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     def lesions(slices: Tensor, lung: Mask, spacing: Vector) -> Tensor:
         return torch.from_numpy(find(slices, lung, spacing, sigma_mm, threshold))
 
-    find_lungs = lungs_network(package.file("lungs"), running)
-    return Pipeline(package.info, running, find_lungs, lesions, threshold)
+    return assemble(package, analysis, running, lesions)
 
 
 def find(

@@ -14,7 +14,7 @@ from triage.config import Analysis
 from triage.models import compute, weights
 from triage.models.networks import PAPER_WIDTHS, Backbone, ResidualBlock, pixel_head, stride
 from triage.models.packages import Package
-from triage.models.pipeline import Pipeline, lungs_network, slice_by_slice
+from triage.models.pipeline import Pipeline, assemble, in_each_slice, slice_by_slice
 
 
 class LesionsNet(nn.Module):
@@ -36,10 +36,4 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     running = compute.choose(analysis)
     network, _ = weights.read(package.file(package.card.system), LesionsNet)
     lesions = slice_by_slice(network.to(running.device), network.stride, running)
-    return Pipeline(
-        package.info,
-        running,
-        lungs_network(package.file("lungs"), running),
-        lambda slices, _, spacing: lesions(slices, spacing[0]),
-        package.lesion_threshold(analysis),
-    )
+    return assemble(package, analysis, running, in_each_slice(lesions))

@@ -18,7 +18,7 @@ from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.networks import PAPER_WIDTHS, stride
 from triage.models.packages import Package
-from triage.models.pipeline import Pipeline, lungs_network
+from triage.models.pipeline import Pipeline, assemble
 
 DEPTH = 32
 """Slices judged at once, whole in plane, or more where the network's stride is larger: bounds the memory."""
@@ -52,13 +52,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     running = compute.choose(analysis)
     network, _ = weights.read(package.file("unet3d"), VolumeNet)
     lesions = window_by_window(network.to(running.device), running)
-    return Pipeline(
-        package.info,
-        running,
-        lungs_network(package.file("lungs"), running),
-        lambda slices, *_: lesions(slices),
-        package.lesion_threshold(analysis),
-    )
+    return assemble(package, analysis, running, lambda slices, *_: lesions(slices))
 
 
 def window_by_window(network: VolumeNet, running: Compute) -> Callable[[Tensor], Tensor]:

@@ -69,10 +69,9 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     steps = [replace(run, recipe=recipe) for recipe in chain(run.recipe)]
     for step in steps:
         _refuse_another(step, _identity(step, parts))
-    todo = [step for step in steps if not outcome_of(step).exists()]
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
-    tasks = [_task(step.recipe, parts) if step.recipe.task in TASKS else None for step in todo]
-    for step, task in zip(todo, tasks, strict=True):
+    todo = [(step, _task(step.recipe, parts)) for step in steps if not outcome_of(step).exists()]
+    for step, task in todo:
         outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
         _claim_of(step).write_text(json.dumps(_identity(step, parts), indent=1), encoding="utf-8")
         if task is None:
@@ -167,7 +166,10 @@ def outcome_of(run: Run) -> Path:
     return run.output / name / file
 
 
-def _task(recipe: Recipe, parts: Split) -> Task:
+def _task(recipe: Recipe, parts: Split) -> Task | None:
+    """None where nothing is trained, only searched for."""
+    if recipe.task in SEARCHES:
+        return None
     torch.manual_seed(recipe.schedule.seed)
     try:
         return TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
