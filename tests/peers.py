@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,15 @@ HOST = "127.0.0.1"
 WAIT_SECONDS = 60
 
 
+_ports = iter(random.SystemRandom().sample(range(20_000, 30_000), 10_000))
+
+
 def free_port() -> int:
-    with socket.create_server((HOST, 0)) as server:
-        return int(server.getsockname()[1])
+    """A port nobody listens on, never given twice, and below those that outgoing connections are given."""
+    for port in _ports:
+        with suppress(OSError), socket.create_server((HOST, port)):
+            return port
+    raise RuntimeError("every port has been given out")
 
 
 def write_config(folder: Path, pacs_port: int | None = None, **sections: dict[str, Any]) -> Path:

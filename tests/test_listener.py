@@ -32,8 +32,9 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from tests.needs import DATA, needs_data, needs_dcmtk
+from tests.needs import DATA, dcmtk, needs_data, needs_dcmtk
 from tests.objects import PATIENT, SERIES, STUDY, body, ct, save, with_body
+from tests.peers import free_port
 from triage import config
 from triage.config import Destination
 from triage.dicom import header, sender, spool
@@ -85,11 +86,6 @@ def listening(folder: Path, **settings: object) -> Iterator[Received]:
         yield received
 
 
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @pytest.fixture
 def received(tmp_path: Path) -> Iterator[Received]:
     with listening(tmp_path / "spool") as running:
@@ -120,7 +116,9 @@ def associated(received: Received, sop_class_uid: str, *transfer_syntaxes: str) 
 def test_a_scanner_sends_a_real_series(tool: list[str], tuned: bool, received: Received) -> None:
     files = sorted((DATA / "dicom" / "covid_ricord_1012").iterdir())[:6]
     environment = {**os.environ, **({"TCP_NODELAY": "1"} if tuned else {})}
-    command = [*tool, "-aec", "TRIAGE", HOST, str(received.port), *map(str, files)]
+    program = dcmtk(tool[0])
+    assert program
+    command = [program, *tool[1:], "-aec", "TRIAGE", HOST, str(received.port), *map(str, files)]
     subprocess.run(command, check=True, env=environment, timeout=60)
     for instance, file in zip(received.instances, files, strict=True):
         assert dcmread(instance.path).PixelData == dcmread(file).PixelData  # dcmtk writes the rest anew

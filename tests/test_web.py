@@ -26,7 +26,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from tests.web_studies import NOON, Ward, configured, free_port
+from tests.peers import free_port
+from tests.web_studies import NOON, Ward, configured
 from triage.domain import CtSeverityScore, Grade, ResultKind, Status
 from triage.errors import ConfigError
 from triage.rows import entry_row, result_row

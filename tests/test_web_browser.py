@@ -16,7 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.needs import needs_chromium
-from tests.web_studies import Ward, configured, free_port
+from tests.peers import free_port
+from tests.web_studies import Ward, configured
 from triage.domain import Status
 from triage.web.app import serve
 
