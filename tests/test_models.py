@@ -205,6 +205,21 @@ class TestRegistry:
         with pytest.raises(ConfigError, match="cannot be used"):
             weights.read(path, LungsNet)
 
+    def test_large_variances_survive_the_file(self, tmp_path):
+        network, path = LungsNet((4, 8)), tmp_path / "w.safetensors"
+        network.backbone.down[0].norm1.running_var.fill_(1e6)  # fp16 ends at 65504
+        weights.save(network, {"network": "lungs", "widths": "4,8"}, path)
+        slices = torch.rand(1, 1, 8, 8)
+        same = weights.read(path, LungsNet)[0](slices)
+        assert torch.allclose(same, network.eval()(slices), atol=1e-2)
+
+    def test_a_network_that_came_to_grief_is_not_saved(self, tmp_path):
+        network = LungsNet((4, 8))
+        network.head[2].bias.data.fill_(float("nan"))
+        with pytest.raises(ConfigError, match=r"head\.2\.bias is no number: train with a lower"):
+            weights.save(network, {"network": "lungs", "widths": "4,8"}, tmp_path / "w.safetensors")
+        assert not list(tmp_path.iterdir())
+
     def test_describing_the_networks_does_not_load_torch(self):
         code = (
             "import sys; from triage.models import describe; print([p.card.name for p in describe()]);"

@@ -67,12 +67,17 @@ def build(recipe: Recipe) -> nn.Module:
 
 
 def save(network: nn.Module, recipe: Recipe, path: Path) -> None:
-    """Write a network that ``read`` rebuilds."""
-    half = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in network.state_dict().items()
-    }
-    save_file(half, path, metadata=dict(recipe))
+    """Write a network that ``read`` rebuilds. Raises ConfigError where training left what is no number.
+
+    What batch normalisation has measured stays float32: variances may be more than fp16 can hold.
+    """
+    state = network.state_dict()
+    spoilt = [name for name, value in state.items() if not value.isfinite().all()]
+    if spoilt:
+        raise ConfigError(f"{path.name}: {spoilt[0]} is no number: train with a lower schedule.learning_rate")
+    learned = {name for name, _ in network.named_parameters()}
+    small = {name: (value.half() if name in learned else value).contiguous() for name, value in state.items()}
+    save_file(small, path, metadata=dict(recipe))
 
 
 def read(path: Path, kind: type[N]) -> tuple[N, Recipe]:
