@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.needs import DATA, needs_data
@@ -404,7 +405,8 @@ def evaluated(*cases: Case, model=None) -> Evaluation:
     model = model or Honest()
     scores = evaluate(model, cases, "semiseg", gallery=gallery)
     return Evaluation(
-        info=model.info, settings=model.settings, sources={"semiseg": Path("somewhere")}, patients_chosen=(),
+        info=model.info, settings=model.settings, sources={"semiseg": Path("somewhere")}, trained_on=(),
+        patients_chosen=(),
         scores=tuple(scores), summary=summarise(scores), worst=tuple(gallery.worst()),
     )  # fmt: skip
 
@@ -432,6 +434,18 @@ class Page(HTMLParser):
 
 class TestReport:
     date = datetime(2026, 11, 21, tzinfo=UTC)
+
+    def test_cases_that_were_trained_on_are_told(self, tmp_path):
+        unseen = evaluated(case("a"), case("b"))
+        seen = replace(unseen, trained_on=("b",))
+        for asked, told in ((unseen, False), (seen, True)):
+            page = Page(report.write(asked, tmp_path / str(told), self.date)).text
+            console = Console(width=200)
+            with console.capture() as printed:
+                console.print(tables.for_people([asked]))
+            for text in (page, printed.get()):
+                assert ("1 of these 2 cases belong to what this network was trained on" in text) == told
+        assert tables.as_json(seen)["trained_on"] == ["b"]
 
     def written(self, folder: Path, *cases: Case) -> Page:
         return Page(report.write(evaluated(*cases), folder / "report", self.date))

@@ -18,7 +18,7 @@ from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models import packages
-from triage.training import augment, making, run
+from triage.training import augment, evaluation, making, run
 from triage.training import recipe as recipes
 from triage.training.datasets import DATASETS
 from triage.training.run import TASKS, Run
@@ -59,6 +59,7 @@ def sources(tmp_path_factory):
     picture = np.full((120, 90), 60, np.uint8)
     picture[20:60, 10:30] = 200
     for name in ("7", "9", "10"):
+        picture[100, 80] += 20  # each is another one
         Image.fromarray(picture).save(folder / "semiseg50" / "Imgs" / f"{name}.jpg", quality=95)
         mask = Image.fromarray((picture > 100) * np.uint8(255))
         mask.save(folder / "semiseg50" / "GT" / f"{name}.png")
@@ -403,6 +404,9 @@ class TestMaking:
         package = packages.read(tmp_path / "out" / making.MODEL)
         assert package.card.splits == {"validation": "p3, last 1 of semiseg", "test": "p4"}
         assert package.card.lesion_threshold in making.THRESHOLDS
+        answer = evaluation.run(Analysis(model=str(package.folder), device="cpu", threads=1), sources)
+        learned = {"medseg9_1_p1", "medseg9_2_p2", "medseg9_3_p2", "semiseg_7", "semiseg_9"}
+        assert set(answer.trained_on) == learned  # not p3, p4 and semiseg_10
         done = subprocess.run(
             [*command, *more, "--leave-one-out"], capture_output=True, text=True, check=False
         )

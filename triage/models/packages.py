@@ -117,6 +117,8 @@ class Card(Section):
     calibrated: bool = False
     training_data: tuple[str, ...]
     splits: Mapping[str, str] = {}
+    trained_on: tuple[str, ...] = ()
+    """Fingerprints of the cases it learned from; evaluation tells where it meets one of them."""
     metrics: tuple[Metric, ...] = ()
     licence: Annotated[str, Field(min_length=1)]
     claims: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,3 +40,9 @@ class Case:
     """Whether the spacing is known; without it nothing may be given in mm or ml."""
     cropped: bool = False
     """A picture cut to the lungs: all of it counts as lung, none is searched."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the images, whatever they are called and wherever they lie."""
+        array = self.volume.array
+        return hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:16]

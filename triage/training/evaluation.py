@@ -7,7 +7,7 @@ with its interval, what it was counted on, and "not measurable here" where the c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from triage import models
 from triage.config import Analysis
 from triage.domain import ModelInfo
 from triage.errors import ConfigError
+from triage.models import packages
 from triage.training.cases import Case
 from triage.training.datasets import cases
 from triage.training.gallery import Gallery, Sketch
@@ -48,6 +49,8 @@ class Evaluation:
     info: ModelInfo
     settings: Mapping[str, str | float]
     sources: Mapping[str, Path]
+    trained_on: tuple[str, ...]
+    """Cases that the network learned from: their figures show its fit, not its quality."""
     patients_chosen: tuple[str, ...]
     """Only these patients were asked for; empty for all."""
     scores: tuple[Score, ...]
@@ -75,11 +78,19 @@ def run(
     """
     each = {kind: cases(sources, [kind], patients) for kind in sources}
     model = models.load(analysis)
+    learned = frozenset(packages.read(packages.find(analysis.model)).card.trained_on)
+    trained_on: list[str] = []
+
+    def noted(found: Iterable[Case]) -> Iterator[Case]:
+        for case in found:
+            trained_on.extend([case.name] if case.fingerprint in learned else [])
+            yield case
+
     scores: list[Score] = []
     worst: list[Sketch] = []
     for kind, found in each.items():
         gallery = Gallery()
-        scores += evaluate(model, track(case for _, case in found), kind, analysis, gallery)
+        scores += evaluate(model, noted(track(case for _, case in found)), kind, analysis, gallery)
         worst += gallery.worst()
     missing = set(patients) - {s.patient for s in scores}
     if missing or not scores:
@@ -90,6 +101,7 @@ def run(
         info=model.info,
         settings=model.settings,
         sources=sources,
+        trained_on=tuple(trained_on),
         patients_chosen=tuple(patients),
         scores=tuple(scores),
         summary=summarise(scores),

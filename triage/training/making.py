@@ -27,7 +27,7 @@ from triage.training.datasets import cases
 from triage.training.evaluation import Extent, Overlap, Score
 from triage.training.metrics import Figure
 from triage.training.recipe import Recipe
-from triage.training.run import SEARCHES, TASKS, Run, held_out, kinds, package, train
+from triage.training.run import SEARCHES, TASKS, Run, fingerprints, held_out, kinds, package, train
 from triage.training.trainer import Progress
 
 MODEL = "model"
@@ -75,7 +75,8 @@ def make(run: Run, watch: Watch, jobs: int | None = None) -> Path:
         threshold = choose(run.recipe, judge(run, run.validation, threshold))
     pictures = judge(run, held_out(run), threshold)
     known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS, pictures=True)]
-    return package(run, run.output / MODEL, threshold, known, card_text(run.recipe, left_out)).folder
+    text = card_text(run.recipe, left_out)
+    return package(run, run.output / MODEL, threshold, known, text, fingerprints(run)).folder
 
 
 def _refuse(run: Run, jobs: int | None) -> None:

@@ -37,6 +37,7 @@ def write(evaluation: Evaluation, folder: Path, date: datetime, others: Sequence
         figure_rows=tables.figure_rows(evaluation),
         paper_headings=["method", *paper.COLUMNS.values()],
         paper_rows=tables.paper_rows([evaluation, *others]),
+        fit_only=tables.fit_only(evaluation),
         other_patients=tables.OTHER_PATIENTS,
         published_rows=tables.published_rows([evaluation, *others])
         if tables.has_pictures([evaluation])

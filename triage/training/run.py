@@ -110,6 +110,7 @@ def package(
     lesion_threshold: float,
     metrics: Sequence[Mapping[str, Any]] = (),
     text: str = "",
+    trained_on: Sequence[str] = (),
 ) -> Package:
     """The trained networks and what is known of them as a folder that ``analysis.model`` can name."""
     recipe = run.recipe
@@ -124,6 +125,7 @@ def package(
             "validation": ", ".join([*run.validation, *held]) or "none",
             "test": ", ".join(run.test) or "none",
         },
+        "trained_on": list(trained_on),
         "metrics": list(metrics),
         "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
@@ -141,6 +143,13 @@ def learned_from(run: Run) -> list[str]:
         f"{kind}: {count['scans']} of its cases, {count['patients']} patients. {DATASETS[kind].summary}"
         for kind, count in counts.items()
     ]
+
+
+def fingerprints(run: Run) -> list[str]:
+    """Of every case that the run was trained on."""
+    held_back = {*run.validation, *held_out(run), *run.test}
+    every = (case for _, case in cases(run.sources, kinds(run)))
+    return sorted({case.fingerprint for case in every if case.patient not in held_back})
 
 
 def _in_words(recipe: Recipe) -> str:

@@ -159,6 +159,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "n": dice.n,
         "patients": evaluation.summary.patients,
         "cases": evaluation.summary.cases,
+        "trained_on": list(evaluation.trained_on),
         "not_analysable": dict(evaluation.summary.not_analysable),
         "settings": dict(evaluation.settings),
         "data": {kind: str(path) for kind, path in evaluation.sources.items()},
@@ -190,7 +191,7 @@ def for_people(evaluations: Sequence[Evaluation]) -> Group:
 
 OTHER_PATIENTS = (
     "The paper's figures were measured on other patients than ours: neither better nor worse follows from "
-    "a difference. Cases that a network was trained on show its fit, not its quality; its card names them."
+    "a difference."
 )
 FEW_PICTURES = 10
 """The terminal shows these; JSON and the report have all."""
@@ -201,8 +202,21 @@ def has_pictures(evaluations: Sequence[Evaluation]) -> bool:
     return any(score.threshold_averaged_dice is not None for e in evaluations for score in e.scores)
 
 
+def fit_only(evaluation: Evaluation) -> str:
+    """What a reader has to know where the network learned from some of the cases, else nothing."""
+    seen, cases = len(evaluation.trained_on), evaluation.summary.cases
+    if not seen:
+        return ""
+    return (
+        f"{seen} of these {_count(cases, 'case')} belong to what this network was trained on: the figures "
+        "show its fit, not its quality. Those of patients it never saw are on its card."
+    )
+
+
 def _one(evaluation: Evaluation) -> Iterator[Table | Text]:
     yield _heading(f"{_who(evaluation)} on {evaluation.described_data}")
+    if evaluation.trained_on:
+        yield Text(fit_only(evaluation), style="bold yellow")
     if volumes := volume_rows(evaluation):
         yield _table(VOLUME_COLUMNS, volumes)
     for case, reason in evaluation.summary.not_analysable:
