@@ -127,9 +127,11 @@ def patients(run: Run) -> list[str]:
 
 
 def choose(recipe: Recipe, scores: Iterable[Score]) -> float:
-    """The lesion threshold of the best mean Dice over patients with more than a trace of lesion.
+    """The lesion threshold at which as much lesion is found as was drawn, patient by patient.
 
-    The recipe's own for a network that finds no lesions, and for a method that defines it.
+    It sets how much of the lungs is called affected, which orders the list; Dice hardly depends on it. Only
+    patients with more than a trace of lesion have a say. It is the recipe's own for a network that finds no
+    lesions, and for a method that defines it.
     """
     affected = [
         s for s in scores if s.histograms and s.drawn and s.drawn.both_lungs > evaluation.SMALL_FRACTION

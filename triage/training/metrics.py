@@ -120,19 +120,14 @@ def share(hits: Sequence[bool], patients: Sequence[str]) -> Figure:
 
 def dice(answer: Mask, truth: Mask) -> float:
     """2 |A ∩ B| / (|A| + |B|); 1 where both masks are empty, 0 where one is."""
-    return dice_of_counts(*_overlap(answer, truth))
+    tp, fp, fn = _overlap(answer, truth)
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 1.0
 
 
 def iou(answer: Mask, truth: Mask) -> float:
     """|A ∩ B| / |A ∪ B| (Jaccard); 1 where both masks are empty, 0 where one is."""
     tp, fp, fn = _overlap(answer, truth)
     return tp / (tp + fp + fn) if tp + fp + fn else 1.0
-
-
-def dice_of_counts(tp: float, fp: float, fn: float) -> float:
-    """Dice from voxels found rightly, found wrongly and missed; 1 where there are none of them."""
-    total = 2 * tp + fp + fn
-    return 2 * tp / total if total else 1.0
 
 
 def _overlap(answer: Mask, truth: Mask) -> tuple[int, int, int]:
@@ -260,7 +255,7 @@ def grade_confusion(drawn: Sequence[Grade], found: Sequence[Grade]) -> NDArray[n
 class Histogram:
     """Lesion probability of the voxels inside the lungs, against one rater's drawing.
 
-    Enough for Dice at any threshold and for calibration, in place of the map. Bin k holds
+    Enough for volumes at any threshold and for calibration, in place of the map. Bin k holds
     probabilities from k/100 up to (k + 1)/100, the last one 1 too.
     """
 
@@ -279,9 +274,13 @@ class Histogram:
         found = sum(self.lesion[first:])
         return found, sum(self.other[first:]), sum(self.lesion[:first]) + self.missed
 
-    def dice(self, threshold: float) -> float:
-        """Dice at a threshold, a multiple of 0.01."""
-        return dice_of_counts(*self.counts(threshold))
+    def volume_similarity(self, threshold: float) -> float:
+        """1 − | |A| − |B| | / (|A| + |B|) (Taha and Hanbury 2015) at a threshold, a multiple of 0.01.
+
+        1 where as much is found as was drawn, wherever it lies.
+        """
+        tp, fp, fn = self.counts(threshold)
+        return 1 - abs(fp - fn) / (2 * tp + fp + fn) if tp + fp + fn else 1.0
 
     def table(self) -> Numbers:
         """(lesion, other, sums) × bins; tables add up over cases."""

@@ -69,9 +69,10 @@ class Score:
     seconds: float | None = None
     """Of the network, preprocessing included, reading not."""
 
-    def dice_at(self, threshold: float) -> float | None:
-        """Lesion Dice at another lesion threshold, a multiple of 0.01; mean over raters."""
-        return float(np.mean([h.dice(threshold) for h in self.histograms])) if self.histograms else None
+    def volume_similarity_at(self, threshold: float) -> float | None:
+        """Of the lesions at another lesion threshold, a multiple of 0.01; mean over raters."""
+        rows = [h.volume_similarity(threshold) for h in self.histograms]
+        return float(np.mean(rows)) if rows else None
 
 
 _SCORES = TypeAdapter(list[Score])

@@ -293,12 +293,12 @@ def calibration_table(score: Score) -> metrics.Numbers:
 
 
 def threshold_curve(scores: Iterable[Score], thresholds: Sequence[float]) -> dict[float, float]:
-    """Mean lesion Dice over patients at each threshold, from the stored histograms; nothing is run again."""
+    """Mean volume similarity of lesions over patients at each threshold, from the stored histograms."""
     known = [s for s in scores if s.histograms]
     patients = [s.patient for s in known]
-    return {
-        t: float(
-            np.mean(list(metrics.patient_means([s.dice_at(t) or 0.0 for s in known], patients).values()))
-        )
-        for t in thresholds
-    }
+
+    def mean(t: float) -> float:
+        each = metrics.patient_means([s.volume_similarity_at(t) or 0.0 for s in known], patients)
+        return float(np.mean(list(each.values())))
+
+    return {t: mean(t) for t in thresholds}
