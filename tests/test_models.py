@@ -57,8 +57,8 @@ def model(place):
     return loaded(place)
 
 
-def kept(mask):
-    return (lungs.plausible(torch.from_numpy(mask).float()) > 0.5).numpy()
+def kept(mask, spacing_mm=5.0):
+    return (lungs.plausible(torch.from_numpy(mask).float(), spacing_mm) > 0.5).numpy()
 
 
 def equal(a, b):
@@ -420,6 +420,18 @@ class TestLungs:
         both = mask.copy()
         mask[13:, 10:20, 10:30] = True
         assert np.array_equal(kept(mask), both)
+
+    @pytest.mark.parametrize("spacing_mm", [1.5, 5.0])
+    def test_a_stomach_in_one_slice_is_not_lung(self, spacing_mm):
+        """It touches the lung; what goes on over 12 mm, and thin rims in one slice, stay."""
+        thick = round(6 / spacing_mm)  # slices that a thick one would show
+        mask = np.zeros((8 * thick, 40, 50), bool)
+        mask[:, 2:30, 2:20] = True
+        mask[4 * thick : 6 * thick, 10:30, 20:32] = True
+        mask[3 * thick, 2:10, 20:23] = True
+        lungs_only = mask.copy()
+        mask[thick : 2 * thick, 5:25, 20:40] = True
+        assert np.array_equal(kept(mask, spacing_mm), lungs_only)
 
     def test_nothing_stays_nothing(self):
         assert not kept(np.zeros((2, 5, 5), bool)).any()

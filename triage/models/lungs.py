@@ -8,26 +8,42 @@ from scipy import ndimage
 from torch import Tensor
 
 from triage.domain import Mask
-from triage.models.preprocessing import bounding_box
+from triage.models.preprocessing import SPACING_MM, bounding_box, neighbour_step
 
 SMALLEST_PART = 0.05
 """A component below this share of the largest one is bowel gas, an airway or a cushion."""
+LEAP_MM = 16.0
+"""Lungs do not grow by so wide a disk from one slice to the next and back."""
 
 
-def plausible(probability: Tensor) -> Tensor:
+def plausible(probability: Tensor, spacing_mm: float) -> Tensor:
     """Large components of the chest with holes filled: dense tissue inside a lung is lung.
 
-    Probability of lung (z, h, w) → the same, 0 in what is dropped and 1 in what is filled; elsewhere it
-    stays soft, so that the border keeps its place between pixels when it is resampled.
+    Probability of lung (z, h, w) on canonical slices so far apart → the same, 0 in what is dropped and 1 in
+    what is filled; elsewhere it stays soft, so that the border keeps its place between pixels when it is
+    resampled.
     """
     mask = (probability > 0.5).numpy()
     if not mask.any():
         return probability
     kept = np.zeros_like(mask)
     box = bounding_box(mask)
-    kept[box] = _filled(_large(mask[box]))
+    kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm))))
     dropped, filled = torch.from_numpy(mask & ~kept), torch.from_numpy(kept & ~mask)
     return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
+
+
+def _continuous(mask: Mask, step: int) -> Mask:
+    """Without what is wide and in one slice only: the stomach where it touches the base of a lung."""
+    index, last = np.arange(len(mask)), len(mask) - 1
+    alone = mask & ~mask[np.maximum(index - step, 0)] & ~mask[np.minimum(index + step, last)]
+    reach = np.arange(-(LEAP_MM // 2 // SPACING_MM), LEAP_MM // 2 // SPACING_MM + 1)
+    disk = np.hypot(reach[:, None], reach) <= reach[-1]
+    result = mask.copy()
+    for z in np.flatnonzero(alone.sum(axis=(1, 2)) >= disk.sum()):
+        wide = ndimage.binary_opening(alone[z], disk)
+        result[z] &= ~ndimage.binary_propagation(wide, mask=alone[z])
+    return result
 
 
 def _large(mask: Mask) -> Mask:

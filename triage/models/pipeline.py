@@ -130,7 +130,7 @@ def lungs_network(path: Path, running: Compute) -> Slicewise:
     network, _ = weights.read(path, LungsNet)
     network = network.to(running.device)
     found = slice_by_slice(network, network.stride, running, inputs=network.inputs)
-    return lambda slices, spacing_mm: lungs.plausible(found(slices, spacing_mm))
+    return lambda slices, spacing_mm: lungs.plausible(found(slices, spacing_mm), spacing_mm)
 
 
 def slice_by_slice(
