@@ -643,6 +643,10 @@ class TestSources:
         assert names == ["coronacases_001"]
         assert len(list(cases({"medseg20": sources["medseg20"]}))) == 5
 
+    def test_one_set_in_two_layouts_is_read_once(self, tmp_path: Path) -> None:
+        sources = self.given(tmp_path, "medseg9", "medseg_nifti")
+        assert {kind for kind, _ in cases(sources)} == {"medseg9"}
+
     def test_covidxct_is_read_without_the_patients_of_the_sets_beside_it(self, tmp_path: Path) -> None:
         sources = self.given(tmp_path, "covidxct", "cncb", "medseg20")
         patients = {case.patient.removeprefix("covidxct_") for _, case in cases(sources, ["covidxct"])}

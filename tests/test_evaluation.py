@@ -155,6 +155,13 @@ class TestScore:
         assert score.found.fraction == pytest.approx(0.5)
         assert score.volume_similarity_at(0.5) is None
 
+    def test_a_single_slice_has_no_answer(self):
+        """Whole lungs cannot be seen in it; that is not a failure of the network."""
+        (score,) = judged(replace(picture("a", drawn=4), cropped=False))
+        assert score.picture
+        assert score.lesions is not None
+        assert (score.status, score.reason) == (None, "")
+
     def test_of_a_rejected_case_is_an_honest_zero_with_the_reason(self):
         rejected, good = judged(solid("a"), case("b"))
         assert (rejected.status, rejected.reason) == (Status.NOT_ANALYSABLE, "no lungs found")

@@ -119,10 +119,29 @@ class TestIntervals:
     def test_bootstrap_of_single_cases(self):
         values = np.random.default_rng(3).normal(5, 2, 40)
         figure = metrics.bootstrap(values, [str(k) for k in range(40)], np.mean)
-        expected = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(4))
+        level = 1 - 2 * metrics.expanded_level(40)
+        expected = stats.bootstrap(
+            (values,), np.mean, method="percentile", confidence_level=level, rng=np.random.default_rng(4)
+        )
         assert figure.value == pytest.approx(values.mean())
         assert figure.low == pytest.approx(expected.confidence_interval.low, abs=0.1)
         assert figure.high == pytest.approx(expected.confidence_interval.high, abs=0.1)
+
+    def test_few_patients_have_an_interval_as_wide_as_students(self):
+        """Plain percentiles of seven would be a third too narrow."""
+        widths = []
+        for seed in range(20):
+            values = np.random.default_rng(seed).normal(5, 2, 7)
+            figure = metrics.bootstrap(values, list("abcdefg"), np.mean)
+            student = 2 * stats.t.ppf(0.975, 6) * values.std(ddof=1) / np.sqrt(7)
+            widths.append((figure.high - figure.low) / student)
+        assert np.mean(widths) == pytest.approx(1, abs=0.07)
+
+    def test_one_ill_patient_gives_no_interval_of_an_auc(self):
+        figure = metrics.roc_auc([0.9, *np.linspace(0, 1, 10)], [True] + [False] * 10, list("abcdefghijk"))
+        assert figure.value == pytest.approx(0.9)
+        assert figure.low is None
+        assert "in a group" in figure.reason
 
     def test_volumes_of_one_patient_are_no_more_witnesses(self):
         values = np.random.default_rng(3).normal(5, 2, 6)

@@ -366,7 +366,10 @@ class TestMaking:
         assert all(f"| {patient} |" in package.text for patient in everybody)
         model = models.load(Analysis(model=str(folder), device="cpu", threads=1))
         assert model.settings["lesion_threshold"] == package.card.lesion_threshold
-        assert package.card.training_data[0].startswith("medseg9: 5 of its cases, 4 patients")
+        assert package.card.training_data[0].startswith("medseg9: 5 cases of 4 patients")
+        assert package.card.training_data[1].startswith("semiseg: 2 cases of unknown patients")
+        known = {m.name: m.patients for m in package.card.metrics}
+        assert known["Pictures, lesion Dice at the fixed threshold"] is None
 
     def test_a_patient_has_no_part_in_the_choice_of_the_threshold(self, tmp_path, recipe, monkeypatch):
         """p1 would choose 0.3; the others choose 0.7."""
@@ -407,6 +410,7 @@ class TestMaking:
         answer = evaluation.run(Analysis(model=str(package.folder), device="cpu", threads=1), sources)
         learned = {"medseg9_1_p1", "medseg9_2_p2", "medseg9_3_p2", "semiseg_7", "semiseg_9"}
         assert set(answer.trained_on) == learned  # not p3, p4 and semiseg_10
+        assert "Goncharov" not in package.text  # what is said of our weights is not said of others
         done = subprocess.run(
             [*command, *more, "--leave-one-out"], capture_output=True, text=True, check=False
         )
@@ -421,6 +425,11 @@ class TestMaking:
             run.train(replace(asked, sources=sources, test=("p9",)))
         with pytest.raises(ConfigError, match="lunngs"):
             making.make(replace(asked, recipe=recipe.model_copy(update={"task": "lunngs"})), Unwatched())
+        bare = recipe.model_copy(update={"card": {"limits": ["some"]}})
+        with pytest.raises(ConfigError, match=r"recipe multitask: licence: missing"):
+            making.make(replace(asked, recipe=bare), Unwatched())
+        with pytest.raises(ConfigError, match="system 'mulitask' is unknown"):
+            making.make(replace(asked, recipe=recipe.model_copy(update={"system": "mulitask"})), Unwatched())
         with pytest.raises(ConfigError, match="part of a model"):
             making.make(replace(asked, recipe=recipes.load("lungs")), Unwatched(), jobs=1)
         wrong = recipe.model_copy(update={"options": {"colour": "red"}})

@@ -117,8 +117,8 @@ class Card(Section):
     calibrated: bool = False
     training_data: tuple[str, ...]
     splits: Mapping[str, str] = {}
-    trained_on: tuple[str, ...] = ()
-    """Fingerprints of the cases it learned from; evaluation tells where it meets one of them."""
+    trained_on: Mapping[str, tuple[str, ...]] = {}
+    """Kind of data → fingerprints of the cases it learned from; evaluation tells where it meets them."""
     metrics: tuple[Metric, ...] = ()
     licence: Annotated[str, Field(min_length=1)]
     claims: tuple[str, ...] = ()
@@ -220,7 +220,7 @@ def write(folder: Path, card: Mapping[str, Any], files: Mapping[str, Path], text
         if inside != path:
             shutil.copyfile(path, inside)
         named[role] = {"path": inside.relative_to(folder).as_posix(), "sha256": _sha256(inside)}
-    _validated({**card, "files": named}, folder / CARD)
+    check({**card, "files": named}, folder / CARD)
     (folder / CARD).write_text(
         yaml.safe_dump({**card, "files": named}, sort_keys=False, allow_unicode=True, width=110),
         encoding="utf-8",
@@ -239,14 +239,15 @@ def _card(path: Path) -> Card:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    return _validated(data, path)
+    return check(data, path)
 
 
-def _validated(data: Any, path: Path) -> Card:
+def check(data: Any, source: Path | str) -> Card:
+    """The card that plain data makes. Raises ConfigError with every wrong key, naming the source."""
     try:
         return Card.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}; {HELP}") from error
+        raise ConfigError(f"{source}: {explain(error)}; {HELP}") from error
 
 
 def explain(error: ValidationError) -> str:

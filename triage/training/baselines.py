@@ -150,7 +150,8 @@ def with_lungs(scans: Iterable[Scan]) -> list[Scan]:
 def _lung(scan: Scan) -> Tensor:
     """Lung probability (z, h, w)."""
     threads = torch.get_num_threads()
-    running, find = _shipped_lungs()
+    with torch.random.fork_rng():  # what is drawn here is not part of the run that a seed decides
+        running, find = _shipped_lungs()
     with running.running():
         probability = find(scan.slices, scan.spacing_mm)
     torch.set_num_threads(threads)  # the networks that judge take one thread a layer

@@ -42,6 +42,11 @@ class Case:
     """A picture cut to the lungs: all of it counts as lung, none is searched."""
 
     @property
+    def picture(self) -> bool:
+        """A single slice, not a volume."""
+        return len(self.volume.array) == 1
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of the images, whatever they are called and wherever they lie."""
         array = self.volume.array

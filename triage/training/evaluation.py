@@ -17,7 +17,7 @@ from triage.domain import ModelInfo
 from triage.errors import ConfigError
 from triage.models import packages
 from triage.training.cases import Case
-from triage.training.datasets import cases
+from triage.training.datasets import DATASETS, cases
 from triage.training.gallery import Gallery, Sketch
 from triage.training.scores import Extent, Overlap, Score, from_json, to_json
 from triage.training.scoring import evaluate
@@ -50,7 +50,7 @@ class Evaluation:
     settings: Mapping[str, str | float]
     sources: Mapping[str, Path]
     trained_on: tuple[str, ...]
-    """Cases that the network learned from: their figures show its fit, not its quality."""
+    """Cases that the network learned from, or may have: their figures show its fit, not its quality."""
     patients_chosen: tuple[str, ...]
     """Only these patients were asked for; empty for all."""
     scores: tuple[Score, ...]
@@ -78,19 +78,21 @@ def run(
     """
     each = {kind: cases(sources, [kind], patients) for kind in sources}
     model = models.load(analysis)
-    learned = frozenset(packages.read(packages.find(analysis.model)).card.trained_on)
+    learned = packages.read(packages.find(analysis.model)).card.trained_on
+    prints = frozenset(one for some in learned.values() for one in some)
     trained_on: list[str] = []
 
-    def noted(found: Iterable[Case]) -> Iterator[Case]:
+    def noted(found: Iterable[Case], kind: str) -> Iterator[Case]:
         for case in found:
-            trained_on.extend([case.name] if case.fingerprint in learned else [])
+            seen = case.fingerprint in prints or DATASETS[kind].doubles(case, learned)
+            trained_on.extend([case.name] if seen else [])
             yield case
 
     scores: list[Score] = []
     worst: list[Sketch] = []
     for kind, found in each.items():
         gallery = Gallery()
-        scores += evaluate(model, noted(track(case for _, case in found)), kind, analysis, gallery)
+        scores += evaluate(model, noted(track(case for _, case in found), kind), kind, analysis, gallery)
         worst += gallery.worst()
     missing = set(patients) - {s.patient for s in scores}
     if missing or not scores:

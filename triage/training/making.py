@@ -22,12 +22,21 @@ from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.training import evaluation
-from triage.training import recipe as recipes
 from triage.training.datasets import cases
 from triage.training.evaluation import Extent, Overlap, Score
 from triage.training.metrics import Figure
 from triage.training.recipe import Recipe
-from triage.training.run import SEARCHES, TASKS, Run, fingerprints, held_out, kinds, package, train
+from triage.training.run import (
+    SEARCHES,
+    TASKS,
+    Run,
+    check_card,
+    fingerprints,
+    held_out,
+    kinds,
+    package,
+    train,
+)
 from triage.training.trainer import Progress
 
 MODEL = "model"
@@ -35,7 +44,10 @@ MODEL = "model"
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
 LEFT_OUT = "left_out.json"
 LEFT_OUT_WORDS = "patients left out of training, one at a time"
-HELD_OUT_WORDS = "pictures held out of training; patients unknown, they may be those of others"
+HELD_OUT_WORDS = (
+    "pictures held out of training; patients unknown, they may be those of others: the interval takes each "
+    "picture for a patient"
+)
 
 
 class Watch:
@@ -90,6 +102,8 @@ def _refuse(run: Run, jobs: int | None) -> None:
     if run.recipe.task not in (*TASKS, *SEARCHES):
         names = ", ".join((*TASKS, *SEARCHES))
         raise ConfigError(f"recipe {run.recipe.name}: task {run.recipe.task!r} is unknown; there are {names}")
+    if run.recipe.system is not None:
+        check_card(run.recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +137,8 @@ def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[LeftOut]:
 def patients(run: Run) -> list[str]:
     """Those of whom a volume with lungs and lesions was drawn, in the data that the recipe learns from."""
     every = (case for _, case in cases(run.sources, kinds(run)))
-    return sorted({case.patient for case in every if case.lung is not None and case.lesions})
+    drawn = {c.patient for c in every if c.lung is not None and c.lesions and not c.picture}
+    return sorted(drawn.difference(held_out(run)))
 
 
 def choose(recipe: Recipe, scores: Iterable[Score]) -> float:
@@ -174,16 +189,15 @@ def metrics(scores: Sequence[Score], measured_on: str, pictures: bool = False) -
 
 def _metric(name: str, figure: Figure, measured_on: str) -> dict[str, Any]:
     value, low, high = (None if v is None else round(v, 4) for v in (figure.value, figure.low, figure.high))
-    measured = {"value": value, "low": low, "high": high, "unit": figure.unit, "patients": figure.patients}
+    patients = None if measured_on == HELD_OUT_WORDS else figure.patients
+    measured = {"value": value, "low": low, "high": high, "unit": figure.unit, "patients": patients}
     return {"name": name, **measured, "reason": figure.reason, "measured_on": measured_on}
 
 
 def card_text(recipe: Recipe, left_out: Sequence[LeftOut]) -> str:
     """``card.md``: what stands beside the recipe, and a line for every volume of the patients left out."""
-    path = recipes.RECIPES / f"{recipe.name}.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not left_out:
-        return text
+        return recipe.text
     head = (
         "volume",
         "patient",
@@ -196,7 +210,7 @@ def card_text(recipe: Recipe, left_out: Sequence[LeftOut]) -> str:
     rows = [head, ("---",) * len(head)]
     rows += [_row(part, score) for part in left_out for score in part.scores]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{text}\n## Each patient, judged by networks that never saw the patient\n\n{table}\n"
+    return f"{recipe.text}\n## Each patient, judged by networks that never saw the patient\n\n{table}\n"
 
 
 def _row(part: LeftOut, score: Score) -> tuple[str, ...]:

@@ -69,7 +69,10 @@ def bootstrap(
     seed: int = 1,
     unit: str = "",
 ) -> Figure:
-    """``statistic(values)`` and its percentile interval over resampled patients.
+    """``statistic(values)`` and its expanded percentile interval over resampled patients.
+
+    Plain percentiles are too narrow for few patients: of seven they cover 85 to 89 %, not 95 %. The levels
+    are therefore those that make them as wide as Student's t (Hesterberg 2015, section 5.3).
 
     values: (cases, …), one row a case; a patient is drawn with all of his or her cases. Resamples in
     which the statistic is undefined (nan) are left out. No interval for fewer than three patients, nor
@@ -86,10 +89,16 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(names), size=(RESAMPLES, len(names)))
     found = np.array([statistic(values[np.concatenate([rows[k] for k in draw])]) for draw in draws])
-    low, high = np.percentile(found[np.isfinite(found)], [2.5, 97.5])
+    level = expanded_level(len(names))
+    low, high = np.quantile(found[np.isfinite(found)], [level, 1 - level])
     if high - low < SAME:
         return replace(figure, reason="no interval: every resample gives this value")
     return replace(figure, low=float(low), high=float(high))
+
+
+def expanded_level(n: int) -> float:
+    """Lower quantile of the resamples of n patients that stands for 2.5 % (Hesterberg 2015, section 5.3)."""
+    return float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf(0.025, n - 1)))
 
 
 def mean(values: Sequence[float], patients: Sequence[str], seed: int = 1, unit: str = "") -> Figure:
@@ -180,9 +189,25 @@ def auc(scores: Numbers, positive: NDArray[np.bool_]) -> float:
 def roc_auc(
     scores: Sequence[float], positive: Sequence[bool], patients: Sequence[str], seed: int = 1
 ) -> Figure:
-    """Area under the ROC curve, bootstrapped by patient."""
+    """Area under the ROC curve, bootstrapped by patient where both groups have enough of them."""
     pairs = np.array([scores, positive], dtype=np.float64).T
+    if _smaller_group(positive, patients) < FEWEST_PATIENTS:
+        reason = f"no interval from fewer than {FEWEST_PATIENTS} patients in a group"
+        return _alone(auc(pairs[:, 0], pairs[:, 1] > 0), patients, reason)
     return bootstrap(pairs, patients, lambda rows: auc(rows[:, 0], rows[:, 1] > 0), seed)
+
+
+def _smaller_group(positive: Sequence[bool], patients: Sequence[str]) -> int:
+    """Patients in the smaller of both groups."""
+    groups = ({p for p, ill in zip(patients, positive, strict=True) if ill == one} for one in (True, False))
+    return min(len(group) for group in groups)
+
+
+def _alone(value: float, patients: Sequence[str], reason: str) -> Figure:
+    """A value without an interval."""
+    known = value if isfinite(value) else None
+    why = reason if isfinite(value) else "undefined on these values"
+    return Figure(value=known, n=len(patients), patients=len(set(patients)), reason=why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +225,14 @@ def roc_curve(
 ) -> RocCurve:
     """The curve and its band over resampled patients; both groups must be there.
 
-    As for the AUC: no band from fewer than three patients, nor where every resample gives the same curve.
+    As for the AUC: no band from fewer than three patients in a group, nor where every resample gives the same
+    curve.
     """
     grid = np.linspace(0, 1, 101)
     pairs = np.array([scores, positive], dtype=np.float64).T
     curve = RocCurve(grid, _sensitivity(pairs, grid))
     names, owner = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if len(names) < FEWEST_PATIENTS:
+    if _smaller_group(positive, patients) < FEWEST_PATIENTS:
         return curve
     rng = np.random.default_rng(seed)
     curves = []

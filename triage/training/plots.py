@@ -58,7 +58,7 @@ def _plain(axes: Axes) -> Axes:
 
 
 def _measured(evaluation: Evaluation) -> list[Score]:
-    return [s for s in evaluation.scores if s.drawn and s.found]
+    return [s for s in evaluation.scores if s.drawn and s.found and not s.picture]
 
 
 def _percents(scores: Sequence[Score]) -> tuple[metrics.Numbers, metrics.Numbers]:
@@ -161,13 +161,14 @@ def _patients(axes: Axes, scores: Sequence[Score]) -> None:
 
 
 def bland_altman(evaluation: Evaluation) -> Drawing:
-    """Difference against mean of found and drawn fraction, with the limits of agreement."""
+    """Difference against mean of found and drawn fraction, with the limits of agreement of patients."""
     scores = _measured(evaluation)
     if len({s.patient for s in scores}) < metrics.FEWEST_PATIENTS:
         return f"Limits of agreement need {metrics.FEWEST_PATIENTS} patients with lesions drawn and found."
     drawn, found = _percents(scores)
     middle, difference = (drawn + found) / 2, found - drawn
-    bias, spread = difference.mean(), 1.96 * difference.std(ddof=1)
+    each = list(metrics.patient_means(difference.tolist(), [s.patient for s in scores]).values())
+    bias, spread = float(np.mean(each)), 1.96 * float(np.std(each, ddof=1))
     figure, axes = _axes(6.4, 4.2)
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.axhline(bias, color=BLUE, linewidth=1.2)
@@ -185,7 +186,8 @@ def bland_altman(evaluation: Evaluation) -> Drawing:
 
 def grades(evaluation: Evaluation) -> Drawing:
     """Confusion of grades: against the drawn masks, and against a radiologist's eye."""
-    found = [(s, s.found.grade) for s in evaluation.scores if s.found and s.found.grade]
+    volumes = [s for s in evaluation.scores if not s.picture]
+    found = [(s, s.found.grade) for s in volumes if s.found and s.found.grade]
     tables = {
         "drawn masks": [(s.drawn.grade, grade) for s, grade in found if s.drawn and s.drawn.grade],
         "radiologist": [(s.grade_read, grade) for s, grade in found if s.grade_read],

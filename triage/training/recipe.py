@@ -42,6 +42,8 @@ class Recipe(BaseModel):
     """Of the model as long as no validation patients choose another."""
     card: Mapping[str, Any] = {}
     """What the model's card says beyond what training knows: licence, claims, limits."""
+    text: Annotated[str, Field(exclude=True)] = ""
+    """For ``card.md``: the file of the same name with the ending .md, where there is one."""
     schedule: Schedule = Schedule(steps=1)
     """Of a network; what is only searched for has none."""
 
@@ -70,7 +72,9 @@ def load(name: str) -> Recipe:
         raise ConfigError(f"no recipe {name!r}: there are {', '.join(names())}, or give a .yaml file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate({"name": path.stem, **(data or {})})
+        beside = path.with_suffix(".md")
+        text = beside.read_text(encoding="utf-8") if beside.is_file() else ""
+        return Recipe.model_validate({"name": path.stem, "text": text, **(data or {})})
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:

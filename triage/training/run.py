@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 
+from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models import compute, packages, weights
@@ -110,11 +112,11 @@ def package(
     lesion_threshold: float,
     metrics: Sequence[Mapping[str, Any]] = (),
     text: str = "",
-    trained_on: Sequence[str] = (),
+    trained_on: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Package:
     """The trained networks and what is known of them as a folder that ``analysis.model`` can name."""
     recipe = run.recipe
-    held = [f"last {n} of {kind}" for kind, n in recipe.hold_out.items()]
+    held = [f"last {n} of {kind}" for kind, n in recipe.hold_out.items() if kind in run.sources]
     card = {
         "name": recipe.name,
         "system": recipe.system,
@@ -125,7 +127,7 @@ def package(
             "validation": ", ".join([*run.validation, *held]) or "none",
             "test": ", ".join(run.test) or "none",
         },
-        "trained_on": list(trained_on),
+        "trained_on": dict(trained_on),
         "metrics": list(metrics),
         "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
@@ -137,19 +139,36 @@ def package(
 
 
 def learned_from(run: Run) -> list[str]:
-    """What the run was trained on, a sentence for each kind of data."""
-    counts = json.loads(_claim_of(run).read_text(encoding="utf-8"))["scans"]
-    return [
-        f"{kind}: {count['scans']} of its cases, {count['patients']} patients. {DATASETS[kind].summary}"
-        for kind, count in counts.items()
+    """What the run was trained on, its lungs too: a sentence for each kind of data."""
+    claims = [
+        _claim_of(replace(run, recipe=recipe)).read_text(encoding="utf-8") for recipe in chain(run.recipe)
     ]
+    counts = {kind: count for claim in claims for kind, count in json.loads(claim)["scans"].items()}
+    return [f"{kind}: {_counted(kind, **count)}" for kind, count in counts.items()]
 
 
-def fingerprints(run: Run) -> list[str]:
-    """Of every case that the run was trained on."""
+def _counted(kind: str, scans: int, patients: int) -> str:
+    known = DATASETS[kind].patients_known
+    whose = f"of {patients} patients" if known else "of unknown patients"
+    return f"{scans} cases {whose}, laid out as {DATASETS[kind].source}"
+
+
+def fingerprints(run: Run) -> dict[str, list[str]]:
+    """Of every case that the run was trained on, by kind of data."""
     held_back = {*run.validation, *held_out(run), *run.test}
-    every = (case for _, case in cases(run.sources, kinds(run)))
-    return sorted({case.fingerprint for case in every if case.patient not in held_back})
+    found: dict[str, list[str]] = {kind: [] for kind in kinds(run)}
+    for kind, case in cases(run.sources, kinds(run)):
+        found[kind] += [] if case.patient in held_back else [case.fingerprint]
+    return found
+
+
+def check_card(recipe: Recipe) -> None:
+    """Raises ConfigError where no card could be written once all is trained."""
+    known = {"name": recipe.name, "system": recipe.system, "summary": recipe.summary}
+    packages.check({**known, "training_data": [], **recipe.card}, f"recipe {recipe.name}")
+    if recipe.system not in models.SYSTEMS:
+        names = ", ".join(sorted(models.SYSTEMS))
+        raise ConfigError(f"recipe {recipe.name}: system {recipe.system!r} is unknown; there are {names}")
 
 
 def _in_words(recipe: Recipe) -> str:
@@ -224,6 +243,7 @@ def held_out(run: Run) -> tuple[str, ...]:
     last = (
         [case.patient for _, case in cases(run.sources, [kind])][-count:]
         for kind, count in run.recipe.hold_out.items()
+        if kind in run.sources
     )
     return tuple(patient for patients in last for patient in patients)
 

@@ -53,7 +53,7 @@ class Score:
     grade_read: Grade | None = None
     """As a radiologist saw it."""
     status: Status | None = None
-    """At the working point; None for a cropped picture, which has no lungs to judge."""
+    """At the working point; None for a picture that was judged: it shows no whole lungs."""
     reason: str = ""
     """Why it was not analysable."""
     probability: float | None = None

@@ -48,7 +48,7 @@ class _Judge:
             data=self.data,
             name=case.name,
             patient=case.patient,
-            picture=len(case.volume.array) == 1,
+            picture=case.picture,
             diagnosis=case.diagnosis,
             grade_read=case.grade,
         )
@@ -106,13 +106,13 @@ class _Judge:
         findings = self.model.predict(case.volume)
         seconds = time.perf_counter() - start
         measured = severity.measure(case.volume, findings, self.analysis.ct0_tolerance)
-        status, reason = severity.answer(findings.probability, measured, self.analysis, case.millimetres)
+        if not score.picture:  # one slice shows no whole lungs: there is no answer
+            status, reason = severity.answer(findings.probability, measured, self.analysis, case.millimetres)
+            score = replace(score, status=status, reason=reason)
         score = replace(
             score,
             seconds=seconds,
             probability=findings.probability,
-            status=status,
-            reason=reason,
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
             found=_extent([_both(measured, findings)], self.analysis),
             drawn=self._drawn(case, findings.lung_mask if case.lung is None else case.lung),

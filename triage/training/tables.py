@@ -208,8 +208,9 @@ def fit_only(evaluation: Evaluation) -> str:
     if not seen:
         return ""
     return (
-        f"{seen} of these {_count(cases, 'case')} belong to what this network was trained on: the figures "
-        "show its fit, not its quality. Those of patients it never saw are on its card."
+        f"{seen} of these {_count(cases, 'case')} belong to what this network was trained on, or may "
+        "be of the same patients: the figures show its fit, not its quality. "
+        "Those of patients it never saw are on its card."
     )
 
 

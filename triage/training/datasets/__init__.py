@@ -28,6 +28,8 @@ class Dataset:
     licence: str
     notes: str = ""
     """What must be known before anything is claimed with it."""
+    patients_known: bool = True
+    """Else each picture counts as a patient: what else can it count as?"""
     shares: Mapping[str, str] = field(default_factory=dict)
     """Another kind → pattern of the patients here who may be in it too, under another name."""
 
@@ -52,6 +54,7 @@ DATASETS: dict[str, Dataset] = {
         source="Fan et al., Inf-Net, doi:10.1109/TMI.2020.2996645 (COVID-SemiSeg)",
         licence="research use",
         notes="window, spacing and patients unknown; the 48 test slices are for testing only",
+        patients_known=False,
     ),
     "sarscov2": Dataset(
         summary="2,481 single slices, COVID-19 or other findings, without masks",
@@ -60,6 +63,7 @@ DATASETS: dict[str, Dataset] = {
         source="Soares et al., doi:10.1101/2020.04.24.20078584 (SARS-CoV-2 CT-scan)",
         licence="CC BY-NC-SA 4.0",
         notes="patients unknown: never evidence of accuracy by patient",
+        patients_known=False,
     ),
     "mosmed": Dataset(
         summary="1,110 volumes graded CT-0…CT-4, 50 of them with lesions",
@@ -93,7 +97,8 @@ DATASETS: dict[str, Dataset] = {
         read=covid.medseg_nifti,
         source="MedSeg, COVID-19 CT segmentation dataset, medicalsegmentation.com/covid19",
         licence="CC0; the scans are from Radiopaedia, non-commercial",
-        notes="the same patients as medseg9: never one for training and the other for testing",
+        notes="the same patients as medseg9, and not read beside it",
+        shares={"medseg9": ""},
     ),
     "nsclc": Dataset(
         summary="lung cancer patients, 402 with lungs",
