@@ -2,8 +2,9 @@
 and inference (Goncharov et al., section 4.1).
 
 The networks see canonical slices: columns run to the patient's left, rows to the back, slices to
-the head, as an axial CT is read. Slices are 2 × 2 mm in plane, untouched along z. A network sees each
-alone, as in the paper, or between a neighbour below and one above (``context``).
+the head, as an axial CT is read. Slices are 2 × 2 mm in plane; along z they stay where they are, each the
+mean of 5 mm where they lie closer. A network sees each alone, as in the paper, or between a neighbour below
+and one above (``context``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The 3D U-Net baseline (Goncharov et al., sections 2.1.2 and 4.3): lesions from the whole volume.
 
-Slices are 2 × 2 mm in plane and untouched along z, as for every network of the paper, which gives no more
-than that: levels and widths are those of its 2D network, and the U-Net of residual units is MONAI's.
+Slices are 2 × 2 mm in plane and stay where they are along z, as for every network here. The paper gives no
+more than that: levels and widths are those of its 2D network, and the U-Net of residual units is MONAI's.
 """
 
 from __future__ import annotations
