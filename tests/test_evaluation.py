@@ -142,7 +142,7 @@ class TestScore:
         assert score.lesions.dice == pytest.approx((1 + 20 / 26) / 2)
         assert score.drawn.fraction == pytest.approx((0.5 + 0.8) / 2)
         assert len(score.histograms) == 2
-        assert score.volume_similarity_at(THRESHOLD) == pytest.approx((1 + 20 / 26) / 2)
+        assert score.fraction_error_at(THRESHOLD) == pytest.approx((0.5 - 0.65) / 2)
 
     def test_where_nobody_drew_the_lungs_the_networks_serve(self):
         (score,) = judged(case("a", drawn=16, lung=None))
@@ -153,7 +153,7 @@ class TestScore:
         (score,) = judged(case("a", lesions=()))
         assert score.lesions is score.drawn is None
         assert score.found.fraction == pytest.approx(0.5)
-        assert score.volume_similarity_at(0.5) is None
+        assert score.fraction_error_at(0.5) is None
 
     def test_a_single_slice_has_no_answer(self):
         """Whole lungs cannot be seen in it; that is not a failure of the network."""
@@ -205,8 +205,8 @@ class TestScore:
         assert unknown.status == Status.POSITIVE
 
     def test_the_working_point_is_the_settings(self):
-        faint = case("a", rows=1)  # 2.5 % of both lungs, 5 % of the left one
-        strict = Analysis(positive_probability=0.9, positive_fraction=0.06)
+        faint = case("a", rows=2)  # 5 % of both lungs, 10 % of the left one
+        strict = Analysis(positive_probability=0.9, positive_fraction=0.11)
         assert judged(faint)[0].status == Status.POSITIVE
         assert evaluate(Honest(), [faint], analysis=strict)[0].status == Status.NEGATIVE
 
@@ -234,15 +234,13 @@ class TestScore:
         )
         assert evaluation.from_json(evaluation.to_json(scores)) == scores
 
-    def test_volumes_at_any_threshold_come_from_the_stored_score(self):
+    def test_the_affected_fraction_at_any_threshold_comes_from_the_stored_score(self):
         cases = [case("a", drawn=16), case("b", drawn=4)]
         stored = evaluation.from_json(evaluation.to_json(judged(*cases)))
         curve = evaluation.threshold_curve(stored, [0.05, 0.3, 0.9])
-        volumes = [(int(c.lung.sum()), int(c.lesions[0].sum())) for c in cases]
-        everything = [1 - abs(lung - drawn) / (lung + drawn) for lung, drawn in volumes]
-        assert curve[0.05] == pytest.approx(np.mean(everything))
-        assert curve[0.3] == pytest.approx(np.mean([1 - 6 / 26, 1 - 6 / 14]))  # 10 rows are found
-        assert curve[0.9] == 0
+        drawn = np.array([16 / 40, 4 / 40])  # rows of both lungs
+        for threshold, found in ((0.05, 1), (0.3, 10 / 40), (0.9, 0)):
+            assert curve[threshold] == pytest.approx(np.abs(found - drawn).mean())
 
 
 class TestSummary:

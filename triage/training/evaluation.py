@@ -21,11 +21,10 @@ from triage.training.datasets import DATASETS, cases
 from triage.training.gallery import Gallery, Sketch
 from triage.training.scores import Extent, Overlap, Score, from_json, to_json
 from triage.training.scoring import evaluate
-from triage.training.summary import FIGURES, SMALL_FRACTION, Summary, summarise, threshold_curve
+from triage.training.summary import FIGURES, Summary, summarise, threshold_curve
 
 __all__ = [
     "FIGURES",
-    "SMALL_FRACTION",
     "Evaluation",
     "Extent",
     "Gallery",

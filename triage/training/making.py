@@ -142,19 +142,17 @@ def patients(run: Run) -> list[str]:
 
 
 def choose(recipe: Recipe, scores: Iterable[Score]) -> float:
-    """The lesion threshold at which as much lesion is found as was drawn, patient by patient.
+    """The lesion threshold at which the affected fraction comes nearest to the drawn one, mean over patients.
 
-    It sets how much of the lungs is called affected, which orders the list; Dice hardly depends on it. Only
-    patients with more than a trace of lesion have a say. It is the recipe's own for a network that finds no
-    lesions, and for a method that defines it.
+    The fraction orders the list, and the threshold decides it; Dice hardly depends on it. What is found in
+    those with a trace of lesion counts too. It is the recipe's own for a network that finds no lesions, and
+    for a method that defines it.
     """
-    affected = [
-        s for s in scores if s.histograms and s.drawn and s.drawn.both_lungs > evaluation.SMALL_FRACTION
-    ]
-    if not affected or recipe.task in SEARCHES:
+    known = [s for s in scores if s.histograms and s.drawn]
+    if not known or recipe.task in SEARCHES:
         return recipe.lesion_threshold
-    curve = evaluation.threshold_curve(affected, THRESHOLDS)
-    return max(curve, key=curve.__getitem__)
+    curve = evaluation.threshold_curve(known, THRESHOLDS)
+    return min(curve, key=curve.__getitem__)
 
 
 def judge(run: Run, names: Collection[str], lesion_threshold: float) -> list[Score]:

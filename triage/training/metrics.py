@@ -300,13 +300,11 @@ class Histogram:
         found = sum(self.lesion[first:])
         return found, sum(self.other[first:]), sum(self.lesion[:first]) + self.missed
 
-    def volume_similarity(self, threshold: float) -> float:
-        """1 − | |A| − |B| | / (|A| + |B|) (Taha and Hanbury 2015) at a threshold, a multiple of 0.01.
-
-        1 where as much is found as was drawn, wherever it lies.
-        """
-        tp, fp, fn = self.counts(threshold)
-        return 1 - abs(fp - fn) / (2 * tp + fp + fn) if tp + fp + fn else 1.0
+    def fraction(self, threshold: float) -> float:
+        """Share of the lungs' voxels that are lesion at a threshold, a multiple of 0.01; 0 without lungs."""
+        right, wrong, _ = self.counts(threshold)
+        lungs = sum(self.lesion) + sum(self.other)
+        return (right + wrong) / lungs if lungs else 0.0
 
     def table(self) -> Numbers:
         """(lesion, other, sums) × bins; tables add up over cases."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from pydantic import TypeAdapter
 
 from triage.domain import Grade, Status
@@ -69,10 +68,11 @@ class Score:
     seconds: float | None = None
     """Of the network, preprocessing included, reading not."""
 
-    def volume_similarity_at(self, threshold: float) -> float | None:
-        """Of the lesions at another lesion threshold, a multiple of 0.01; mean over raters."""
-        rows = [h.volume_similarity(threshold) for h in self.histograms]
-        return float(np.mean(rows)) if rows else None
+    def fraction_error_at(self, threshold: float) -> float | None:
+        """Affected fraction of both lungs, found − drawn, at another lesion threshold, a multiple of 0.01."""
+        if not self.histograms or self.drawn is None:
+            return None
+        return self.histograms[0].fraction(threshold) - self.drawn.both_lungs
 
 
 _SCORES = TypeAdapter(list[Score])

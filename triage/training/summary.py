@@ -293,12 +293,15 @@ def calibration_table(score: Score) -> metrics.Numbers:
 
 
 def threshold_curve(scores: Iterable[Score], thresholds: Sequence[float]) -> dict[float, float]:
-    """Mean volume similarity of lesions over patients at each threshold, from the stored histograms."""
-    known = [s for s in scores if s.histograms]
+    """Mean distance of the affected fraction from the drawn one, over patients, at each threshold.
+
+    From the stored histograms: nothing is run again.
+    """
+    known = [s for s in scores if s.histograms and s.drawn]
     patients = [s.patient for s in known]
 
     def mean(t: float) -> float:
-        each = metrics.patient_means([s.volume_similarity_at(t) or 0.0 for s in known], patients)
+        each = metrics.patient_means([abs(s.fraction_error_at(t) or 0.0) for s in known], patients)
         return float(np.mean(list(each.values())))
 
     return {t: mean(t) for t in thresholds}
