@@ -37,8 +37,9 @@ def _continuous(mask: Mask, step: int) -> Mask:
     """Without what is wide and in one slice only: the stomach where it touches the base of a lung."""
     index, last = np.arange(len(mask)), len(mask) - 1
     alone = mask & ~mask[np.maximum(index - step, 0)] & ~mask[np.minimum(index + step, last)]
-    reach = np.arange(-(LEAP_MM // 2 // SPACING_MM), LEAP_MM // 2 // SPACING_MM + 1)
-    disk = np.hypot(reach[:, None], reach) <= reach[-1]
+    radius = LEAP_MM / 2 // SPACING_MM
+    reach = np.arange(-radius, radius + 1)
+    disk = np.hypot(reach[:, None], reach) <= radius
     result = mask.copy()
     for z in np.flatnonzero(alone.sum(axis=(1, 2)) >= disk.sum()):
         wide = ndimage.binary_opening(alone[z], disk)

@@ -179,15 +179,15 @@ def metrics(scores: Sequence[Score], measured_on: str, pictures: bool = False) -
         return []
     figures = evaluation.summarise(scores).figures
     return [
-        _metric(evaluation.FIGURES[name], figure, measured_on)
+        _metric(evaluation.FIGURES[name], figure, measured_on, None if pictures else figure.patients)
         for name, figure in figures.items()
         if name.startswith("pictures") == pictures and name != "seconds"
     ]
 
 
-def _metric(name: str, figure: Figure, measured_on: str) -> dict[str, Any]:
+def _metric(name: str, figure: Figure, measured_on: str, patients: int | None) -> dict[str, Any]:
+    """``patients`` is None where they are unknown."""
     value, low, high = (None if v is None else round(v, 4) for v in (figure.value, figure.low, figure.high))
-    patients = None if measured_on == HELD_OUT_WORDS else figure.patients
     measured = {"value": value, "low": low, "high": high, "unit": figure.unit, "patients": patients}
     return {"name": name, **measured, "reason": figure.reason, "measured_on": measured_on}
 

@@ -191,23 +191,17 @@ def roc_auc(
 ) -> Figure:
     """Area under the ROC curve, bootstrapped by patient where both groups have enough of them."""
     pairs = np.array([scores, positive], dtype=np.float64).T
-    if _smaller_group(positive, patients) < FEWEST_PATIENTS:
-        reason = f"no interval from fewer than {FEWEST_PATIENTS} patients in a group"
-        return _alone(auc(pairs[:, 0], pairs[:, 1] > 0), patients, reason)
-    return bootstrap(pairs, patients, lambda rows: auc(rows[:, 0], rows[:, 1] > 0), seed)
+    figure = bootstrap(pairs, patients, lambda rows: auc(rows[:, 0], rows[:, 1] > 0), seed)
+    if figure.value is None or _smaller_group(positive, patients) >= FEWEST_PATIENTS:
+        return figure
+    reason = f"no interval from fewer than {FEWEST_PATIENTS} patients in a group"
+    return replace(figure, low=None, high=None, reason=reason)
 
 
 def _smaller_group(positive: Sequence[bool], patients: Sequence[str]) -> int:
     """Patients in the smaller of both groups."""
     groups = ({p for p, ill in zip(patients, positive, strict=True) if ill == one} for one in (True, False))
     return min(len(group) for group in groups)
-
-
-def _alone(value: float, patients: Sequence[str], reason: str) -> Figure:
-    """A value without an interval."""
-    known = value if isfinite(value) else None
-    why = reason if isfinite(value) else "undefined on these values"
-    return Figure(value=known, n=len(patients), patients=len(set(patients)), reason=why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,8 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     for step in steps:
         _refuse_another(step, _identity(step, parts))
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
-    todo = [(step, _task(step.recipe, parts)) for step in steps if not outcome_of(step).exists()]
-    for step, task in todo:
+    untrained = [(step, _task(step.recipe, parts)) for step in steps if not outcome_of(step).exists()]
+    for step, task in untrained:
         outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
         _claim_of(step).write_text(json.dumps(_identity(step, parts), indent=1), encoding="utf-8")
         if task is None:
