@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from math import floor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +200,13 @@ class Findings:
     calibrated: bool
     lung_mask: Mask
     lesion_mask: Mask | None
+    grade_from: Literal["affected_fraction", "percent_infection"] = "affected_fraction"
+    """What of the severity the grade is read from, as the network's paper has it."""
+    slice_scores: NDArray[np.float32] | None = None
+    """Of each slice (z,) in [0, 1], above 0.5 positive; None where the network judges no slices."""
+    attention: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Name → where the network looked, 0 to 255, (z, h, w): slice by slice as the volume's, coarser in
+    plane, and turned as an axial CT is read."""
 
 
 LUNG_REGIONS = (
