@@ -16,28 +16,28 @@ LEAP_MM = 16.0
 """Lungs do not grow by so wide a disk from one slice to the next and back."""
 
 
-def plausible(probability: Tensor, spacing_mm: float) -> Tensor:
+def plausible(probability: Tensor, spacing_mm: float, pixel_mm: float = SPACING_MM) -> Tensor:
     """Large components of the chest with holes filled: dense tissue inside a lung is lung.
 
-    Probability of lung (z, h, w) on canonical slices so far apart → the same, 0 in what is dropped and 1 in
-    what is filled; elsewhere it stays soft, so that the border keeps its place between pixels when it is
-    resampled.
+    Probability of lung (z, h, w) on slices so far apart, with pixels of so many mm → the same, 0 in what is
+    dropped and 1 in what is filled; elsewhere it stays soft, so that the border keeps its place between
+    pixels when it is resampled.
     """
     mask = (probability > 0.5).numpy()
     if not mask.any():
         return probability
     kept = np.zeros_like(mask)
     box = bounding_box(mask)
-    kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm))))
+    kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm), pixel_mm)))
     dropped, filled = torch.from_numpy(mask & ~kept), torch.from_numpy(kept & ~mask)
     return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
 
 
-def _continuous(mask: Mask, step: int) -> Mask:
+def _continuous(mask: Mask, step: int, pixel_mm: float) -> Mask:
     """Without what is wide and in one slice only: the stomach where it touches the base of a lung."""
     index, last = np.arange(len(mask)), len(mask) - 1
     alone = mask & ~mask[np.maximum(index - step, 0)] & ~mask[np.minimum(index + step, last)]
-    radius = LEAP_MM / 2 // SPACING_MM
+    radius = LEAP_MM / 2 // pixel_mm
     reach = np.arange(-radius, radius + 1)
     disk = np.hypot(reach[:, None], reach) <= radius
     result = mask.copy()

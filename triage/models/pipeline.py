@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from triage.models.networks import LungsNet
 from triage.models.packages import Package
 from triage.models.preprocessing import (
     CANONICAL,
+    SPACING_MM,
     Grid,
     bounding_box,
     context,
@@ -40,6 +42,14 @@ EVEN_FRACTION = 0.03
 
 Slicewise = Callable[[Tensor, float], Tensor]
 """Slices (z, h, w) in [0, 1] and their distance in mm → probability (z, h, w)."""
+
+
+class FindLungs(Protocol):
+    def __call__(self, slices: Tensor, spacing_mm: float, pixel_mm: float = SPACING_MM, /) -> Tensor:
+        """Slices (z, h, w), their distance, and mm a pixel → probability of what can be lungs (z, h, w)."""
+        ...
+
+
 Lesions = Callable[[Tensor, Mask, Vector], Tensor]
 """Slices cut to the lungs' box, where in them lung is, and mm a voxel → lesion probability (z, h, w)."""
 
@@ -54,16 +64,17 @@ class Pipeline:
         self,
         info: ModelInfo,
         running: Compute,
-        find_lungs: Slicewise,
+        find_lungs: FindLungs,
         find_lesions: Lesions,
         lesion_threshold: float,
         grid: Grid = CANONICAL,
+        lungs_grid: Grid = CANONICAL,
     ) -> None:
         self.info, self.compute = info, running
         self.find_lungs, self.find_lesions = find_lungs, find_lesions
         self.lesion_threshold = lesion_threshold
-        self.grid = grid
-        """What ``find_lesions`` sees; lungs are always found on the canonical grid."""
+        self.grid, self.lungs_grid = grid, lungs_grid
+        """What ``find_lesions`` and ``find_lungs`` see."""
 
     @property
     def settings(self) -> Mapping[str, str | float]:
@@ -77,14 +88,26 @@ class Pipeline:
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
         with self.compute.running():
-            slices = prepare(volume)
+            slices = prepare(volume, self.lungs_grid)
             lung, lung_mask = self._lungs(slices, volume)
-            if self.grid != CANONICAL:
+            if self.grid != self.lungs_grid:
                 slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
-            lesion_mask = restore(self._lesions(slices, lung, volume), self.lesion_threshold, volume)
+            probability = self._lesions(slices, lung, volume)
+            lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
         fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
-        return Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
+        findings = Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
+        return self.concluded(findings, probability, lung, volume)
+
+    def concluded(
+        self,
+        findings: Findings,
+        probability: Tensor,  # noqa: ARG002 - for systems that say more
+        lung: Mask,  # noqa: ARG002
+        volume: Volume,  # noqa: ARG002
+    ) -> Findings:
+        """The findings with what a system says beyond them, from lesion probability and lung (z, h, w)."""
+        return findings
 
     def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
         """See ``triage.models.Model``."""
@@ -93,8 +116,9 @@ class Pipeline:
             return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid), volume), volume)
 
     def _lungs(self, slices: Tensor, volume: Volume) -> tuple[Mask, Mask]:
-        """Of the canonical slices and of the volume."""
-        probability = self.find_lungs(slices, volume.spacing[0])
+        """Of these slices and of the volume."""
+        z, y, x = self.lungs_grid.millimetres(volume)
+        probability = self.find_lungs(slices, z, (y * x) ** 0.5)
         return (probability > 0.5).numpy(), restore(probability, 0.5, volume)
 
     def _lesions(self, slices: Tensor, lung: Mask, volume: Volume) -> Tensor:
@@ -103,8 +127,7 @@ class Pipeline:
             raise Rejected("no lungs found")
         box = bounding_box(lung, self.grid.margin)
         probability = torch.zeros_like(slices)
-        spacing = (volume.spacing[0], self.grid.spacing_mm, self.grid.spacing_mm)
-        probability[box] = self.find_lesions(slices[box], lung[box], spacing)
+        probability[box] = self.find_lesions(slices[box], lung[box], self.grid.millimetres(volume))
         return probability
 
 
@@ -125,12 +148,20 @@ def in_each_slice(find: Slicewise) -> Lesions:
     return lambda slices, _, spacing: find(slices, spacing[0])
 
 
-def lungs_network(path: Path, running: Compute) -> Slicewise:
+def lungs_network(path: Path, running: Compute) -> FindLungs:
     """Canonical slices → lung probability, only what can be lungs, from weights in a file."""
     network, _ = weights.read(path, LungsNet)
     network = network.to(running.device)
-    found = slice_by_slice(network, network.stride, running, inputs=network.inputs)
-    return lambda slices, spacing_mm: lungs.plausible(found(slices, spacing_mm), spacing_mm)
+    return plausible_lungs(slice_by_slice(network, network.stride, running, inputs=network.inputs))
+
+
+def plausible_lungs(found: Slicewise) -> FindLungs:
+    """Only what can be lungs of what a network finds."""
+
+    def find(slices: Tensor, spacing_mm: float, pixel_mm: float = SPACING_MM, /) -> Tensor:
+        return lungs.plausible(found(slices, spacing_mm), spacing_mm, pixel_mm)
+
+    return find
 
 
 def slice_by_slice(

@@ -36,6 +36,10 @@ CHUNK = 32
 class Grid:
     """What a network's slices are: mm a pixel in plane, the HU that become 0 and 1, and mm of thickness.
 
+    With a ``size`` (h, w) every whole slice is resized to it, however many mm it shows, as in the papers that
+    resize pictures. One that is not square is stretched: axial CT hardly ever is, and air beside it would be
+    one more thing to undo on the way back.
+
     Where slices lie closer than ``thickness_mm``, each becomes the mean of so many mm around it: a network
     that learned from thick slices sees what it knows, and thin and thick series of one scan alike.
     """
@@ -43,11 +47,25 @@ class Grid:
     spacing_mm: float = SPACING_MM
     window: tuple[int, int] = HU_WINDOW
     thickness_mm: float = THICKNESS_MM
+    size: tuple[int, int] | None = None
 
     @property
     def margin(self) -> int:
-        """``MARGIN`` in pixels of this grid."""
-        return round(MARGIN * SPACING_MM / self.spacing_mm)
+        """``MARGIN`` in pixels of this grid; all of a slice of fixed size."""
+        return max(self.size) if self.size else round(MARGIN * SPACING_MM / self.spacing_mm)
+
+    def slice_size(self, volume: Volume) -> tuple[int, int]:
+        """(h, w) of a canonical slice of this volume; never empty."""
+        down, across = _extent_mm(volume)
+        pixel = self.spacing_mm
+        return self.size or (max(1, round(down / pixel)), max(1, round(across / pixel)))
+
+    def millimetres(self, volume: Volume) -> Vector:
+        """(z, y, x) of a voxel of canonical slices of this volume."""
+        if self.size is None:
+            return volume.spacing[0], self.spacing_mm, self.spacing_mm
+        down, across = _extent_mm(volume)
+        return volume.spacing[0], down / self.size[0], across / self.size[1]
 
 
 CANONICAL = Grid()
@@ -79,11 +97,16 @@ class Layout:
         return array.swapaxes(1, 2) if self.swapped else array
 
 
+def _extent_mm(volume: Volume) -> tuple[float, float]:
+    """Height and width of a canonical slice."""
+    _, y, x = (n * mm for n, mm in zip(volume.array.shape, volume.spacing, strict=True))
+    return (x, y) if Layout.of(volume.orientation).swapped else (y, x)
+
+
 def prepare(volume: Volume, grid: Grid = CANONICAL) -> Tensor:
     """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane or as the grid says."""
-    layout = Layout.of(volume.orientation)
-    array = layout.canonical(volume.array)
-    size = network_size(array.shape, volume.spacing, layout, grid.spacing_mm)
+    array = Layout.of(volume.orientation).canonical(volume.array)
+    size = grid.slice_size(volume)
     low, high = grid.window
     slices = torch.empty((len(array), *size))
     for start in range(0, len(array), CHUNK):
@@ -107,14 +130,6 @@ def thicken(slices: Tensor, spacing_mm: float, thickness_mm: float) -> Tensor:
     for k, weight in zip(range(-far, far + 1), share, strict=True):
         result.add_(slices[(index + k).clamp(0, len(slices) - 1)], alpha=weight)
     return result
-
-
-def network_size(
-    shape: tuple[int, ...], spacing: Vector, layout: Layout, pixel: float = SPACING_MM
-) -> tuple[int, int]:
-    """(h, w) of a canonical slice at 2 mm, or with pixels of that many mm; never empty."""
-    across, down = (spacing[1], spacing[2]) if layout.swapped else (spacing[2], spacing[1])
-    return max(1, round(shape[1] * down / pixel)), max(1, round(shape[2] * across / pixel))
 
 
 def resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,10 +161,8 @@ def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
 
 def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
     """A mask on the volume's own grid → canonical slices: the share of a pixel's area counts."""
-    layout = Layout.of(volume.orientation)
-    canonical = torch.from_numpy(layout.canonical(mask).astype(np.float32))
-    size = network_size(tuple(canonical.shape), volume.spacing, layout, grid.spacing_mm)
-    answer: Mask = (resample(canonical, size) > 0.5).numpy()
+    canonical = torch.from_numpy(Layout.of(volume.orientation).canonical(mask).astype(np.float32))
+    answer: Mask = (resample(canonical, grid.slice_size(volume)) > 0.5).numpy()
     return answer
 
 

@@ -19,7 +19,7 @@ from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.packages import Package
-from triage.models.pipeline import BATCH, Slicewise, lungs_network
+from triage.models.pipeline import BATCH, FindLungs, lungs_network
 from triage.models.preprocessing import MARGIN, bounding_box, prepare, restore
 
 PAPER_WIDTHS = (64, 128, 256, 512)
@@ -69,7 +69,7 @@ class Classifier:
     """Judges volumes with a network for the lungs and one that classifies what lies in their box."""
 
     def __init__(
-        self, info: ModelInfo, running: Compute, find_lungs: Slicewise, network: SliceClassifier
+        self, info: ModelInfo, running: Compute, find_lungs: FindLungs, network: SliceClassifier
     ) -> None:
         self.info, self.compute = info, running
         self.find_lungs, self.network = find_lungs, network

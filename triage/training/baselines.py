@@ -20,7 +20,7 @@ from triage.config import Analysis
 from triage.domain import Mask
 from triage.errors import ConfigError
 from triage.models import compute, packages, threshold
-from triage.models.pipeline import Slicewise, lungs_network
+from triage.models.pipeline import FindLungs, lungs_network
 from triage.models.preprocessing import MARGIN, SPACING_MM, bounding_box, prepare, shrink
 from triage.models.resnet50 import SliceClassifier
 from triage.models.unet2d import LesionsNet
@@ -159,7 +159,7 @@ def _lung(scan: Scan) -> Tensor:
 
 
 @cache
-def _shipped_lungs() -> tuple[compute.Compute, Slicewise]:
+def _shipped_lungs() -> tuple[compute.Compute, FindLungs]:
     running = compute.choose(Analysis())
     return running, lungs_network(packages.read(packages.MODELS["multitask"]).file("lungs"), running)
 

@@ -17,6 +17,7 @@ from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models import compute, packages, weights
 from triage.models.packages import Package
+from triage.models.preprocessing import CANONICAL, Grid
 from triage.training import recipe as recipes
 from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
 from triage.training.datasets import DATASETS, cases
@@ -34,6 +35,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "resnet50": Resnet50Task,
 }
 """What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
+GRIDS: dict[str, Grid] = {}
+"""What the scans of a task are, where they are not canonical slices at 2 mm."""
 SEARCHES: dict[str, Callable[..., dict[str, float]]] = {
     "threshold": best_blur,
 }
@@ -67,13 +70,14 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
 
     Goes on where an earlier run with the same output stopped. Raises ConfigError where that one was another.
     """
-    parts = read(run)
     steps = [replace(run, recipe=recipe) for recipe in chain(run.recipe)]
-    for step in steps:
+    by_grid = {grid: read(run, grid) for grid in {grid_of(step.recipe) for step in steps}}
+    every = [(step, by_grid[grid_of(step.recipe)]) for step in steps]
+    for step, parts in every:
         _refuse_another(step, _identity(step, parts))
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
-    untrained = [(step, _task(step.recipe, parts)) for step in steps if not outcome_of(step).exists()]
-    for step, task in untrained:
+    untrained = [(s, parts, _task(s.recipe, parts)) for s, parts in every if not outcome_of(s).exists()]
+    for step, parts, task in untrained:
         outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
         _claim_of(step).write_text(json.dumps(_identity(step, parts), indent=1), encoding="utf-8")
         if task is None:
@@ -132,7 +136,11 @@ def package(
         "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
     }
-    files = {r.task: outcome_of(replace(run, recipe=r)) for r in chain(recipe) if r.task in TASKS}
+    files = {
+        r.task if r is recipe else "lungs": outcome_of(replace(run, recipe=r))
+        for r in chain(recipe)
+        if r.task in TASKS
+    }
     if recipe.task in SEARCHES:
         card["parameters"] = json.loads(outcome_of(run).read_text(encoding="utf-8"))
     return packages.write(folder, card, files, text)
@@ -224,7 +232,12 @@ def _search_one(run: Run, parts: Split) -> None:
     outcome_of(run).write_text(json.dumps(found), encoding="utf-8")
 
 
-def read(run: Run) -> Split:
+def grid_of(recipe: Recipe) -> Grid:
+    """What the recipe's network sees."""
+    return GRIDS.get(recipe.task, CANONICAL)
+
+
+def read(run: Run, grid: Grid = CANONICAL) -> Split:
     """The data of the recipe and of its lungs', split by patient; each task takes from it what it can use.
 
     Raises ConfigError where a data set is missing or a patient is unknown.
@@ -234,7 +247,7 @@ def read(run: Run) -> Split:
     if missing:
         options = ", ".join(f"--data {kind}=PATH" for kind in missing)
         raise ConfigError(f"recipe {run.recipe.name} learns from {', '.join(wanted)}: give {options}")
-    scans = [replace(scan(case), data=kind) for kind, case in cases(run.sources, wanted)]
+    scans = [replace(scan(case, grid), data=kind) for kind, case in cases(run.sources, wanted)]
     return split(scans, [*run.validation, *held_out(run)], run.test)
 
 

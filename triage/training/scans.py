@@ -1,4 +1,4 @@
-"""Cases as the networks see them: canonical slices at 2 mm with their marks, and splits by patient."""
+"""Cases as the networks see them: canonical slices with their marks, and splits by patient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from torch import Tensor
 
 from triage.domain import Mask, Volume
 from triage.errors import ConfigError
-from triage.models.preprocessing import MARGIN, NEIGHBOUR_MM, Box, Layout, bounding_box, prepare, resample
+from triage.models.preprocessing import (
+    CANONICAL,
+    MARGIN,
+    NEIGHBOUR_MM,
+    Box,
+    Grid,
+    Layout,
+    bounding_box,
+    prepare,
+    resample,
+)
 from triage.training.cases import Case, Diagnosis
 
 
@@ -65,8 +75,9 @@ class Split:
         return {k: {"scans": len(names), "patients": len(set(names))} for k, names in parts.items()}
 
 
-def scan(case: Case) -> Scan:
-    slices = prepare(case.volume)
+def scan(case: Case, grid: Grid = CANONICAL) -> Scan:
+    """The case as a network with this grid sees it."""
+    slices = prepare(case.volume, grid)
 
     def share(mask: Mask) -> Tensor:
         return _shares(mask, case.volume, slices)
