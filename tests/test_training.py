@@ -1,5 +1,6 @@
 """Training on a tiny made-up copy of the documented data layout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
 from triage.models import packages
-from triage.training import augment, evaluation, making, run
+from triage.training import augment, evaluation, folds, making, run
 from triage.training import recipe as recipes
 from triage.training.datasets import DATASETS
 from triage.training.run import TASKS, Run
@@ -246,6 +247,57 @@ class TestTrainer:
         for name, value in training.kept.state_dict().items():
             assert torch.equal(value, seen[1][name])
 
+    def test_a_plateau_lowers_the_rate_and_patience_ends_training(self, scans, tmp_path):
+        """Best at the second of the validations; then nothing gained for two, and for two more."""
+        schedule = {"steps": 50, "every": 1, "warm_up": 1, "decay": "plateau", "stale": 2, "patience": 4}
+        training = trainer(scans, tmp_path, **schedule)
+        marks = iter([0.2, 0.9, 0.3, 0.4, 0.5, 0.6])
+        training.task.score = lambda network, scan: next(marks)
+        rates = []
+        training.train(split(scans, ["p3"], []).validation, lambda step: rates.append(training.rate))
+        # What each step leaves for the next one.
+        assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 2e-3, 2e-3, 4e-4])
+        assert training.step == 6
+
+    def test_a_plateau_is_the_same_after_a_stop(self, scans, tmp_path):
+        def made(name):
+            schedule = {"steps": 6, "every": 1, "warm_up": 1, "decay": "plateau", "stale": 1}
+            training = trainer(scans, tmp_path / name, **schedule)
+            training.task.score = lambda network, scan: 1 / training.step
+            return training
+
+        def stop(step):
+            if step == 3:
+                raise Stopped
+
+        validation = split(scans, ["p3"], []).validation
+        whole, first, second = made("whole"), made("halves"), made("halves")
+        whole.train(validation)
+        with pytest.raises(Stopped):
+            first.train(validation, stop)
+        second.resume()
+        assert (second.step, second.lowered) == (3, 2)
+        second.train(validation)
+        assert second.lowered == whole.lowered == 5
+        for name, value in whole.averaged.state_dict().items():
+            assert torch.equal(second.averaged.state_dict()[name], value), name
+
+    def test_a_plateau_without_anything_to_score_is_told(self, scans, tmp_path):
+        training = trainer(scans, tmp_path, every=1, decay="plateau")
+        with pytest.raises(ConfigError, match="no validation case"):
+            training.train([s for s in scans if s.cropped])
+
+    def test_a_checkpoint_from_before_there_were_plateaus_goes_on(self, scans, tmp_path):
+        training = trainer(scans, tmp_path, steps=2)
+        training.take_step()
+        training.save()
+        state = torch.load(training.checkpoint, weights_only=True)
+        del state["lowered"]
+        torch.save(state, training.checkpoint)
+        training = trainer(scans, tmp_path, steps=2)
+        training.resume()
+        assert (training.step, training.lowered) == (1, 0)
+
     def test_the_log_can_be_read_by_tensorboard(self, scans, tmp_path):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -269,6 +321,38 @@ class TestTrainer:
             MultitaskTask([ill], (4, 8), 8)
 
 
+class TestSchedule:
+    @pytest.mark.parametrize(
+        ("schedule", "rates"),
+        [
+            ({}, [0.25, 0.5, 0.75, 1 - 0.49 * (1 - np.cos(0.3 * np.pi)), 0.51, 0.02]),
+            ({"decay": "constant"}, [0.25, 0.5, 0.75, 1, 1, 1]),
+            ({"decay": "exponential"}, [0.25, 0.5, 0.75 * 0.95, 0.95, 0.95**2, 0.95**5]),
+            ({"decay": "exponential", "factor": 0.5}, [0.25, 0.5, 0.75 / 2, 0.5, 0.25, 1 / 32]),
+        ],
+    )
+    def test_a_rate_is_warmed_up_and_lowered(self, schedule, rates):
+        made = Schedule(steps=10, learning_rate=1.0, warm_up=4, every=2, **schedule)
+        warm = [made.rate(step) for step in (0, 1, 2, 3, 5, 10)]
+        if not schedule:
+            rates[:3] = [k / 4 * (0.51 + 0.49 * np.cos((k - 1) / 10 * np.pi)) for k in (1, 2, 3)]
+        assert warm == pytest.approx(rates)
+
+    @pytest.mark.parametrize(
+        ("schedule", "words"),
+        [
+            ({"factor": 0.5}, "factor is for decay plateau or exponential"),
+            ({"decay": "plateau", "patience": 5}, "patience 5 ends training before"),
+            ({"decay": "plateau", "factor": 1.0}, "less than 1"),
+            ({"decay": "linear"}, "'cosine', 'plateau', 'exponential' or 'constant'"),
+        ],
+    )
+    def test_nonsense_is_told(self, tmp_path, schedule, words):
+        path = small_recipe(tmp_path, "lungs", schedule={"steps": 3, **schedule})
+        with pytest.raises(ConfigError, match=words):
+            recipes.load(str(path))
+
+
 class TestRecipes:
     @pytest.mark.parametrize("name", recipes.names())
     def test_every_recipe_names_what_there_is(self, name):
@@ -290,6 +374,9 @@ class TestRecipes:
             recipes.load(str(path))
         path = small_recipe(tmp_path, "lungs", hold_out={"semiseg": 3})
         with pytest.raises(ConfigError, match="semiseg"):
+            recipes.load(str(path))
+        path = small_recipe(tmp_path, "lungs", variants={"short": {"schedule": {"steps": 0}}})
+        with pytest.raises(ConfigError, match=r"variants\.short: schedule\.steps"):
             recipes.load(str(path))
 
 
@@ -322,6 +409,34 @@ class TestMaking:
             one, other = (load_file(r.output / part / f"{part}.safetensors") for r in (whole, halves))
             assert all(torch.equal(one[name], other[name]) for name in one | other)
 
+    def test_what_earlier_versions_made_is_known_again(self, sources, tmp_path):
+        """``made.json`` as it was before a schedule could say how the learning rate falls."""
+        folder = tmp_path / "out" / "lungs"
+        folder.mkdir(parents=True)
+        made = """{"task": "lungs", "network": {"widths": [4, 8], "inputs": 3},
+            "options": {"canvas": [48, 64], "batch": 6}, "data": ["medseg9"], "also": [], "hold_out": {},
+            "schedule": {"steps": 30, "learning_rate": 0.01, "warm_up": 2, "weight_decay": 0.0001,
+                "average": 0.9, "every": 100, "patience": 0, "seed": 1},
+            "validation": [], "test": ["p4"], "scans": {"medseg9": {"scans": 4, "patients": 3}}}"""
+        (folder / "made.json").write_text(made)
+        (folder / "lungs.safetensors").write_bytes(b"finished")
+        recipe = recipes.load(str(small_recipe(tmp_path / "recipes", "lungs")))
+        asked = Run(recipe=recipe, sources=sources, output=tmp_path / "out", test=("p4",))
+        assert run.train(asked) == folder
+        plan = {**json.loads(made)["schedule"], "decay": "constant"}
+        other = recipes.load(str(small_recipe(tmp_path / "recipes", "lungs", schedule=plan)))
+        with pytest.raises(ConfigError, match="choose another --output"):
+            run.train(replace(asked, recipe=other))
+
+    def test_a_plateau_needs_somebody_who_validates(self, sources, tmp_path):
+        plan = {"steps": 3, "every": 1, "decay": "plateau"}
+        recipe = recipes.load(str(small_recipe(tmp_path / "recipes", "lungs", schedule=plan)))
+        asked = Run(recipe=recipe, sources=sources, output=tmp_path / "out", device="cpu", threads=1)
+        with pytest.raises(ConfigError, match="give --validation, --folds or --leave-one-out"):
+            run.train(asked)
+        assert not asked.output.exists()
+        run.train(replace(asked, validation=("p4",)))
+
     @pytest.mark.parametrize("change", ["test", "validation", "recipe"])
     def test_what_was_made_otherwise_is_never_taken_for_this(self, sources, tmp_path, recipe, change):
         first = Run(
@@ -353,7 +468,7 @@ class TestMaking:
         folder = making.make(
             Run(recipe=recipe, sources=sources, output=tmp_path / "out", device="cpu", threads=1),
             Unwatched(),
-            jobs=1,
+            folds.ONE_EACH,
         )
         pictures = {"semiseg_7", "semiseg_9"}  # the last one, 10, is held out
         everybody = {"p1", "p2", "p3", "p4"}
@@ -375,16 +490,16 @@ class TestMaking:
         """p1 would choose 0.3; the others choose 0.7."""
         liked = {"p1": 0.3, "p2": 0.7, "p3": 0.7}
         monkeypatch.setattr(making, "ProcessPoolExecutor", lambda *_: InThisProcess())
-        monkeypatch.setattr(making, "patients", lambda run: list(liked))
         monkeypatch.setattr(making, "_train_and_judge", lambda fold: [fold.test[0]])
         monkeypatch.setattr(making, "_judge_left_out", lambda fold, threshold: [])
         monkeypatch.setattr(making, "choose", lambda recipe, scores: max(liked[s] for s in scores))
         asked = Run(recipe=recipe, sources={}, output=tmp_path)
-        parts = making.leave_one_out(asked, 1, Unwatched())
-        assert {p.patient: p.lesion_threshold for p in parts} == {"p1": 0.7, "p2": 0.7, "p3": 0.7}
+        planned = folds.deal([*liked], 3, seed=1)
+        parts = making.cross_validate(asked, planned, 1, Unwatched())
+        assert {p.patients: p.lesion_threshold for p in parts} == {("p1",): 0.7, ("p2",): 0.7, ("p3",): 0.7}
         liked |= {"p1": 0.9}
-        parts = making.leave_one_out(asked, 1, Unwatched())
-        assert {p.patient: p.lesion_threshold for p in parts} == {"p1": 0.7, "p2": 0.9, "p3": 0.9}
+        parts = making.cross_validate(asked, planned, 1, Unwatched())
+        assert {p.patients: p.lesion_threshold for p in parts} == {("p1",): 0.7, ("p2",): 0.9, ("p3",): 0.9}
 
     def test_from_the_command_line(self, sources, tmp_path, recipe):
         options = [f"--data={kind}={path}" for kind, path in sources.items()]
@@ -431,7 +546,7 @@ class TestMaking:
         with pytest.raises(ConfigError, match="system 'mulitask' is unknown"):
             making.make(replace(asked, recipe=recipe.model_copy(update={"system": "mulitask"})), Unwatched())
         with pytest.raises(ConfigError, match="part of a model"):
-            making.make(replace(asked, recipe=recipes.load("lungs")), Unwatched(), jobs=1)
+            making.make(replace(asked, recipe=recipes.load("lungs")), Unwatched(), folds.ONE_EACH)
         wrong = recipe.model_copy(update={"options": {"colour": "red"}})
         with pytest.raises(ConfigError, match="colour"):
             run.train(replace(asked, sources=sources, recipe=wrong))

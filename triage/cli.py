@@ -148,7 +148,14 @@ def train(
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Also train once without each patient, for the card.")
     ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side with --leave-one-out.")] = 1,
+    folds: Annotated[
+        str,
+        typer.Option(help="Also train so many times, each patient left out of one; or a file of folds."),
+    ] = "",
+    variants: Annotated[
+        str, typer.Option(help="Variants of the recipe to train and compare: all, or names, comma separated.")
+    ] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side with --folds.")] = 1,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to train.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Processor cores; 0: all.")] = 0,
 ) -> None:
@@ -156,6 +163,7 @@ def train(
     with _plain_errors(), Progress(console=err) as progress:
         from triage.training import making
         from triage.training import recipe as recipes
+        from triage.training import variants as comparing
         from triage.training.run import Run
 
         run = Run(
@@ -167,7 +175,17 @@ def train(
             device=device,
             threads=threads,
         )
-        folder = making.make(run, making.Watch(progress), jobs if leave_one_out else None)
+        asked, watch = _folds(folds, leave_one_out), making.Watch(progress)
+        if variants:
+            names = comparing.chosen(run.recipe, variants)
+            compared = comparing.compare(run, names, watch, asked, jobs)
+        else:
+            folder = making.make(run, watch, asked, jobs)
+    if variants:
+        out.print(f"{recipe}, measured on {compared.measured_on}:", soft_wrap=True)
+        out.print(comparing.table(compared))
+        out.print(f"every figure: {output / comparing.FILE}", soft_wrap=True)
+        return
     out.print(f"{recipe} is in {folder}", soft_wrap=True)
     if run.recipe.system:
         out.print(f"measure it: triage evaluate --model {folder} --data KIND=PATH", soft_wrap=True)
@@ -318,6 +336,17 @@ def _load_or_defaults(path: Path) -> Config:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
+
+
+def _folds(text: str, leave_one_out: bool) -> int | Path | None:
+    """How many folds, or a file of them; None for none."""
+    from triage.training.folds import ONE_EACH
+
+    if text and leave_one_out:
+        raise ConfigError("--leave-one-out is --folds of one patient each: give one of the two")
+    if leave_one_out:
+        return ONE_EACH
+    return (int(text) if text.isdecimal() else Path(text)) if text else None
 
 
 def _sources(texts: Sequence[str]) -> dict[str, Path]:

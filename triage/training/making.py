@@ -1,7 +1,8 @@
 """A model from a recipe, and its evidence: each patient judged by networks that never saw that patient.
 
-The lesion threshold for a patient's figures is chosen on the other patients, each of them judged by the
-networks that had not seen them; the model's own threshold is chosen on all patients in the same way.
+The lesion threshold for a patient's figures is chosen on the patients of the other folds, each of them
+judged by the networks that had not seen them; the model's own threshold is chosen on all patients in the
+same way.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from rich.progress import Progress as Bars
 from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
-from triage.training import evaluation
+from triage.training import evaluation, folds
 from triage.training.datasets import cases
 from triage.training.evaluation import Extent, Overlap, Score
+from triage.training.folds import Folds
 from triage.training.metrics import Figure
 from triage.training.recipe import Recipe
 from triage.training.run import (
     SEARCHES,
     TASKS,
     Run,
+    chain,
     check_card,
     fingerprints,
     held_out,
@@ -43,7 +46,6 @@ MODEL = "model"
 """Folder of the finished package within a run's output."""
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
 LEFT_OUT = "left_out.json"
-LEFT_OUT_WORDS = "patients left out of training, one at a time"
 HELD_OUT_WORDS = (
     "pictures held out of training; patients unknown, they may be those of others: the interval takes each "
     "picture for a patient"
@@ -51,31 +53,33 @@ HELD_OUT_WORDS = (
 
 
 class Watch:
-    """Progress bars: one for each network, one for the patients left out."""
+    """Progress bars: one for each network, one for the folds."""
 
     def __init__(self, bars: Bars) -> None:
         self.bars = bars
 
     def network(self, recipe: Recipe) -> Progress:
         """A bar of the recipe's steps."""
-        bar = self.bars.add_task(recipe.name, total=recipe.schedule.steps)
+        bar = self.bars.add_task(recipe.card.get("name", recipe.name), total=recipe.schedule.steps)
         return lambda step: self.bars.update(bar, completed=step)
 
     def folds(self, parts: Iterable[list[Score]], total: int) -> list[list[Score]]:
-        """A bar of the patients left out."""
+        """A bar of the folds whose patients are judged."""
         return list(self.bars.track(parts, total, description="patients left out"))
 
 
-def make(run: Run, watch: Watch, jobs: int | None = None) -> Path:
+def make(run: Run, watch: Watch, asked: int | Path | None = None, jobs: int = 1) -> Path:
     """Train, and package what is a model; returns its folder, or that of the weights of a part.
 
-    With ``jobs`` each patient is also left out once, so many trainings at a time. The lesion threshold is
-    chosen on the patients left out, else on the validation patients, else it is the recipe's own. Raises
-    ConfigError.
+    With ``asked``, so many folds or a file of them, each patient is also left out of one training, so many
+    ``jobs`` at a time. The lesion threshold is chosen on the patients left out, else on the validation
+    patients, else it is the recipe's own. Raises ConfigError.
     """
-    _refuse(run, jobs)
-    left_out = leave_one_out(run, jobs, watch) if jobs else []
+    refuse(run, asked)
+    planned = None if asked is None else plan(run, asked, [run.recipe])
+    left_out = cross_validate(run, planned, jobs, watch) if planned else []
     volumes = [score for part in left_out for score in part.scores]
+    run = replace(run, validation=planned.validation) if planned else run
     weights = train(run, watch.network)
     if run.recipe.system is None:
         return weights
@@ -86,18 +90,19 @@ def make(run: Run, watch: Watch, jobs: int | None = None) -> Path:
     elif run.validation:
         threshold = choose(run.recipe, judge(run, run.validation, threshold))
     pictures = judge(run, held_out(run), threshold)
-    known = [*metrics(volumes, LEFT_OUT_WORDS), *metrics(pictures, HELD_OUT_WORDS, pictures=True)]
+    words = left_out_words(planned) if planned else ""
+    known = [*metrics(volumes, words), *metrics(pictures, HELD_OUT_WORDS, pictures=True)]
     text = card_text(run.recipe, left_out)
     return package(run, run.output / MODEL, threshold, known, text, fingerprints(run)).folder
 
 
-def _refuse(run: Run, jobs: int | None) -> None:
+def refuse(run: Run, asked: int | Path | None) -> None:
     """Raises ConfigError for what would only be noticed after hours."""
-    if jobs and (run.validation or run.test):
+    if asked is not None and (run.validation or run.test):
         raise ConfigError(
-            "--leave-one-out leaves out every patient once: give neither --validation nor --test"
+            "--folds and --leave-one-out leave out every patient once: give neither --validation nor --test"
         )
-    if jobs and run.recipe.system is None:
+    if asked is not None and run.recipe.system is None:
         raise ConfigError(f"recipe {run.recipe.name} trains a part of a model: there is nothing to judge")
     if run.recipe.task not in (*TASKS, *SEARCHES):
         names = ", ".join((*TASKS, *SEARCHES))
@@ -106,32 +111,59 @@ def _refuse(run: Run, jobs: int | None) -> None:
         check_card(run.recipe)
 
 
+def plan(run: Run, asked: int | Path, recipes: Iterable[Recipe]) -> Folds:
+    """The folds of a run, with patients who validate where the schedule of a recipe needs them.
+
+    Raises ConfigError.
+    """
+    validated = any(part.schedule.validated for recipe in recipes for part in chain(recipe))
+    share = run.recipe.validation_share if validated else None
+    return folds.plan(asked, patients(run), run.output, run.recipe.schedule.seed, share)
+
+
+def left_out_words(planned: Folds) -> str:
+    """What figures of a cross-validation were measured on."""
+    how = "one at a time" if planned.one_each else f"in {len(planned.folds)} folds"
+    return f"patients left out of training, {how}"
+
+
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """One patient, judged by networks that never saw the patient."""
+    """The patients of one fold, judged by networks that never saw them."""
 
-    patient: str
+    patients: tuple[str, ...]
     lesion_threshold: float
-    """Chosen on the other patients left out."""
+    """Chosen on the patients of the other folds."""
     scores: tuple[Score, ...]
 
 
-def leave_one_out(run: Run, jobs: int, watch: Watch) -> list[LeftOut]:
-    """Train once for each patient with drawn volumes, and judge that patient; goes on where it stopped.
+def cross_validate(run: Run, planned: Folds, jobs: int, watch: Watch) -> list[LeftOut]:
+    """Train once for each fold, and judge those who were left out; goes on where it stopped.
 
-    Raises ConfigError for fewer than 3 patients.
+    Raises ConfigError.
     """
-    names = patients(run)
-    if len(names) < 3:
-        raise ConfigError(f"{len(names)} patients have volumes with lesions drawn: at least 3 are needed")
     share = max(1, (run.threads or os.cpu_count() or 1) // jobs)
-    folds = [_without(replace(run, threads=share), name) for name in names]
+    runs = _runs(replace(run, threads=share), planned)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        first = watch.folds(pool.map(_train_and_judge, folds), len(folds))
+        first = watch.folds(pool.map(_train_and_judge, runs), len(runs))
         others = [[s for part in first if part is not left for s in part] for left in first]
         thresholds = [choose(run.recipe, scores) for scores in others]
-        final = pool.map(_judge_left_out, folds, thresholds)
-        return [LeftOut(*row) for row in zip(names, thresholds, map(tuple, final), strict=True)]
+        final = pool.map(_judge_left_out, runs, thresholds)
+        return [LeftOut(*row) for row in zip(planned.tested, thresholds, map(tuple, final), strict=True)]
+
+
+def _runs(run: Run, planned: Folds) -> list[Run]:
+    """One for each fold, in a folder of its own."""
+    return [
+        replace(
+            run,
+            output=run.output / name,
+            shared=run.shared and run.shared / name,
+            test=fold.test,
+            validation=fold.validation,
+        )
+        for name, fold in zip(planned.names, planned.folds, strict=True)
+    ]
 
 
 def patients(run: Run) -> list[str]:
@@ -161,12 +193,17 @@ def judge(run: Run, names: Collection[str], lesion_threshold: float) -> list[Sco
         return []
     with TemporaryDirectory() as folder:
         package(run, Path(folder), lesion_threshold)
-        model = models.load(Analysis(model=folder, device=run.device, threads=run.threads))
-        return [
-            score
-            for kind, case in cases(run.sources, kinds(run), names)
-            for score in evaluation.evaluate(model, [case], kind)
-        ]
+        return judge_with(Path(folder), run, names)
+
+
+def judge_with(folder: Path, run: Run, names: Collection[str]) -> list[Score]:
+    """The cases of these patients of the run's data, by the model in a folder."""
+    model = models.load(Analysis(model=str(folder), device=run.device, threads=run.threads))
+    return [
+        score
+        for kind, case in cases(run.sources, kinds(run), names)
+        for score in evaluation.evaluate(model, [case], kind)
+    ]
 
 
 def _judge_left_out(fold: Run, lesion_threshold: float) -> list[Score]:
@@ -220,17 +257,13 @@ def _row(part: LeftOut, score: Score) -> tuple[str, ...]:
 
     return (
         score.name,
-        part.patient,
+        score.patient,
         dice(score.lungs),
         dice(score.lesions),
         share(score.drawn),
         share(score.found),
         f"{part.lesion_threshold:.2f}",
     )
-
-
-def _without(run: Run, patient: str) -> Run:
-    return replace(run, output=run.output / f"without_{patient}", test=(patient,))
 
 
 def _train_and_judge(fold: Run) -> list[Score]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,9 @@ from triage.errors import ConfigError
 from triage.training.trainer import Schedule
 
 RECIPES = Path(__file__).parent / "recipes"
+
+VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Overrides = Mapping[Literal["network", "options", "schedule"], Mapping[str, Any]]
 
 
 class Recipe(BaseModel):
@@ -46,6 +49,17 @@ class Recipe(BaseModel):
     """For ``card.md``: the file of the same name with the ending .md, where there is one."""
     schedule: Schedule = Schedule(steps=1)
     """Of a network; what is only searched for has none."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Of a cross-validation's patients who are not tested: how many validate, where a schedule needs them."""
+    variants: Mapping[VariantName, Overrides] = {}
+    """Name → what it changes: trained alike and compared, as in a paper's table. ``{}``: as the recipe is."""
+
+    def variant(self, name: str) -> Recipe:
+        """The recipe that one of ``variants`` is; its model is called after both."""
+        mine = self.model_dump(exclude={"variants"})
+        changed = {part: {**mine[part], **values} for part, values in self.variants[name].items()}
+        card = {**self.card, "name": f"{self.card.get('name', self.name)}-{name}"}
+        return Recipe.model_validate({**mine, **changed, "card": card, "text": self.text})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,6 +68,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"hold_out names {', '.join(sorted(unused))}, which the recipe does not learn from"
             )
+        for name in self.variants:
+            try:
+                self.variant(name)
+            except ValidationError as error:
+                raise ValueError(f"variants.{name}: {_explain(error)}") from error
         return self
 
 
@@ -78,5 +97,8 @@ def load(name: str) -> Recipe:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{path}: {wrong}") from error
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())

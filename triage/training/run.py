@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,8 @@ CLAIM = "made.json"
 """What a folder was made with."""
 LEARNED = ("task", "network", "options", "data", "also", "hold_out", "schedule")
 """The parts of a recipe that change what is learned."""
+LATER = {"decay": "cosine", "factor": None, "stale": 5}
+"""What a schedule was before it could be told; not written, so that what was made then is known again."""
 
 Sources = Mapping[str, Path]
 """Folder or file of each kind of data set."""
@@ -63,6 +66,8 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Of the processor; 0: all cores."""
+    shared: Path | None = None
+    """Another run's output: a network that it finished alike is taken over, not trained again."""
 
 
 def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Path:
@@ -75,6 +80,8 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     every = [(step, by_grid[grid_of(step.recipe)]) for step in steps]
     for step, parts in every:
         _refuse_another(step, _identity(step, parts))
+        _refuse_unvalidated(step, parts)
+        _take_over(step, _identity(step, parts))
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
     untrained = [(s, parts, _task(s.recipe, parts)) for s, parts in every if not outcome_of(s).exists()]
     for step, parts, task in untrained:
@@ -95,6 +102,7 @@ def _identity(run: Run, parts: Split) -> dict[str, Any]:
     """What decides what a network learns, as JSON has it."""
     scans = {k: n for k, n in parts.counts().items() if k in (*run.recipe.data, *run.recipe.also)}
     learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
+    learned["schedule"] = {k: v for k, v in learned["schedule"].items() if (k, v) not in LATER.items()}
     return {**learned, "validation": [*run.validation], "test": [*run.test], "scans": scans}
 
 
@@ -108,6 +116,28 @@ def _refuse_another(run: Run, identity: dict[str, Any]) -> None:
         )
     if outcome_of(run).exists() and not claim.exists():
         raise ConfigError(f"{outcome_of(run)}: nobody knows what this was made with; choose another --output")
+
+
+def _refuse_unvalidated(run: Run, parts: Split) -> None:
+    """Raises ConfigError where the learning rate waits for a validation that nobody is there for."""
+    if run.recipe.schedule.decay == "plateau" and not parts.validation:
+        raise ConfigError(
+            f"recipe {run.recipe.name} lowers its learning rate where validation gains nothing (decay "
+            "plateau), and no patient validates: give --validation, --folds or --leave-one-out"
+        )
+
+
+def _take_over(run: Run, identity: Mapping[str, Any]) -> None:
+    """The network of the shared run, where it is finished and was made alike."""
+    if run.shared is None or outcome_of(run).exists():
+        return
+    theirs = replace(run, output=run.shared)
+    if outcome_of(theirs).exists() and json.loads(_claim_of(theirs).read_text(encoding="utf-8")) == identity:
+        outcome_of(run).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_claim_of(theirs), _claim_of(run))
+        partial = outcome_of(run).with_suffix(".partial")
+        shutil.copyfile(outcome_of(theirs), partial)
+        partial.replace(outcome_of(run))
 
 
 def package(

@@ -184,7 +184,7 @@ def for_people(evaluations: Sequence[Evaluation]) -> Group:
     if has_pictures(evaluations):
         parts += [
             _heading("Threshold-averaged Dice of pictures (Fan et al. 2020), and ours"),
-            _table(("method", "Dice", "measured on"), published_rows(evaluations)),
+            table(("method", "Dice", "measured on"), published_rows(evaluations)),
         ]
     return Group(*parts)
 
@@ -219,14 +219,14 @@ def _one(evaluation: Evaluation) -> Iterator[Table | Text]:
     if evaluation.trained_on:
         yield Text(fit_only(evaluation), style="bold yellow")
     if volumes := volume_rows(evaluation):
-        yield _table(VOLUME_COLUMNS, volumes)
+        yield table(VOLUME_COLUMNS, volumes)
     for case, reason in evaluation.summary.not_analysable:
         yield Text(f"not analysable: {case}: {reason}")
     if pictures := picture_rows(evaluation):
         yield _heading("Pictures with the lowest lesion Dice")
-        yield _table(PICTURE_COLUMNS, pictures[:FEW_PICTURES])
+        yield table(PICTURE_COLUMNS, pictures[:FEW_PICTURES])
     yield _heading("Figures")
-    yield _table(("figure", "value (95 % interval)", "measured on"), figure_rows(evaluation))
+    yield table(("figure", "value (95 % interval)", "measured on"), figure_rows(evaluation))
 
 
 def _heading(text: str) -> Text:
@@ -234,16 +234,16 @@ def _heading(text: str) -> Text:
 
 
 def _paper(evaluations: Sequence[Evaluation]) -> Table:
-    table = _table(("method", *paper.COLUMNS.values()), [])
-    for method, cells in paper_rows(evaluations):
-        table.add_row(method, *(Text(f"{theirs}\nours {mine}") for theirs, mine in cells))
-    return table
+    rows = paper_rows(evaluations)
+    cells = [(method, *(f"{theirs}\nours {mine}" for theirs, mine in row)) for method, row in rows]
+    return table(("method", *paper.COLUMNS.values()), cells)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """For the terminal; long cells are folded."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        drawn.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+        drawn.add_row(*map(Text, row))
+    return drawn

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from triage.errors import ConfigError
 from triage.models import weights
 from triage.training.scans import Scan
 from triage.training.tasks import Task
@@ -25,10 +26,16 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int], None]
 """Told the number of the step that is done."""
 
+FACTORS = {"plateau": 0.2, "exponential": 0.95}
+"""Of the learning rate, unless the recipe says (Qiblawey et al., table 3; Gao et al., section 3.2.1)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast: AdamW, learning rate warmed up, then lowered along a cosine."""
+    """How long and how fast: AdamW, learning rate warmed up, then lowered as ``decay`` says.
+
+    Without ``weight_decay`` AdamW is Adam, and without ``average`` the weights are what the last step left.
+    """
 
     steps: Annotated[int, Field(ge=1)]
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -37,18 +44,41 @@ class Schedule:
     average: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Decay of the running average of the weights, which is what is validated and kept."""
     every: Annotated[int, Field(ge=1)] = 250
-    """Steps between checkpoints, each with a validation."""
+    """Steps between checkpoints, each with a validation: the epoch of the papers."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Validations without a better score that end training; the best weights are kept. 0: never."""
     seed: int = 1
+    decay: Literal["cosine", "plateau", "exponential", "constant"] = "cosine"
+    """Along a cosine to a fiftieth; by ``factor`` where validation gains nothing, or each ``every`` steps."""
+    factor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of the learning rate, each time that it is lowered; None: that of ``FACTORS``."""
+    stale: Annotated[int, Field(ge=1)] = 5
+    """Validations without a better score after which a plateau lowers the learning rate."""
 
-    def rate(self, step: int) -> float:
-        progress = min(1.0, step / self.steps)
-        return (
-            self.learning_rate
-            * min(1.0, (step + 1) / self.warm_up)
-            * (0.51 + 0.49 * math.cos(math.pi * progress))
-        )
+    def __post_init__(self) -> None:
+        if self.factor is not None and self.decay not in FACTORS:
+            raise ValueError(f"factor is for decay {' or '.join(FACTORS)}, not for {self.decay}")
+        if self.decay == "plateau" and 0 < self.patience <= self.stale:
+            raise ValueError(
+                f"stale {self.stale}: patience {self.patience} ends training before the rate is lowered"
+            )
+
+    @property
+    def validated(self) -> bool:
+        """Whether patients who are not trained on decide how long or how fast."""
+        return bool(self.patience) or self.decay == "plateau"
+
+    def rate(self, step: int, lowered: int = 0) -> float:
+        """The learning rate of a step; ``lowered``: how often a plateau was met before."""
+        return self.learning_rate * min(1.0, (step + 1) / self.warm_up) * self._left(step, lowered)
+
+    def _left(self, step: int, lowered: int) -> float:
+        if self.decay == "cosine":
+            return 0.51 + 0.49 * math.cos(math.pi * min(1.0, step / self.steps))
+        if self.decay == "constant":
+            return 1.0
+        times = lowered if self.decay == "plateau" else step // self.every
+        return float((self.factor or FACTORS[self.decay]) ** times)
 
 
 class Trainer:
@@ -65,6 +95,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.best_score = -math.inf
         self.stale = 0
+        self.lowered = 0
 
     @property
     def checkpoint(self) -> Path:
@@ -78,8 +109,8 @@ class Trainer:
 
     @property
     def kept(self) -> nn.Module:
-        """The averaged weights: the best validated ones where training may stop early, else the last."""
-        if self.schedule.patience and self.best:
+        """The averaged weights: the best validated ones where validation decides, else the last."""
+        if self.schedule.validated and self.best:
             self.averaged.load_state_dict(self.best)
         return self.averaged
 
@@ -89,21 +120,26 @@ class Trainer:
         losses: list[float] = []
         with SummaryWriter(str(self.output / "log"), purge_step=self.step) as log:
             while not self.done:
+                log.add_scalar("learning rate", self.rate, self.step + 1)
                 losses.append(self.take_step())
                 log.add_scalar("loss", losses[-1], self.step)
-                log.add_scalar("learning rate", self.schedule.rate(self.step - 1), self.step)
                 if self.step % self.schedule.every == 0 or self.step == self.schedule.steps:
                     self._check(validation, float(np.mean(losses[-self.schedule.every :])), log)
                 if progress:
                     progress(self.step)
         return float(np.mean(losses[-20:])) if losses else math.nan
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.schedule.rate(self.step, self.lowered)
+
     def take_step(self) -> float:
         """One batch; returns its loss."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)
         rng = np.random.default_rng((self.schedule.seed, self.step))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.rate(self.step)
+            group["lr"] = self.rate
         self.task.network.train()
         loss = self.task.loss(rng)
         self.optimizer.zero_grad()
@@ -123,7 +159,7 @@ class Trainer:
                 value.lerp_(new[name], 1 - keep)
 
     def _check(self, validation: Sequence[Scan], loss: float, log: SummaryWriter) -> None:
-        """Validate, remember the best weights, and write the checkpoint."""
+        """Validate, remember the best weights, lower the rate on a plateau, and write the checkpoint."""
         scores = self.validate(validation)
         mean = float(np.mean(list(scores.values()))) if scores else math.nan
         for name, score in scores.items():
@@ -134,6 +170,10 @@ class Trainer:
             self.best = {name: value.clone() for name, value in self.averaged.state_dict().items()}
         elif scores:
             self.stale += 1
+            if self.schedule.decay == "plateau" and self.stale % self.schedule.stale == 0:
+                self.lowered += 1
+        elif self.schedule.decay == "plateau":
+            raise ConfigError("decay plateau: no validation case can tell how well this network does")
         self.save()
 
     @torch.inference_mode()
@@ -152,6 +192,7 @@ class Trainer:
             "best": self.best,
             "best_score": self.best_score,
             "stale": self.stale,
+            "lowered": self.lowered,
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(state, partial)
@@ -164,6 +205,7 @@ class Trainer:
         device = next(self.averaged.parameters()).device
         state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True, map_location=device)
         self.step, self.stale, self.best_score = state["step"], state["stale"], state["best_score"]
+        self.lowered = state.get("lowered", 0)  # checkpoints from before there were plateaus lack it
         self.task.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
