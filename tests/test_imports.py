@@ -34,6 +34,8 @@ EDGES = {
     "pynetdicom": {"dicom"},
     "highdicom": {"dicom"},
     "imagecodecs": {"dicom"},
+    "skimage": {"dicom"},
+    "trimesh": {"dicom"},
     "torch": {"models", "training"},
     "monai": {"models", "training"},
     "safetensors": {"models", "training"},

@@ -21,7 +21,7 @@ from triage import priority, severity
 from triage.assemble import fail, reject
 from triage.config import Config, Results
 from triage.db import Database
-from triage.dicom import files, pictures, seg, series, sr, volume
+from triage.dicom import files, mesh, pictures, seg, series, sr, view3d, volume
 from triage.domain import (
     Findings,
     Instance,
@@ -90,7 +90,7 @@ def judge(
     now: datetime,
     previous: Result | None = None,
 ) -> Judgement:
-    """Judge one series and write SEG (where there is a lesion), SR and picture into ``folder``.
+    """Judge one series and write SEG (where there is a lesion), SR, picture and 3D view into ``folder``.
 
     ``previous`` is the answer that this one supersedes. Raises Rejected when the series cannot be
     judged, Retryable when disk, memory or device fail.
@@ -116,8 +116,8 @@ def judge(
         now=now,
         predecessor=_report_at_hand(previous),
     )
-    objects, thumbnail = _write(case, config.results, watch)
-    return Judgement(_filed(answer, objects, thumbnail, watch), objects)
+    objects, beside = _write(case, config.results, watch)
+    return Judgement(_filed(answer, objects, beside, watch), objects)
 
 
 def step(db: Database, config: Config, model: Model, owner: str, now: datetime) -> bool:
@@ -254,13 +254,15 @@ def _report_at_hand(previous: Result | None) -> Path | None:
     return path if path is not None and path.exists() else None
 
 
-def _filed(answer: Result, objects: Sequence[ResultObject], thumbnail: Path, watch: Stopwatch) -> Result:
+def _filed(
+    answer: Result, objects: Sequence[ResultObject], beside: Mapping[ResultKind, Path], watch: Stopwatch
+) -> Result:
     """The answer, knowing its files and how long it took."""
     return replace(
         answer,
         sr_sop_instance_uid=next(o.sop_instance_uid for o in objects if o.kind is ResultKind.SR),
         seconds={**watch.seconds, "total": round(sum(watch.seconds.values()), 3)},
-        files={**{o.kind: o.path for o in objects}, ResultKind.THUMBNAIL: thumbnail},
+        files={**{o.kind: o.path for o in objects}, **beside},
     )
 
 
@@ -275,8 +277,10 @@ def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
     }
 
 
-def _write(case: Case, settings: Results, watch: Stopwatch) -> tuple[tuple[ResultObject, ...], Path]:
-    """Lesion SEG (none where there is no lesion), lungs SEG, SR, picture; and the page's thumbnail."""
+def _write(
+    case: Case, settings: Results, watch: Stopwatch
+) -> tuple[tuple[ResultObject, ...], dict[ResultKind, Path]]:
+    """Lesion SEG (none where there is no lesion), lungs SEG, SR, picture, 3D view; and the page's files."""
     files.make_folder(case.folder)
     with watch("seg"):
         lesions = _lesion_seg(case, settings)
@@ -296,8 +300,8 @@ def _write(case: Case, settings: Results, watch: Stopwatch) -> tuple[tuple[Resul
         )
     with watch("picture"):
         drawn = pictures.summary(case.volume, case.findings, case.severity, case.answer)
-        thumbnail = case.folder / f"{ResultKind.THUMBNAIL.value}.png"
-        pictures.write_thumbnail(drawn, thumbnail)
+        beside = {ResultKind.THUMBNAIL: case.folder / f"{ResultKind.THUMBNAIL.value}.png"}
+        pictures.write_thumbnail(drawn, beside[ResultKind.THUMBNAIL])
         capture = (
             pictures.write_secondary_capture(
                 drawn, case.series, case.answer, case.info, case.folder, now=case.now
@@ -305,7 +309,11 @@ def _write(case: Case, settings: Results, watch: Stopwatch) -> tuple[tuple[Resul
             if settings.picture
             else None
         )
-    return tuple(o for o in (lesions, lungs, report, capture) if o is not None), thumbnail
+    turning = None
+    if settings.view_3d:
+        with watch("view_3d"):
+            turning, beside[ResultKind.MESH] = _view_3d(case)
+    return tuple(o for o in (lesions, lungs, report, capture, turning) if o is not None), beside
 
 
 def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
@@ -336,3 +344,9 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
         now=case.now,
         omit_empty_frames=settings.omit_empty_frames,
     )
+
+
+def _view_3d(case: Case) -> tuple[ResultObject, Path]:
+    frames = view3d.render(case.volume, case.findings)
+    turning = view3d.write(frames, case.series, case.answer, case.info, case.folder, now=case.now)
+    return turning, mesh.write(case.series, case.findings, case.folder)

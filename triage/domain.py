@@ -91,13 +91,15 @@ class DeliveryState(StrEnum):
 
 
 class ResultKind(StrEnum):
-    """The files one judgement leaves; all but the thumbnail are DICOM objects."""
+    """The files one judgement leaves; all but the thumbnail and the mesh are DICOM objects."""
 
     LESION_SEG = "lesion_seg"
     LUNG_SEG = "lung_seg"
     SR = "sr"
     PICTURE = "picture"
+    VIEW_3D = "view_3d"
     THUMBNAIL = "thumbnail"
+    MESH = "mesh"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ SERIES_NUMBERS = {
     ResultKind.LUNG_SEG: 9002,
     ResultKind.SR: 9003,
     ResultKind.PICTURE: 9004,
+    ResultKind.VIEW_3D: 9005,
 }
 """High, so that viewers list our series after the scanner's."""
 DESCRIPTIONS = {
@@ -29,6 +30,7 @@ DESCRIPTIONS = {
     ResultKind.LUNG_SEG: "triage: lungs (research use)",
     ResultKind.SR: "triage: report (research use)",
     ResultKind.PICTURE: "triage: summary (research use)",
+    ResultKind.VIEW_3D: "triage: 3D view, turning (research use)",
 }
 
 

@@ -112,11 +112,11 @@ def project(volume: Volume, findings: Findings) -> Rays:
 
 
 def patient_axes(orientation: tuple[float, ...]) -> tuple[tuple[int, int, int], tuple[slice, slice, slice]]:
-    """Which array axis runs feet–head, front–back and right–left, and how to turn the first and the last.
+    """Which array axis runs feet–head, front–back and right–left, and how to turn them.
 
-    Returns the axes in that order and slices that make the first run from head to feet and the last from
-    the patient's right to left; front and back are one to a projection. Array axes are (slices along the
-    normal, rows, columns) and ``orientation`` is ImageOrientationPatient (PS3.3 C.7.6.2.1.1, LPS).
+    Returns the axes in that order and slices that make them run from head to feet, from front to back and
+    from the patient's right to left. Array axes are (slices along the normal, rows, columns) and
+    ``orientation`` is ImageOrientationPatient (PS3.3 C.7.6.2.1.1, LPS).
     """
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     directions = np.array([np.cross(row, column), column, row])
@@ -125,8 +125,9 @@ def patient_axes(orientation: tuple[float, ...]) -> tuple[tuple[int, int, int], 
     (back,) = {0, 1, 2} - {head, left}
     as_stored, turned = slice(None), slice(None, None, -1)
     from_head = turned if directions[head, 2] > 0 else as_stored
+    from_front = as_stored if directions[back, 1] > 0 else turned
     from_right = as_stored if directions[left, 0] > 0 else turned
-    return (head, back, left), (from_head, as_stored, from_right)
+    return (head, back, left), (from_head, from_front, from_right)
 
 
 def _box(lung: Mask, spacing: tuple[float, ...]) -> tuple[slice, slice, slice]:

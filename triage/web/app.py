@@ -94,6 +94,7 @@ def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
         Route("/studies/{study_instance_uid}", pages.study),
         Route("/pictures/{study_instance_uid}.png", pages.picture),
         Route("/pictures/{study_instance_uid}/large.png", pages.large_picture),
+        Route("/meshes/{study_instance_uid}.glb", pages.mesh),
         Route("/api/worklist", pages.api_worklist),
         Route("/healthz", pages.health),
         Route("/login", post_login, methods=["POST"]),
@@ -174,6 +175,10 @@ class Pages:
         Image.fromarray(read_capture(path)).save(png, "PNG")
         return Response(png.getvalue(), media_type="image/png")
 
+    def mesh(self, request: Request) -> Response:
+        """Surfaces of lungs and infection, where ``results.view_3d`` was on."""
+        return FileResponse(self._file_of(request, ResultKind.MESH), media_type="model/gltf-binary")
+
     def api_worklist(self, request: Request) -> Response:
         now = self.clock()
         rows = [entry_row(entry, now) for entry in self._open(now)[:LONGEST_LIST]]
@@ -242,7 +247,7 @@ class Pages:
     def _file_of(self, request: Request, kind: ResultKind) -> Path:
         path = self._file(self._entry(request.path_params["study_instance_uid"]), kind)
         if path is None:
-            raise HTTPException(404, "There is no picture of this study.")
+            raise HTTPException(404, "There is no such picture of this study.")
         return path
 
     def _file(self, entry: WorklistEntry, kind: ResultKind) -> Path | None:
