@@ -53,6 +53,8 @@ SYSTEMS = {
     "unet2d_plus": "unet2d",
     "unet3d": "unet3d",
     "resnet50": "resnet50",
+    "cascade": "cascade",
+    "dcn": "dcn",
 }
 """What the code can build: the card's ``system`` → the module whose ``load`` makes a Model of a package."""
 

@@ -31,21 +31,26 @@ EXPANSION = 4
 STRETCHES = (8, 4, 2, 1)
 
 
+def slice_features(widths: Sequence[int] = PAPER_WIDTHS) -> ResNet:
+    """ResNet-50 without its last layer: slices (N, 1, H, W) → features (N, EXPANSION × widths[-1])."""
+    return ResNet(
+        block="bottleneck",
+        layers=list(LAYERS),
+        block_inplanes=list(widths),
+        spatial_dims=2,
+        n_input_channels=1,
+        conv1_t_stride=2,
+        bias_downsample=False,
+        feed_forward=False,
+    )
+
+
 class SliceClassifier(nn.Module):
     """ResNet-50 on slices of one channel, then one logit for all of them together."""
 
     def __init__(self, widths: Sequence[int] = PAPER_WIDTHS, hidden: int = PAPER_HIDDEN) -> None:
         super().__init__()
-        self.features = ResNet(
-            block="bottleneck",
-            layers=list(LAYERS),
-            block_inplanes=list(widths),
-            spatial_dims=2,
-            n_input_channels=1,
-            conv1_t_stride=2,
-            bias_downsample=False,
-            feed_forward=False,
-        )
+        self.features = slice_features(widths)
         self.classifier = nn.Sequential(
             nn.Dropout(),
             nn.Linear(sum(STRETCHES) * EXPANSION * widths[-1], hidden),

@@ -47,6 +47,31 @@ def _resnet50(recipe: Recipe) -> nn.Module:
     return SliceClassifier(_widths(recipe), int(recipe["hidden"]))
 
 
+def _encoder_decoder(recipe: Recipe) -> nn.Module:
+    from triage.models.cascade import EncoderDecoder
+
+    return EncoderDecoder(
+        recipe["encoder"], recipe["decoder"], float(recipe.get("width", "1")), _inputs(recipe)
+    )
+
+
+def _switch(recipe: Recipe, key: str) -> bool:
+    """What is on unless the recipe says otherwise."""
+    return recipe.get(key, "True") == "True"
+
+
+def _dcn_slices(recipe: Recipe) -> nn.Module:
+    from triage.models.dcn_networks import DualBranchNet
+
+    return DualBranchNet(float(recipe["width"]), _switch(recipe, "attention"))
+
+
+def _dcn_study(recipe: Recipe) -> nn.Module:
+    from triage.models.dcn_networks import StudyNet
+
+    return StudyNet(float(recipe["width"]), _switch(recipe, "mapping"))
+
+
 NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "lungs": lambda recipe: LungsNet(_widths(recipe), _inputs(recipe)),
     "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"]), _inputs(recipe)),
@@ -54,6 +79,8 @@ NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "unet2d_plus": _unet2d,
     "unet3d": _unet3d,
     "resnet50": _resnet50,
+    "cascade_lungs": _encoder_decoder,
+    "cascade": _encoder_decoder,
 }
 """Every network that a file can hold."""
 

@@ -30,11 +30,19 @@ SMOOTH = 10.0
 """Pixels added to both sides of Dice, so that a slice with a speck of lesion does not dominate."""
 
 
+class Draw(np.random.Generator):
+    """What is random in one step. It knows the step, for those who go through their data in epochs."""
+
+    def __init__(self, seed: int, step: int) -> None:
+        super().__init__(np.random.PCG64((seed, step)))
+        self.seed, self.step = seed, step
+
+
 class Task(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
-    def loss(self, rng: np.random.Generator) -> Tensor:
+    def loss(self, rng: Draw) -> Tensor:
         """Draw one batch and return the loss of ``network`` on it."""
         ...
 

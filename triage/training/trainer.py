@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from triage.errors import ConfigError
 from triage.models import weights
 from triage.training.scans import Scan
-from triage.training.tasks import Task
+from triage.training.tasks import Draw, Task
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +137,10 @@ class Trainer:
     def take_step(self) -> float:
         """One batch; returns its loss."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)
-        rng = np.random.default_rng((self.schedule.seed, self.step))
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
         self.task.network.train()
-        loss = self.task.loss(rng)
+        loss = self.task.loss(Draw(self.schedule.seed, self.step))
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.task.network.parameters(), 5.0)
