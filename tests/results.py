@@ -1,6 +1,7 @@
 """What the tests of our own objects share: series, answers, masks, and what the checkers say."""
 
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,18 @@ from triage.config import Assemble
 from triage.dicom.header import find_instances
 from triage.dicom.phantom import write_study
 from triage.dicom.series import choose
-from triage.domain import CtSeverityScore, Grade, Mask, ModelInfo, Result, Series, Severity, Status
+from triage.domain import (
+    CtSeverityScore,
+    Findings,
+    Grade,
+    Mask,
+    ModelInfo,
+    Result,
+    Series,
+    Severity,
+    Status,
+    Volume,
+)
 
 NOW = datetime(2021, 3, 4, 5, 6, 7, tzinfo=UTC)
 INFO = ModelInfo(name="multitask", version="3f2a9c01", summary="", calibrated=False, card="")
@@ -109,3 +121,44 @@ def change(dataset: Dataset, keyword: str, value: object) -> None:
         setattr(dataset, keyword, value)
     elif keyword in dataset:
         delattr(dataset, keyword)
+
+
+SPACING = (5.0, 4.0, 3.0)
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+"""Seen from the feet: columns run to the patient's left, rows to the back, slices to the head."""
+
+
+def chest(lesion: tuple[slice, slice, slice] | None) -> tuple[Volume, Findings]:
+    """Two boxes of lung, 200 mm high, in 60 slices of 60 × 100; the right one is in the low columns."""
+    array = np.full((60, 60, 100), 40, np.int16)
+    lung = np.zeros(array.shape, bool)
+    lung[10:50, 15:45, 10:45] = True
+    lung[10:50, 15:45, 55:90] = True
+    array[lung] = -850
+    mask = np.zeros_like(lung)
+    if lesion is not None:
+        mask[lesion] = True
+        mask &= lung
+        array[mask] = -300
+    return Volume(array, SPACING, AXIAL), Findings(0.9, "classifier", False, lung, mask)
+
+
+def stored_as(
+    scanned: Volume, findings: Findings, flip_rows: bool, flip_columns: bool, turned: bool, tilted: bool
+) -> tuple[Volume, Findings]:
+    """The same axial scan, stored with rows and columns turned about; slices follow their normal."""
+    row, column = np.array(AXIAL[:3]), np.array(AXIAL[3:])
+    arrays = [scanned.array, findings.lung_mask, findings.lesion_mask]
+    spacing = scanned.spacing
+    if turned:
+        row, column, spacing = column, row, (spacing[0], spacing[2], spacing[1])
+        arrays = [array.swapaxes(1, 2) for array in arrays]
+    if flip_columns:
+        row, arrays = -row, [array[:, :, ::-1] for array in arrays]
+    if flip_rows:
+        column, arrays = -column, [array[:, ::-1] for array in arrays]
+    if np.cross(row, column)[2] < 0:
+        arrays = [array[::-1] for array in arrays]
+    lean = np.array([0.0, 0.0, 0.1 if tilted else 0.0])
+    stored = Volume(arrays[0], spacing, (*(row + lean), *(column + lean)))
+    return stored, replace(findings, lung_mask=arrays[1], lesion_mask=arrays[2])

@@ -19,39 +19,22 @@ from tests.results import (
     NOW,
     SEVERE,
     SOURCES,
+    chest,
     errors,
     negative,
     positive,
     small_study,
     source_series,
+    stored_as,
 )
 from triage.dicom import pictures, volume
-from triage.domain import Findings, Mask, Series, Severity, Volume
+from triage.domain import Findings, Mask, Series, Severity
 from triage.errors import Retryable
-
-SPACING = (5.0, 4.0, 3.0)
-AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-"""Seen from the feet: columns run to the patient's left, rows to the back, slices to the head."""
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Series:
     return small_study(tmp_path_factory.mktemp("study"))
-
-
-def chest(lesion: tuple[slice, slice, slice] | None) -> tuple[Volume, Findings]:
-    """Two boxes of lung, 200 mm high, in 60 slices of 60 × 100; the right one is in the low columns."""
-    array = np.full((60, 60, 100), 40, np.int16)
-    lung = np.zeros(array.shape, bool)
-    lung[10:50, 15:45, 10:45] = True
-    lung[10:50, 15:45, 55:90] = True
-    array[lung] = -850
-    mask = np.zeros_like(lung)
-    if lesion is not None:
-        mask[lesion] = True
-        mask &= lung
-        array[mask] = -300
-    return Volume(array, SPACING, AXIAL), Findings(0.9, "classifier", False, lung, mask)
 
 
 RIGHT_LOWER = (slice(10, 22), slice(15, 45), slice(10, 45))
@@ -107,23 +90,8 @@ def test_other_quarters(study: Series, lesion: tuple[slice, slice, slice], low: 
 def test_any_orientation_gives_the_same_rays(
     flip_rows: bool, flip_columns: bool, turned: bool, tilted: bool
 ) -> None:
-    """The same patient, stored with rows and columns turned about; slices follow their normal."""
     scanned, findings = chest(RIGHT_LOWER)
-    row, column = np.array(AXIAL[:3]), np.array(AXIAL[3:])
-    arrays = [scanned.array, findings.lung_mask, findings.lesion_mask]
-    spacing = SPACING
-    if turned:
-        row, column, spacing = column, row, (spacing[0], spacing[2], spacing[1])
-        arrays = [array.swapaxes(1, 2) for array in arrays]
-    if flip_columns:
-        row, arrays = -row, [array[:, :, ::-1] for array in arrays]
-    if flip_rows:
-        column, arrays = -column, [array[:, ::-1] for array in arrays]
-    if np.cross(row, column)[2] < 0:
-        arrays = [array[::-1] for array in arrays]
-    lean = np.array([0.0, 0.0, 0.1 if tilted else 0.0])
-    stored = Volume(arrays[0], spacing, (*(row + lean), *(column + lean)))
-    rays = pictures.project(stored, Findings(0.9, "classifier", False, arrays[1], arrays[2]))
+    rays = pictures.project(*stored_as(scanned, findings, flip_rows, flip_columns, turned, tilted))
     expected = pictures.project(scanned, findings)
     assert rays.spacing == expected.spacing
     for ours, theirs in (

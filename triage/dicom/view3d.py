@@ -46,13 +46,13 @@ LUNGS: Colour = (168, 206, 236)
 LESIONS: Colour = (255, 44, 36)
 LIGHT = np.array([-0.60, -0.60, -0.53])
 """From the patient to the lamp, as (depth, down, right in the picture): over the viewer's left shoulder."""
-AMBIENT = 0.22
+AMBIENT = 0.32
 WALL, RIM = 0.03, 0.18
 """Opacity of a cell of the lungs' border seen face-on, and what is added where it is seen edge-on."""
 FULL_SHARE = 0.35
 """A cell filled this far with lesion is as opaque as a full one: specks are seen too."""
 SOLID = 0.8
-GLASS_GAIN, SOLID_GAIN = 1.4, 1.25
+GLASS_GAIN, SOLID_GAIN = 1.3, 1.2
 """How bright what little light such thin layers send is drawn."""
 FARTHEST = 0.6
 """What is left of the light at the far end of the view, so that near and far are told apart."""
