@@ -158,7 +158,7 @@ def _runs(run: Run, planned: Folds) -> list[Run]:
         replace(
             run,
             output=run.output / name,
-            shared=run.shared and run.shared / name,
+            shared=tuple(other / name for other in run.shared),
             test=fold.test,
             validation=fold.validation,
         )

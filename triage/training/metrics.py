@@ -127,6 +127,72 @@ def share(hits: Sequence[bool], patients: Sequence[str]) -> Figure:
     return Figure(value=total / len(by_patient), low=low, high=high, n=len(hits), patients=len(by_patient))
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Right and wrong answers to yes-or-no questions; the measures are nan where nothing was asked."""
+
+    tp: float
+    fp: float
+    fn: float
+    tn: float
+
+    @property
+    def accuracy(self) -> float:
+        return _ratio(self.tp + self.tn, self.tp + self.fp + self.fn + self.tn)
+
+    @property
+    def sensitivity(self) -> float:
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float:
+        return _ratio(self.tn, self.tn + self.fp)
+
+    @property
+    def precision(self) -> float:
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def f1(self) -> float:
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def average_accuracy(self) -> float:
+        """Of both groups alike, however many are in each (Gao et al., equation 15)."""
+        return (self.sensitivity + self.specificity) / 2
+
+
+MEASURES = ("accuracy", "average_accuracy", "precision", "sensitivity", "f1", "specificity")
+"""Of ``Counts``."""
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
+
+
+def measures(
+    found: Sequence[bool], truth: Sequence[bool], patients: Sequence[str], seed: int = 1
+) -> dict[str, Figure]:
+    """Each of ``MEASURES`` over all answers together, bootstrapped by patient."""
+    kinds = ((True, True), (True, False), (False, True), (False, False))
+    totals = {patient: np.zeros(len(kinds)) for patient in patients}
+    for patient, answer in zip(patients, zip(found, truth, strict=True), strict=True):
+        totals[patient][kinds.index(answer)] += 1
+    table = np.stack(list(totals.values()))
+
+    def figure(name: str) -> Figure:
+        return bootstrap(table, list(totals), lambda rows: getattr(Counts(*rows.sum(axis=0)), name), seed)
+
+    return {name: replace(figure(name), n=len(found)) for name in MEASURES}
+
+
+def slice_mean(values: Sequence[float], slices: Sequence[int], patients: Sequence[str]) -> Figure:
+    """Mean over all slices of all cases from each case's mean and number, bootstrapped by patient."""
+    rows = np.array([values, slices], dtype=np.float64).T
+    figure = bootstrap(rows, patients, lambda r: float(np.average(r[:, 0], weights=r[:, 1])))
+    return replace(figure, n=sum(slices))
+
+
 def dice(answer: Mask, truth: Mask) -> float:
     """2 |A ∩ B| / (|A| + |B|); 1 where both masks are empty, 0 where one is."""
     tp, fp, fn = _overlap(answer, truth)

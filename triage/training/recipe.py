@@ -16,6 +16,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Overrides = Mapping[Literal["network", "options", "schedule"], Mapping[str, Any]]
+VariantOverrides = Mapping[Literal["network", "options", "schedule", "parts"], Mapping[str, Any]]
 
 
 class Recipe(BaseModel):
@@ -39,6 +40,8 @@ class Recipe(BaseModel):
     """
     lungs: str | None = None
     """The recipe of the network that finds the lungs for this one."""
+    after: str | None = None
+    """The recipe of the network whose answers this one learns from."""
     system: str | None = None
     """What the finished networks make together, when they are a model of their own (see ``SYSTEMS``)."""
     lesion_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -51,15 +54,30 @@ class Recipe(BaseModel):
     """Of a network; what is only searched for has none."""
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Of a cross-validation's patients who are not tested: how many validate, where a schedule needs them."""
-    variants: Mapping[VariantName, Overrides] = {}
+    parts: Mapping[str, Overrides] = {}
+    """Name of a recipe that this one builds on → what it changes there."""
+    variants: Mapping[VariantName, VariantOverrides] = {}
     """Name → what it changes: trained alike and compared, as in a paper's table. ``{}``: as the recipe is."""
 
     def variant(self, name: str) -> Recipe:
         """The recipe that one of ``variants`` is; its model is called after both."""
-        mine = self.model_dump(exclude={"variants"})
-        changed = {part: {**mine[part], **values} for part, values in self.variants[name].items()}
         card = {**self.card, "name": f"{self.card.get('name', self.name)}-{name}"}
-        return Recipe.model_validate({**mine, **changed, "card": card, "text": self.text})
+        return self._changed(self.variants[name], card=card, variants={})
+
+    def part(self, name: str) -> Recipe:
+        """A recipe that this one builds on, as it changes it. Raises ConfigError."""
+        recipe = load(name)
+        if recipe.name not in self.parts:
+            return recipe
+        try:
+            return recipe._changed(self.parts[recipe.name])
+        except ValidationError as error:
+            raise ConfigError(f"recipe {self.name}, parts.{recipe.name}: {_explain(error)}") from error
+
+    def _changed(self, overrides: Mapping[Any, Mapping[str, Any]], **keys: Any) -> Recipe:
+        mine = {**self.model_dump(), "text": self.text, **keys}
+        merged = {key: {**mine[key], **values} for key, values in overrides.items()}
+        return Recipe.model_validate({**mine, **merged})
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

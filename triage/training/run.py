@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from triage.models.preprocessing import CANONICAL, Grid
 from triage.training import recipe as recipes
 from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
 from triage.training.datasets import DATASETS, cases
+from triage.training.dcn import DcnSlicesTask, DcnStudyTask
 from triage.training.recipe import Recipe
 from triage.training.scans import Split, scan, split
 from triage.training.tasks import LungsTask, MultitaskTask, Task
@@ -34,6 +35,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "unet2d_plus": Unet2dPlusTask,
     "unet3d": Unet3dTask,
     "resnet50": Resnet50Task,
+    "dcn_slices": DcnSlicesTask,
+    "dcn_study": DcnStudyTask,
 }
 """What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
 GRIDS: dict[str, Grid] = {}
@@ -66,8 +69,8 @@ class Run:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     """Of the processor; 0: all cores."""
-    shared: Path | None = None
-    """Another run's output: a network that it finished alike is taken over, not trained again."""
+    shared: tuple[Path, ...] = ()
+    """Outputs of other runs: networks that they finished alike are taken over, not trained again."""
 
 
 def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Path:
@@ -81,9 +84,10 @@ def train(run: Run, progress: Callable[[Recipe], Progress] | None = None) -> Pat
     for step, parts in every:
         _refuse_another(step, _identity(step, parts))
         _refuse_unvalidated(step, parts)
-        _take_over(step, _identity(step, parts))
+    for other in run.shared:
+        _take_over(other, every)
     # Every task is made before one is trained: what cannot be learned from this data is told at once.
-    untrained = [(s, parts, _task(s.recipe, parts)) for s, parts in every if not outcome_of(s).exists()]
+    untrained = [(s, parts, _made(s, parts)) for s, parts in every if not outcome_of(s).exists()]
     for step, parts, task in untrained:
         outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
         _claim_of(step).write_text(json.dumps(_identity(step, parts), indent=1), encoding="utf-8")
@@ -98,18 +102,26 @@ def _claim_of(run: Run) -> Path:
     return outcome_of(run).parent / CLAIM
 
 
+def _claimed(run: Run) -> Any:
+    """What the folder says that it was made with; None where it says nothing."""
+    claim = _claim_of(run)
+    return json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else None
+
+
 def _identity(run: Run, parts: Split) -> dict[str, Any]:
     """What decides what a network learns, as JSON has it."""
     scans = {k: n for k, n in parts.counts().items() if k in (*run.recipe.data, *run.recipe.also)}
     learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
     learned["schedule"] = {k: v for k, v in learned["schedule"].items() if (k, v) not in LATER.items()}
-    return {**learned, "validation": [*run.validation], "test": [*run.test], "scans": scans}
+    identity = {**learned, "validation": [*run.validation], "test": [*run.test], "scans": scans}
+    before = _before(run)
+    return {**identity, "after": _identity(before, parts)} if before else identity
 
 
 def _refuse_another(run: Run, identity: dict[str, Any]) -> None:
     """Raises ConfigError where the folder holds what was made of another recipe, split or data."""
     claim = _claim_of(run)
-    if claim.exists() and json.loads(claim.read_text(encoding="utf-8")) != identity:
+    if claim.exists() and _claimed(run) != identity:
         raise ConfigError(
             f"{claim.parent} was made with another recipe, other data or other patients left out "
             f"(see {claim.name} there): choose another --output, or delete it"
@@ -127,17 +139,18 @@ def _refuse_unvalidated(run: Run, parts: Split) -> None:
         )
 
 
-def _take_over(run: Run, identity: Mapping[str, Any]) -> None:
-    """The network of the shared run, where it is finished and was made alike."""
-    if run.shared is None or outcome_of(run).exists():
-        return
-    theirs = replace(run, output=run.shared)
-    if outcome_of(theirs).exists() and json.loads(_claim_of(theirs).read_text(encoding="utf-8")) == identity:
-        outcome_of(run).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_claim_of(theirs), _claim_of(run))
-        partial = outcome_of(run).with_suffix(".partial")
-        shutil.copyfile(outcome_of(theirs), partial)
-        partial.replace(outcome_of(run))
+def _take_over(other: Path, steps: Iterable[tuple[Run, Split]]) -> None:
+    """What another run finished alike, up to the first network that differs: later ones may build on it."""
+    for step, parts in steps:
+        theirs = replace(step, output=other)
+        if not outcome_of(theirs).exists() or _claimed(theirs) != _identity(step, parts):
+            return
+        if not outcome_of(step).exists():
+            outcome_of(step).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_claim_of(theirs), _claim_of(step))
+            partial = outcome_of(step).with_suffix(".partial")
+            shutil.copyfile(outcome_of(theirs), partial)
+            partial.replace(outcome_of(step))
 
 
 def package(
@@ -166,11 +179,7 @@ def package(
         "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
     }
-    files = {
-        r.task if r is recipe else "lungs": outcome_of(replace(run, recipe=r))
-        for r in chain(recipe)
-        if r.task in TASKS
-    }
+    files = {_role(r, recipe): outcome_of(replace(run, recipe=r)) for r in chain(recipe) if r.task in TASKS}
     if recipe.task in SEARCHES:
         card["parameters"] = json.loads(outcome_of(run).read_text(encoding="utf-8"))
     return packages.write(folder, card, files, text)
@@ -221,8 +230,20 @@ def kinds(run: Run) -> list[str]:
 
 
 def chain(recipe: Recipe) -> list[Recipe]:
-    """The recipe and, before it, the one whose lungs it needs."""
-    return [*([recipes.load(recipe.lungs)] if recipe.lungs else []), recipe]
+    """The recipe and, before it, the one whose lungs it needs, and the one that it comes after.
+
+    Raises ConfigError where it changes parts that it does not build on.
+    """
+    before = [recipe.part(name) for name in (recipe.lungs, recipe.after) if name]
+    unknown = {*recipe.parts} - {part.name for part in before}
+    if unknown:
+        raise ConfigError(f"recipe {recipe.name}, parts: it does not build on {', '.join(sorted(unknown))}")
+    return [*before, recipe]
+
+
+def _role(part: Recipe, recipe: Recipe) -> str:
+    """What a package calls the file of a part of the chain."""
+    return "lungs" if recipe.lungs and part.name == recipes.load(recipe.lungs).name else part.task
 
 
 def outcome_of(run: Run) -> Path:
@@ -232,13 +253,24 @@ def outcome_of(run: Run) -> Path:
     return run.output / name / file
 
 
-def _task(recipe: Recipe, parts: Split) -> Task | None:
+def _before(run: Run) -> Run | None:
+    """The run that this one's recipe comes after."""
+    return replace(run, recipe=run.recipe.part(run.recipe.after)) if run.recipe.after else None
+
+
+def _made(run: Run, parts: Split) -> Task | None:
+    """The task of the run's recipe; one that comes after another is told where that one's weights will be."""
+    before = _before(run)
+    return _task(run.recipe, parts, **({"after": outcome_of(before)} if before else {}))
+
+
+def _task(recipe: Recipe, parts: Split, **after: Path) -> Task | None:
     """None where nothing is trained, only searched for."""
     if recipe.task in SEARCHES:
         return None
     torch.manual_seed(recipe.schedule.seed)
     try:
-        return TASKS[recipe.task](parts.train, **recipe.network, **recipe.options)
+        return TASKS[recipe.task](parts.train, **after, **recipe.network, **recipe.options)
     except TypeError as error:
         raise ConfigError(f"recipe {recipe.name}, network or options: {error}") from error
 

@@ -23,6 +23,29 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True)
+class BySlice:
+    """Means over a case's slices, as Qiblawey et al. count (equations 3 to 5); an empty one found empty is 1.
+
+    Most slices are empty, so these are far above the Dice of the volume.
+    """
+
+    n: int
+    """Slices."""
+    accuracy: float
+    """Share of pixels rightly called one or the other."""
+    iou: float
+    dice: float
+
+
+@dataclass(frozen=True, slots=True)
+class SliceAnswer:
+    """What the network says of a slice, above 0.5 positive, and whether half of the raters drew lesions."""
+
+    score: float
+    drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Extent:
     """How much of the lungs is affected, by one pair of masks; fractions in [0, 1]."""
 
@@ -59,6 +82,10 @@ class Score:
     """Of a cropped picture the score of the share of lesions in all of it: only its order means anything."""
     lungs: Overlap | None = None
     lesions: Overlap | None = None
+    lungs_by_slice: BySlice | None = None
+    lesions_by_slice: BySlice | None = None
+    slices: tuple[SliceAnswer, ...] = ()
+    """Of a network that judges slices, where lesions were drawn."""
     threshold_averaged_dice: float | None = None
     """Pictures only: Inf-Net's measure."""
     drawn: Extent | None = None

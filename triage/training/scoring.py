@@ -17,7 +17,7 @@ from triage.models import Model, pipeline
 from triage.training import metrics
 from triage.training.cases import Case
 from triage.training.gallery import Gallery
-from triage.training.scores import Extent, Overlap, Score
+from triage.training.scores import BySlice, Extent, Overlap, Score, SliceAnswer
 
 
 def evaluate(
@@ -68,7 +68,12 @@ class _Judge:
         """Of a rejected case: no mask was given, so nothing that was drawn is in it."""
         nothing = np.zeros(case.volume.array.shape, dtype=bool)
         if case.lung is not None:
-            score = replace(score, lungs=_missed(case, case.lung), drawn=self._drawn(case, case.lung))
+            score = replace(
+                score,
+                lungs=_missed(case, case.lung),
+                lungs_by_slice=_missed_slices(case),
+                drawn=self._drawn(case, case.lung),
+            )
         if self.lesion_threshold is None:
             return score
         if not case.cropped:
@@ -77,7 +82,12 @@ class _Judge:
             return score
         averaged = 0.0 if score.picture else None
         missed = _mean_overlap([_missed(case, drawn) for drawn in case.lesions])
-        score = replace(score, lesions=missed, threshold_averaged_dice=averaged)
+        score = replace(
+            score,
+            lesions=missed,
+            lesions_by_slice=_missed_slices(case),
+            threshold_averaged_dice=averaged,
+        )
         if self.gallery is not None:
             self.gallery.show(score, case, nothing)
         return score
@@ -114,6 +124,8 @@ class _Judge:
             seconds=seconds,
             probability=findings.probability,
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
+            lungs_by_slice=None if case.lung is None else _by_slice(findings.lung_mask, [case.lung]),
+            slices=_slices(case, findings),
             found=_extent([_both(measured, findings)], self.analysis),
             drawn=self._drawn(case, findings.lung_mask if case.lung is None else case.lung),
         )
@@ -127,7 +139,11 @@ class _Judge:
     ) -> Score:
         if not case.lesions:
             return score
-        score = replace(score, lesions=_mean_overlap([_overlap(case, found, m) for m in case.lesions]))
+        score = replace(
+            score,
+            lesions=_mean_overlap([_overlap(case, found, m) for m in case.lesions]),
+            lesions_by_slice=_by_slice(found, case.lesions),
+        )
         if probability is not None:
             histograms = tuple(metrics.histogram(probability, m, lungs) for m in case.lesions)
             score = replace(score, histograms=histograms)
@@ -166,6 +182,31 @@ def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
 def _missed(case: Case, drawn: Mask) -> Overlap:
     """Of a mask that was not given, against an empty drawing too."""
     return replace(_overlap(case, np.zeros_like(drawn), drawn), dice=0.0, iou=0.0)
+
+
+def _by_slice(found: Mask, raters: Sequence[Mask]) -> BySlice:
+    """Mean over slices and raters."""
+    pairs = [(one, other) for drawn in raters for one, other in zip(found, drawn, strict=True)]
+    return BySlice(
+        n=len(found),
+        accuracy=float(np.mean([np.mean(one == other) for one, other in pairs])),
+        iou=float(np.mean([metrics.iou(one, other) for one, other in pairs])),
+        dice=float(np.mean([metrics.dice(one, other) for one, other in pairs])),
+    )
+
+
+def _missed_slices(case: Case) -> BySlice:
+    """Of a mask that was not given: not even an empty slice is right."""
+    return BySlice(len(case.volume.array), 0.0, 0.0, 0.0)
+
+
+def _slices(case: Case, findings: Findings) -> tuple[SliceAnswer, ...]:
+    """Of a network that judges slices, against slices in which lesions were drawn or not."""
+    if findings.slice_scores is None or not case.lesions:
+        return ()
+    drawn = np.mean([lesion.any(axis=(1, 2)) for lesion in case.lesions], axis=0) >= 0.5
+    scores = findings.slice_scores.tolist()
+    return tuple(SliceAnswer(*row) for row in zip(scores, drawn.tolist(), strict=True))
 
 
 def _mean_overlap(raters: Sequence[Overlap]) -> Overlap:

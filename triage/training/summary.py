@@ -12,7 +12,7 @@ from triage.domain import Grade, Status
 from triage.training import metrics
 from triage.training.cases import Diagnosis
 from triage.training.metrics import Figure
-from triage.training.scores import Overlap, Score
+from triage.training.scores import BySlice, Overlap, Score
 
 SMALL_FRACTION = 0.01
 """Below this share of the lungs a few voxels decide the Dice; figures for the cases above it stand beside."""
@@ -38,6 +38,8 @@ FIGURES = {
     "auc_others": "ROC AUC, COVID-19 vs all others",
     "sensitivity": "Sensitivity at the working point",
     "specificity": "Specificity at the working point",
+    "accuracy": "Accuracy at the working point",
+    "average_accuracy": "Average accuracy of both groups at the working point",
     "spearman": "Spearman's ρ of the affected fraction",
     "lungs_dice": "Lungs, Dice",
     "lungs_dice_worst": "Lungs, Dice of the worst volume",
@@ -49,6 +51,19 @@ FIGURES = {
     "lesions_iou": "Lesions, IoU",
     "lesions_hd95": "Lesions, HD95",
     "lesions_volume_error": "Lesions, volume found − drawn",
+    "lungs_slices_accuracy": "Lungs, mean accuracy of slices",
+    "lungs_slices_iou": "Lungs, mean IoU of slices (empty = 1)",
+    "lungs_slices_dice": "Lungs, mean Dice of slices (empty = 1)",
+    "lesions_slices_accuracy": "Lesions, mean accuracy of slices",
+    "lesions_slices_iou": "Lesions, mean IoU of slices (empty = 1)",
+    "lesions_slices_dice": "Lesions, mean Dice of slices (empty = 1)",
+    "slices_accuracy": "Slices with and without lesions, accuracy",
+    "slices_average_accuracy": "Slices, average accuracy of both",
+    "slices_precision": "Slices, precision",
+    "slices_sensitivity": "Slices, sensitivity",
+    "slices_f1": "Slices, F1",
+    "slices_specificity": "Slices, specificity",
+    "slices_auc": "Slices, ROC AUC",
     "fraction_error": "Affected fraction, mean error",
     "fraction_error_worst": "Affected fraction, largest error of a volume",
     "fraction_bias": "Affected fraction, found − drawn",
@@ -83,6 +98,9 @@ def summarise(scores: Sequence[Score]) -> Summary:
             _lesions_dice,
             "no volume with lesions drawn over 1 % of its lungs",
         ),
+        **_by_slice("lungs", volumes, lambda s: s.lungs_by_slice),
+        **_by_slice("lesions", volumes, lambda s: s.lesions_by_slice),
+        **_slices(scores),
         **_severity(volumes),
         "ece": _ece(volumes),
         "pictures_dice": _mean(pictures, _lesions_dice, NO_PICTURES),
@@ -163,6 +181,46 @@ def _masks(what: str, volumes: Sequence[Score], of: Callable[[Score], Overlap | 
     }
 
 
+def _by_slice(
+    what: str, volumes: Sequence[Score], of: Callable[[Score], BySlice | None]
+) -> dict[str, Figure]:
+    known = [(s, means) for s in volumes if (means := of(s)) is not None]
+
+    def figure(name: str) -> Figure:
+        values, n = [getattr(means, name) for _, means in known], [means.n for _, means in known]
+        return replace(metrics.slice_mean(values, n, [s.patient for s, _ in known]), where=where)
+
+    where = _where(s for s, _ in known)
+    return {
+        f"{what}_slices_{name}": figure(name) if known else Figure(value=None, reason=NO_MASKS)
+        for name in ("accuracy", "iou", "dice")
+    }
+
+
+def _slices(scores: Sequence[Score]) -> dict[str, Figure]:
+    """All slices together, as both papers count, in which a reader drew lesions or found none."""
+    known = [(s, answer) for s in scores for answer in s.slices]
+    names = [*metrics.MEASURES, "auc"]
+    drawn, patients = [answer.drawn for _, answer in known], [s.patient for s, _ in known]
+    if not known:
+        why_not = "the network judges no slices, or no volume has lesions drawn"
+    elif len({*drawn}) < 2:
+        why_not = "needs slices with and without lesions drawn"
+    else:
+        given = [answer.score for _, answer in known]
+        figures = metrics.measures([score > 0.5 for score in given], drawn, patients)
+        figures["auc"] = metrics.roc_auc(given, drawn, patients)
+        where, silent = _where(s for s, _ in known), sum(bool(s.lesions and not s.slices) for s in scores)
+        left_out = f"{silent} cases without an answer left out" if silent else ""
+        return {
+            f"slices_{name}": replace(
+                figures[name], where=where, reason="; ".join(filter(None, (figures[name].reason, left_out)))
+            )
+            for name in names
+        }
+    return {f"slices_{name}": Figure(value=None, reason=why_not) for name in names}
+
+
 def _identification(volumes: Sequence[Score]) -> dict[str, Figure]:
     others = (Diagnosis.HEALTHY, Diagnosis.OTHER)
     return {
@@ -172,6 +230,7 @@ def _identification(volumes: Sequence[Score]) -> dict[str, Figure]:
             volumes, (Diagnosis.COVID,), Status.POSITIVE, "no volume of a COVID-19 patient"
         ),
         "specificity": _share(volumes, others, Status.NEGATIVE, "no volume of a patient without COVID-19"),
+        **_both_groups(volumes),
         "spearman": _spearman(volumes),
     }
 
@@ -214,6 +273,20 @@ def _share(scores: Sequence[Score], group: tuple[Diagnosis, ...], right: Status,
         return Figure(value=None, reason=why_not)
     figure = metrics.share([s.status == right for s in known], [s.patient for s in known])
     return replace(figure, where=_where(known))
+
+
+def _both_groups(volumes: Sequence[Score]) -> dict[str, Figure]:
+    """Right answers over both groups; what was not analysable is wrong, whoever the patient is."""
+    known = [s for s in volumes if s.diagnosis is not None and s.status is not None]
+    ill = [s.diagnosis == Diagnosis.COVID for s in known]
+    names = ("accuracy", "average_accuracy")
+    if len({*ill}) < 2:
+        why_not = "needs volumes of patients with and without COVID-19"
+        return dict.fromkeys(names, Figure(value=None, reason=why_not))
+    right = [s.status == (Status.POSITIVE if i else Status.NEGATIVE) for s, i in zip(known, ill, strict=True)]
+    found = [i == r for i, r in zip(ill, right, strict=True)]
+    figures = metrics.measures(found, ill, [s.patient for s in known])
+    return {name: replace(figures[name], where=_where(known)) for name in names}
 
 
 def _spearman(volumes: Sequence[Score]) -> Figure:

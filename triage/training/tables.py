@@ -19,7 +19,12 @@ from triage.training.summary import FIGURES
 
 NOT_MEASURABLE = "not measurable here"
 NOT_RUN = "not run"
-PICTURE_FIGURES = tuple(key for key in FIGURES if key.startswith("pictures_"))
+
+
+def _noun(key: str) -> str:
+    """What a figure counts."""
+    return "picture" if key.startswith("pictures_") else "slice" if "slices_" in key else "volume"
+
 
 VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "CT", "P", "answer")
 PICTURE_COLUMNS = ("picture", "Dice", "IoU", "threshold-averaged Dice")
@@ -52,10 +57,7 @@ def _count(n: int, noun: str) -> str:
 def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """(name, value with interval, measured on) of every figure."""
     figures = evaluation.summary.figures
-    return [
-        (FIGURES[key], value(figure), measured_on(figure, "picture" if key in PICTURE_FIGURES else "volume"))
-        for key, figure in figures.items()
-    ]
+    return [(FIGURES[key], value(figure), measured_on(figure, _noun(key))) for key, figure in figures.items()]
 
 
 def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -84,9 +84,9 @@ def compare(run: Run, names: Sequence[str], watch: Watch, asked: int | Path | No
             run,
             recipe=run.recipe.variant(name),
             output=run.output / name,
-            shared=run.output / names[0] if name != names[0] else None,
+            shared=tuple(run.output / earlier for earlier in names[:number]),
         )
-        for name in names
+        for number, name in enumerate(names)
     ]
     for one in runs:
         making.refuse(one, asked)
