@@ -68,12 +68,12 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
     right = _fraction(lesion_columns, lung_columns, sides.right) if sides else None
     whole = _fraction(lesion_columns, lung_columns, np.ones_like(lung_columns, dtype=bool))
     affected = whole if left is None or right is None else max(left, right)
-    infection = percent_infection(lung, lesion)
+    infection, by_slices = percent_infection(lung, lesion), findings.grade_from == "percent_infection"
     return Severity(
         affected_fraction=affected,
         affected_left=left,
         affected_right=right,
-        grade=grade(infection if findings.grade_from == "percent_infection" else affected, ct0_tolerance),
+        grade=grade(affected if infection is None or not by_slices else infection, ct0_tolerance),
         lung_volume_ml=lung_ml,
         lesion_volume_ml=float(lesion_columns.sum()) * volume.voxel_ml,
         doubts=doubts,

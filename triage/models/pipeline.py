@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,19 +95,27 @@ class Pipeline:
             probability = self._lesions(slices, lung, volume)
             lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
-        fraction = float(lesion_mask.sum() / max(1, lung_mask.sum()))
-        findings = Findings(score(fraction), "score", self.info.calibrated, lung_mask, lesion_mask)
-        return self.concluded(findings, probability, lung, volume)
+        return Findings(
+            probability_kind="score",
+            calibrated=self.info.calibrated,
+            lung_mask=lung_mask,
+            lesion_mask=lesion_mask,
+            **self.conclusions(lung_mask, lesion_mask, lung, probability, volume),
+        )
 
-    def concluded(
+    def conclusions(
         self,
-        findings: Findings,
-        probability: Tensor,  # noqa: ARG002 - for systems that say more
-        lung: Mask,  # noqa: ARG002
+        lung_mask: Mask,
+        lesion_mask: Mask,
+        lung: Mask,  # noqa: ARG002 - for systems that conclude more
+        probability: Tensor,  # noqa: ARG002
         volume: Volume,  # noqa: ARG002
-    ) -> Findings:
-        """The findings with what a system says beyond them, from lesion probability and lung (z, h, w)."""
-        return findings
+    ) -> dict[str, Any]:
+        """What follows from the masks of the volume, and from where in the slices (z, h, w) what was found.
+
+        By the name of a field of Findings.
+        """
+        return {"probability": score(float(lesion_mask.sum() / max(1, lung_mask.sum())))}
 
     def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
         """See ``triage.models.Model``."""

@@ -159,6 +159,11 @@ def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
     return result
 
 
+def stored_order(values: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """Values of canonical slices, (z,) or (z, …) → the same in the order of the volume's slices."""
+    return values[::-1] if 0 in Layout.of(volume.orientation).reversed_axes else values
+
+
 def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
     """A mask on the volume's own grid → canonical slices: the share of a pixel's area counts."""
     canonical = torch.from_numpy(Layout.of(volume.orientation).canonical(mask).astype(np.float32))

@@ -1,0 +1,364 @@
+"""The cascade: its networks, its equations by hand, the contract of every network, and its training."""
+
+from dataclasses import replace
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from tests import test_models
+from tests.test_models import loaded, orientations, phantom
+from triage import models, severity
+from triage.config import Analysis
+from triage.domain import Volume
+from triage.errors import ConfigError
+from triage.models import cascade, encoders, packages, weights
+from triage.models.cascade import EncoderDecoder
+from triage.models.decoders import DECODERS
+from triage.models.pipeline import score
+from triage.models.preprocessing import Grid, bounding_box, prepare, restore, shrink, spread
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PUBLISHED = {
+    "resnet18": 11.69e6,
+    "resnet50": 25.56e6,
+    "resnet152": 60.19e6,
+    "densenet121": 7.98e6,
+    "densenet161": 28.68e6,
+    "densenet201": 20.01e6,
+}
+"""Weights of the classifiers (He et al. 2016a, Huang et al. 2017, as commonly counted)."""
+TINY = {"encoder": "resnet18", "decoder": "fpn", "width": "0.0625"}
+
+
+class TestNetworks:
+    @pytest.mark.parametrize(("encoder", "decoder"), list(product(encoders.ENCODERS, DECODERS)))
+    def test_every_encoder_goes_with_every_decoder(self, encoder, decoder):
+        network = EncoderDecoder(encoder, decoder, width=1 / 16).eval()
+        assert network.stride == (16 if encoder == "unet" else 32)
+        maps = [torch.rand(2, 1, 64, 96)]
+        for stage in network.stages:
+            maps.append(stage(maps[-1]))
+        finest = network.stride // 16
+        assert [64 // m.shape[2] for m in maps[1:]] == [finest << level for level in range(5)]
+        assert network(maps[0]).shape == (2, 2, 64, 96)
+
+    @pytest.mark.parametrize("encoder", PUBLISHED)
+    def test_full_size_encoders_have_the_published_size(self, encoder):
+        network = encoders.CLASSIFIERS[encoder](1.0, 3)
+        count = sum(weight.numel() for weight in network.parameters())
+        assert count == pytest.approx(PUBLISHED[encoder], rel=0.001)
+
+    def test_the_encoder_is_all_of_the_classifier_but_its_head(self):
+        for encoder, head in (("resnet18", 512 * 1000 + 1000), ("densenet121", 1024 * 1000 + 1000)):
+            stages = encoders.stages(encoder, 1.0, 3)
+            count = sum(weight.numel() for stage in stages for weight in stage.parameters())
+            assert count + head == pytest.approx(PUBLISHED[encoder], rel=0.001)
+
+    def test_the_plain_unet_has_the_published_size(self):
+        """31.03 million (Ronneberger et al. 2015), 64 to 1024 channels."""
+        count = sum(weight.numel() for weight in EncoderDecoder("unet", "unet").parameters())
+        assert count == pytest.approx(31.03e6, rel=0.001)
+
+    def test_the_width_scales_encoder_and_decoder(self):
+        full, half = (
+            sum(weight.numel() for weight in EncoderDecoder("resnet18", "unet", width).parameters())
+            for width in (1.0, 0.5)
+        )
+        assert half == pytest.approx(full / 4, rel=0.02)
+
+    def test_a_small_change_far_away_is_seen(self):
+        """Every map reaches the answer: the coarse ones see the whole slice."""
+        torch.manual_seed(0)
+        for decoder in DECODERS:
+            network = EncoderDecoder("resnet18", decoder, width=1 / 8).eval()
+            slices = torch.rand(1, 1, 128, 128)
+            changed = slices.clone()
+            changed[..., :8, :8] = 0
+            assert (network(slices) - network(changed))[..., 64:, 64:].abs().max() > 0
+
+    def test_unknown_names_are_told_with_the_known_ones(self):
+        with pytest.raises(ConfigError, match=r"encoder 'resnet34'.*resnet18.*unet"):
+            EncoderDecoder("resnet34", "fpn")
+        with pytest.raises(ConfigError, match=r"decoder 'unet3'.*unet, fpn"):
+            EncoderDecoder("resnet18", "unet3")
+
+    def test_the_shipped_variant_is_small(self, tmp_path):
+        recipe = {"network": "cascade", "encoder": "resnet18", "decoder": "fpn", "width": "0.5"}
+        weights.save(weights.build(recipe), recipe, tmp_path / "w.safetensors")
+        assert (tmp_path / "w.safetensors").stat().st_size <= 15e6
+
+
+def torchvision_names(network):
+    """A classifier's state dict as torchvision names it."""
+    return {
+        name.replace(".layers.", ".").replace("class_layers.out", "classifier"): value.clone()
+        for name, value in network.state_dict().items()
+    }
+
+
+class TestEncoderWeights:
+    @pytest.mark.parametrize("encoder", ["resnet18", "densenet121"])
+    @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+    def test_published_weights_are_taken_over_and_colours_summed(self, tmp_path, encoder, suffix):
+        torch.manual_seed(1)
+        published = encoders.CLASSIFIERS[encoder](1.0, 3).eval()
+        path = tmp_path / f"weights.{suffix}"
+        state = torchvision_names(published)
+        save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+        slices = torch.rand(1, 1, 64, 64)
+        network = EncoderDecoder(encoder, "fpn", encoder_weights=path).eval()
+        first = published.conv1 if encoder == "resnet18" else published.features.conv0
+        found = network.stages[0][0](slices)
+        assert torch.allclose(found, first(slices.expand(1, 3, 64, 64)), atol=1e-5)
+        last = [p for p in network.stages.modules() if isinstance(p, torch.nn.Conv2d)][-1].weight
+        expected = [p for p in published.modules() if isinstance(p, torch.nn.Conv2d)][-1].weight
+        assert torch.equal(last, expected)
+
+    def test_names_of_old_files_are_understood(self, tmp_path):
+        published = encoders.CLASSIFIERS["densenet121"](1.0, 3)
+        state = torchvision_names(published)
+        old = {
+            name.replace("norm1.", "norm.1.").replace("norm2.", "norm.2.").replace("conv1.", "conv.1.")
+            if "denselayer" in name else name: value
+            for name, value in state.items()
+        }  # fmt: skip
+        torch.save(old, tmp_path / "old.pth")
+        network = EncoderDecoder("densenet121", "unet", inputs=3, encoder_weights=tmp_path / "old.pth")
+        wanted = published.features.denseblock2.denselayer3.layers.conv1.weight
+        assert any(torch.equal(weight, wanted) for weight in network.parameters())
+
+    def test_other_weights_are_refused_by_the_first_wrong_name(self, tmp_path):
+        path = tmp_path / "resnet18.safetensors"
+        state = torchvision_names(encoders.CLASSIFIERS["resnet18"](1.0, 3))
+        save_file(state, path)
+        with pytest.raises(ConfigError, match=r"resnet18\.safetensors: not those of this encoder.*layer1"):
+            EncoderDecoder("resnet50", "fpn", encoder_weights=path)
+        with pytest.raises(ConfigError, match="of another size"):
+            EncoderDecoder("resnet18", "fpn", width=0.5, encoder_weights=path)
+        with pytest.raises(ConfigError, match="plain U-Net"):
+            EncoderDecoder("unet", "unet", encoder_weights=path)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            EncoderDecoder("resnet18", "fpn", encoder_weights=tmp_path / "missing.pth")
+
+    def test_nothing_in_a_file_is_executed(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "harm"), "w"))
+
+        torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pth")
+        with pytest.raises(ConfigError, match="cannot be read"):
+            EncoderDecoder("resnet18", "fpn", encoder_weights=tmp_path / "evil.pth")
+        assert not (tmp_path / "harm").exists()
+        torch.save({"conv1.weight": [1, 2]}, tmp_path / "list.pth")
+        with pytest.raises(ConfigError, match="something else than named tensors"):
+            EncoderDecoder("resnet18", "fpn", encoder_weights=tmp_path / "list.pth")
+
+
+class TestEquations:
+    def test_percent_infection_by_hand(self):
+        """Slices with 4 of 8, 1 of 2 and 0 of 10 infected, one without lung: (0.5 + 0.5 + 0) / 3."""
+        lung, lesion = np.zeros((2, 4, 2, 5), bool)
+        lung[0].flat[:8] = lung[1].flat[:2] = lung[2].flat[:10] = True
+        lesion[0].flat[:4] = lesion[1].flat[:1] = True
+        lesion[1].flat[5] = lesion[3] = True  # outside the lungs: not infected lung
+        assert cascade.percent_infection(lung, lesion) == pytest.approx(1 / 3)
+        assert cascade.percent_infection(lung, lung) == 1
+        assert cascade.percent_infection(np.zeros_like(lung), lesion) == 0
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.integers(0, 2**32 - 1))
+    def test_it_is_the_figure_that_severity_reports(self, seed):
+        lung, lesion = np.random.default_rng(seed).random((2, 5, 4, 4)) > 0.6
+        reported = severity.percent_infection(lung, lesion) or 0.0
+        assert cascade.percent_infection(lung, lesion) == pytest.approx(reported)
+
+    def test_a_slice_is_positive_from_the_first_pixel_in_the_lungs(self):
+        probability = torch.zeros(5, 3, 3)
+        lung = np.ones((5, 3, 3), bool)
+        probability[0, 0, 0] = 0.51
+        probability[1, 0, 0] = 0.5  # "p > 0.5"
+        probability[2, :, 0] = 0.9
+        lung[2, :, 0] = False
+        probability[3, 1, :2] = torch.tensor([0.8, 0.6])
+        lung[4] = False
+        one, two = (cascade.slice_scores(probability, lung, n) for n in (1, 2))
+        assert one.tolist() == pytest.approx([0.51, 0.5, 0, 0.8, 0])
+        assert (one > 0.5).tolist() == [True, False, False, True, False]
+        assert two.tolist() == pytest.approx([0, 0, 0, 0.6, 0])
+
+    @given(st.floats(0, 1), st.floats(0, 1))
+    def test_more_infection_never_scores_less(self, a, b):
+        """Of masks: the score is that of PI."""
+        lung = np.ones((1, 10, 10), bool)
+        low, high = (np.arange(100).reshape(1, 10, 10) < round(100 * f) for f in sorted((a, b)))
+        scores = [score(cascade.percent_infection(lung, lesion)) for lesion in (low, high)]
+        assert 0 <= scores[0] <= scores[1] <= 1
+
+
+class TestFixedGrid:
+    GRID = Grid(size=(256, 256))
+
+    @settings(max_examples=40, deadline=None)
+    @given(
+        shape=st.tuples(st.integers(1, 5), st.integers(40, 300), st.integers(40, 300)),
+        pixel=st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5)),
+        orientation=orientations,
+    )
+    def test_whole_slices_and_back_whatever_the_shape(self, shape, pixel, orientation):
+        mask = np.zeros(shape, bool)
+        mask[:, shape[1] // 4 : shape[1] // 2, shape[2] // 4 : 3 * shape[2] // 4] = True
+        volume = Volume(np.where(mask, 300, -1000).astype(np.int16), (5.0, *pixel), orientation)
+        slices = prepare(volume, self.GRID)
+        assert slices.shape == shrink(mask, volume, self.GRID).shape == (shape[0], 256, 256)
+        back = restore(slices, 0.5, volume)
+        assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.9
+        assert spread(slices, volume).shape == shape
+        z, y, x = self.GRID.millimetres(volume)
+        assert (z, y * x * 256**2) == pytest.approx((5.0, np.prod(shape[1:]) * np.prod(pixel)))
+
+    def test_rows_and_columns_of_a_volume_that_lies_on_its_side(self):
+        volume = Volume(np.zeros((2, 100, 50), np.int16), (5.0, 1.0, 2.56), (0, 1, 0, 1, 0, 0))
+        assert self.GRID.millimetres(volume) == pytest.approx((5.0, 128 / 256, 100 / 256))
+
+    def test_the_box_keeps_whole_slices_but_only_those_with_lung(self):
+        lung = np.zeros((6, 256, 256), bool)
+        lung[2:5, 100:110, 40:50] = True
+        whole = slice(0, 256)
+        assert bounding_box(lung, self.GRID.margin) == (slice(2, 5), whole, whole)
+
+
+def untrained(recipe):
+    """Random weights that call about half of what lies in a phantom's lungs a lesion."""
+    torch.manual_seed(3)
+    network = weights.build(recipe).eval().requires_grad_(False)
+    slices = prepare(phantom(), cascade.GRID)
+    lung = (slices > 0.05) & (slices < 0.5)
+    logits = network((slices * lung)[:, None])
+    network.decoder.head.bias[1] -= (logits[:, 1] - logits[:, 0])[lung].median()
+    return network
+
+
+def trained_on_phantoms(recipe):
+    """Weights that know a phantom's lungs from one without any, which random ones cannot."""
+    torch.manual_seed(3)
+    network = weights.build(recipe)
+    chests = [phantom(), phantom(lesion=False), phantom(lung=False)]
+    slices = torch.cat([*(prepare(chest, cascade.GRID) for chest in chests), torch.zeros(5, 256, 256)])
+    y, x = torch.meshgrid(*(torch.linspace(-1, 1, 256),) * 2, indexing="ij")
+    inside = ((x.abs() - 0.42) / 0.33) ** 2 + (y / 0.55) ** 2
+    height = torch.linspace(-1, 1, 10)[:, None, None] / 1.3
+    lung = (inside + height**2 < 1).long()
+    truth = torch.cat([lung, lung, torch.zeros(15, 256, 256, dtype=torch.long)])
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(60):
+        batch = torch.randperm(35)[:4]
+        loss = F.cross_entropy(network(slices[batch, None]), truth[batch])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return network
+
+
+def card(name, **changes):
+    return {
+        "name": name,
+        "system": "cascade",
+        "summary": "two encoder-decoders with made-up weights",
+        "lesion_threshold": 0.5,
+        "training_data": ["none"],
+        "licence": "research use only",
+        "limits": ["made-up weights"],
+        **changes,
+    }
+
+
+@pytest.fixture(scope="session")
+def package_folders(tmp_path_factory):
+    """The cascade with the default's lungs network, and with one of its own."""
+    root = tmp_path_factory.mktemp("cascade")
+    torch.set_num_threads(1)
+    files = {}
+    for role, kind in (("cascade", "cascade"), ("lungs", "cascade_lungs")):
+        recipe = {"network": kind, **TINY}
+        files[role] = root / f"{kind}.safetensors"
+        weights.save((untrained if role == "cascade" else trained_on_phantoms)(recipe), recipe, files[role])
+    packages.write(root / "shared", card("shared", lungs="multitask"), {"cascade": files["cascade"]})
+    packages.write(root / "own", card("own", parameters={"minimum_area_pixels": 4}), files)
+    return root
+
+
+@pytest.fixture(params=["shared", "own"])
+def place(request, package_folders):
+    return str(package_folders / request.param)
+
+
+@pytest.fixture
+def model(place):
+    return loaded(place)
+
+
+class TestCascade(test_models.TestContract):
+    """The cascade keeps the contract, with either kind of lungs."""
+
+    def test_it_judges_slices_in_the_volumes_order(self, model):
+        upright = phantom()
+        findings = model.predict(upright)
+        scores = findings.slice_scores
+        assert scores.shape == (len(upright.array),)
+        assert scores.dtype == np.float32
+        assert 0 <= scores.min() <= scores.max() <= 1
+        assert findings.grade_from == "percent_infection"
+        assert len(set(scores.tolist())) > 1
+        down = Volume(upright.array[::-1, :, ::-1].copy(), upright.spacing, (-1, 0, 0, 0, 1, 0))
+        np.testing.assert_allclose(model.predict(down).slice_scores, scores[::-1], atol=1e-5)
+
+    def test_the_score_follows_the_percentage_of_infection(self, place):
+        for threshold in (0.3, 0.5, 0.7):
+            findings = loaded(place, lesion_threshold=threshold).predict(phantom())
+            share = severity.percent_infection(findings.lung_mask, findings.lesion_mask)
+            assert findings.probability == pytest.approx(share / (share + 0.03))
+            measured = severity.measure(phantom(), findings, 0.005)
+            assert measured.grade == severity.grade(share, 0.005)
+
+    def test_the_slices_do_not_depend_on_the_threshold_of_the_mask(self, place):
+        found = [loaded(place, lesion_threshold=t).predict(phantom()).slice_scores for t in (0.2, 0.5, 0.9)]
+        for one, other in pairwise(found):
+            assert np.array_equal(one, other)
+
+    def test_what_lies_outside_the_lungs_is_not_seen_by_the_second_stage(self, model):
+        volume = phantom()
+        lung = np.zeros(volume.array.shape, bool)
+        lung[2:8, 60:160, 40:100] = True
+        other = volume.array.copy()
+        other[:, 180:] = 1000
+        same = model.lesion_map(replace(volume, array=other), lung)
+        np.testing.assert_allclose(model.lesion_map(volume, lung), same, atol=1e-6)
+
+
+class TestPackages:
+    def test_made_up_weights_are_no_empty_case(self, package_folders):
+        """Else the contract's comparisons of masks would compare nothing."""
+        for name in ("shared", "own"):
+            findings = loaded(str(package_folders / name)).predict(phantom())
+            assert 0.01 < findings.lesion_mask.sum() / findings.lung_mask.sum() < 0.99, name
+
+    def test_the_area_is_told_and_changes_slices(self, package_folders):
+        own, shared = (loaded(str(package_folders / name)) for name in ("own", "shared"))
+        assert own.settings["minimum_area_pixels"] == 4
+        assert shared.settings["minimum_area_pixels"] == 1
+
+    @pytest.mark.parametrize("area", [0, -1, 2.5, True, "four", 65537])
+    def test_a_wrong_area_is_refused(self, package_folders, tmp_path, area):
+        files = {"cascade": package_folders / "cascade.safetensors"}
+        packages.write(
+            tmp_path / "p", card("p", lungs="multitask", parameters={"minimum_area_pixels": area}), files
+        )
+        with pytest.raises(ConfigError, match="minimum_area_pixels"):
+            models.load(Analysis(model=str(tmp_path / "p")))
