@@ -75,7 +75,7 @@ def render(volume: Volume, findings: Findings) -> Frames:
     """Frames of one whole turn, uint8 (36, 320, 320, 3), 10° apart, from the front to the patient's left.
 
     Head up. No patient data: letters say what lies on either side. Without lesions, or without a lesion
-    mask, only the lungs are drawn. Raises ValueError without a lung mask.
+    mask, only the lungs are drawn. Raises ValueError when there is nothing to draw.
     """
     lungs, lesions = _bodies(volume, findings)
     reach = _reach(lungs.share + lesions.share)
@@ -210,8 +210,8 @@ def write(
 ) -> ResultObject:
     """Write the frames as a Multi-frame True Color Secondary Capture (PS3.3 A.8.5) that plays by itself.
 
-    Uncompressed: every archive has to take that, and the light on round bodies shrinks to a half at best
-    where no picture may lose anything. Raises Retryable when source or disk fail.
+    Uncompressed: every archive has to take that, and the lossless packing that old viewers know too (RLE)
+    only halves it. Raises Retryable when source or disk fail.
     """
     patient = source.patient(series)
     capture = SOPClass(
