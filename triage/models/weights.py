@@ -81,6 +81,8 @@ NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "resnet50": _resnet50,
     "cascade_lungs": _encoder_decoder,
     "cascade": _encoder_decoder,
+    "dcn_slices": _dcn_slices,
+    "dcn_study": _dcn_study,
 }
 """Every network that a file can hold."""
 
