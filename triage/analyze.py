@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -89,11 +89,13 @@ def judge(
     folder: Path,
     now: datetime,
     previous: Result | None = None,
+    also: Callable[[Case], None] | None = None,
 ) -> Judgement:
     """Judge one series and write SEG (where there is a lesion), SR, picture and 3D view into ``folder``.
 
-    ``previous`` is the answer that this one supersedes. Raises Rejected when the series cannot be
-    judged, Retryable when disk, memory or device fail.
+    ``previous`` is the answer that this one supersedes; ``also`` is given the judged series at the end, and
+    its time is not counted. Raises Rejected when the series cannot be judged, Retryable when disk, memory or
+    device fail.
     """
     watch = Stopwatch()
     with watch("read"):
@@ -117,6 +119,8 @@ def judge(
         predecessor=_report_at_hand(previous),
     )
     objects, beside = _write(case, config.results, watch)
+    if also is not None:
+        also(case)
     return Judgement(_filed(answer, objects, beside, watch), objects)
 
 

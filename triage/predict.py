@@ -12,13 +12,16 @@ from time import perf_counter
 
 from triage import analyze, assemble, rows
 from triage.config import Config
-from triage.dicom import series
+from triage.dicom import attention, series
 from triage.dicom.header import find_instances
 from triage.domain import Instance, Result, ResultKind, Status
 from triage.errors import Rejected, Retryable
 from triage.models import Model
 
 log = logging.getLogger(__name__)
+
+ATTENTION = "attention"
+"""Folder of a study's attention maps, where the network has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def _predict_one(
     try:
         folder = output / first.study_instance_uid
         _clear(folder)
-        return analyze.judge(series.choose(instances, config.assemble), model, config, folder, now).answer
+        chosen = series.choose(instances, config.assemble)
+        return analyze.judge(chosen, model, config, folder, now, also=_write_attention).answer
     except Rejected as rejection:
         return assemble.not_analysable(instances, str(rejection))
     except Retryable as failure:
@@ -88,8 +92,13 @@ def _predict_one(
         return failed
 
 
+def _write_attention(case: analyze.Case) -> None:
+    """Where the network looked, for a person: no PACS gets it."""
+    attention.write(case.volume, case.findings, case.folder / ATTENTION)
+
+
 def _clear(folder: Path) -> None:
     """Remove the results of an earlier run: a SEG beside a new report without lesion would mislead."""
-    for kind in ResultKind:
-        for path in folder.glob(f"{kind.value}.*"):
+    for name in (*(f"{kind.value}.*" for kind in ResultKind), f"{ATTENTION}/slice_*.png"):
+        for path in folder.glob(name):
             path.unlink()
