@@ -6,6 +6,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from tests import test_models
 from tests.test_models import loaded, orientations, phantom
+from tests.test_training import Unwatched, write_volume
 from triage import models, severity
 from triage.config import Analysis
 from triage.domain import Volume
@@ -22,6 +24,13 @@ from triage.models.cascade import EncoderDecoder
 from triage.models.decoders import DECODERS
 from triage.models.pipeline import score
 from triage.models.preprocessing import Grid, bounding_box, prepare, restore, shrink, spread
+from triage.training import cascade as learning
+from triage.training import evaluation, making, run
+from triage.training import recipe as recipes
+from triage.training.datasets import DATASETS
+from triage.training.run import GRIDS, TASKS, Run
+from triage.training.scans import scan
+from triage.training.trainer import Schedule, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -362,3 +371,140 @@ class TestPackages:
         )
         with pytest.raises(ConfigError, match="minimum_area_pixels"):
             models.load(Analysis(model=str(tmp_path / "p")))
+
+
+class TestLosses:
+    LOGITS = torch.tensor([[[[0.0, 2.0]], [[0.0, -1.0]]]])
+    """Two pixels: (0, 0) and (2, -1) for background and lesion."""
+
+    def test_cross_entropy_by_hand(self):
+        """-(log 1/2 + log e^-1 / (e^2 + e^-1)) / 2 where both pixels are lesion."""
+        lesion = torch.ones(1, 1, 1, 2)
+        expected = -(np.log(0.5) + np.log(np.exp(-1) / (np.exp(2) + np.exp(-1)))) / 2
+        assert learning.cross_entropy(self.LOGITS, lesion) == pytest.approx(expected)
+        expected = -(np.log(0.5) + np.log(np.exp(2) / (np.exp(2) + np.exp(-1)))) / 2
+        assert learning.cross_entropy(self.LOGITS, 0 * lesion) == pytest.approx(expected)
+
+    def test_it_is_torchs_nll_of_the_softmax(self):
+        torch.manual_seed(0)
+        logits, truth = torch.randn(3, 2, 5, 4), torch.randint(2, (3, 1, 5, 4))
+        expected = F.nll_loss(logits.log_softmax(1), truth[:, 0])
+        assert learning.cross_entropy(logits, truth.float()) == pytest.approx(float(expected))
+        odds = F.binary_cross_entropy_with_logits(learning.log_odds(logits), truth.float())
+        assert learning.cross_entropy(logits, truth.float()) == pytest.approx(float(odds))
+        assert learning.both_losses(logits, truth.float()) > expected
+
+
+@pytest.fixture(scope="module")
+def medseg9(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for number, patient in enumerate(("p1", "p2", "p3", "p4")):
+        write_volume(folder, number, patient)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scans(medseg9):
+    return [scan(case, cascade.GRID) for case in DATASETS["medseg9"].read(medseg9)]
+
+
+SMALL = {"encoder": "resnet18", "decoder": "fpn", "width": 1 / 16}
+
+
+def task(name, scans, **options):
+    return TASKS[name](scans, **SMALL, **{"canvas": (64, 64), **options})
+
+
+class TestLearning:
+    def test_scans_are_whole_slices(self, scans):
+        assert GRIDS == {"cascade_lungs": cascade.GRID, "cascade": cascade.GRID}
+        for each in scans:
+            assert each.slices.shape == each.lung.shape == each.lesions[0].shape == (26, 256, 256)
+
+    def test_the_papers_ways_only_turn_by_quarters(self, scans):
+        ways = learning.Ways()
+        rng = np.random.default_rng(0)
+        turned = [ways.placed(scans[0], [20], (256, 256), rng, 1) for _ in range(20)]
+        whole = scans[0].slices[20]
+        quarters = [torch.rot90(whole, k) for k in range(4)]
+        seen = {next(k for k in range(4) if torch.equal(t.slices[0, 0], quarters[k])) for t in turned}
+        assert seen == {0, 1, 2, 3}
+        for each in turned:
+            k = next(k for k in range(4) if torch.equal(each.slices[0, 0], quarters[k]))
+            assert torch.equal(each.lesion[0, 0], torch.rot90(scans[0].lesions[0][20], k))
+            assert torch.equal(each.lung[0, 0], torch.rot90(scans[0].lung[20], k))
+
+    def test_lesions_are_learned_from_slices_that_are_black_outside_the_lungs(self, scans):
+        made = task("cascade", scans, canvas=(256, 256))
+        rng = np.random.default_rng(1)
+        for label in (0, 1):
+            window = made.windows.draw(label, rng)
+            slices, lesion = made._window(window, label, rng)
+            lung = sum(float((part > 0.5).sum()) for part in window.scan.lung[list(window.index)])
+            assert float((slices > 0).sum()) <= lung
+            assert bool((lesion > 0.5).any()) == bool(label)
+            assert not lesion[slices == 0].any()
+
+    def test_varied_lungs_are_as_a_network_might_find_them(self, scans):
+        lung = scans[0].lung[20][None, None]
+        rng = np.random.default_rng(2)
+        sizes = [float(learning.as_found(lung, 0 * lung, rng).sum() / lung.sum()) for _ in range(40)]
+        assert min(sizes) < 1 < max(sizes)
+        assert sizes.count(1.0) > 10
+        assert all(0.8 < size < 1.2 for size in sizes)
+
+    def test_turned_slices_need_a_square_canvas(self, scans):
+        for name in ("cascade", "cascade_lungs"):
+            with pytest.raises(ConfigError, match="must be square"):
+                task(name, scans, canvas=(64, 96))
+            assert task(name, scans, canvas=(64, 96), turns=False).network.stride == 32
+
+    @pytest.mark.parametrize("name", ["cascade_lungs", "cascade"])
+    @pytest.mark.parametrize("ways", [{}, {"varied": True, "soft_dice": True}])
+    def test_the_loss_falls(self, scans, tmp_path, name, ways):
+        torch.manual_seed(0)
+        cases = [replace(s, slices=s.slices[:, ::4, ::4], lung=s.lung[:, ::4, ::4],
+                         lesions=tuple(m[:, ::4, ::4] for m in s.lesions)) for s in scans]  # fmt: skip
+        if name == "cascade":  # so small, a slice shows fewer pixels of lung than its windows ask for
+            cases = scans
+        made = task(name, cases, **ways)
+        schedule = Schedule(steps=60, learning_rate=1e-2, warm_up=5, average=0.9, every=100)
+        training = Trainer(made, schedule, tmp_path, torch.device("cpu"))
+        before = np.mean([training.take_step() for _ in range(4)])
+        assert training.train([]) < 0.9 * before
+        assert 0 <= made.score(training.kept, cases[0]) <= 1
+
+    @pytest.mark.parametrize("lungs", ["lungs", "cascade_lungs"])
+    def test_it_becomes_a_model_that_can_be_measured(self, medseg9, tmp_path, lungs):
+        for name in (lungs, "cascade"):
+            data = yaml.safe_load((recipes.RECIPES / f"{name}.yaml").read_text())
+            data["schedule"] = {"steps": 2, "learning_rate": 0.01, "warm_up": 1, "average": 0.5}
+            if name == "lungs":
+                data["network"], data["options"] = {"widths": [4, 8]}, {"canvas": [48, 64], "batch": 6}
+            else:
+                data["network"] |= {"width": 0.0625, "decoder": "fpn"}
+                data["options"]["batch"] = 4
+            if name == "cascade":
+                data["lungs"] = str(tmp_path / f"{lungs}.yaml")
+            else:
+                data["schedule"]["steps"] = 40
+            (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(data))
+        asked = Run(
+            recipe=recipes.load(str(tmp_path / "cascade.yaml")),
+            sources={"medseg9": medseg9},
+            output=tmp_path / "out",
+            validation=("p3",),
+            test=("p4",),
+            device="cpu",
+            threads=1,
+        )
+        package = packages.read(making.make(asked, Unwatched()))
+        assert package.card.system == "cascade"
+        assert set(package.files) == {"lungs", "cascade"}
+        model = models.load(Analysis(model=str(package.folder), device="cpu"))
+        assert model.lungs_grid == run.grid_of(recipes.load(str(tmp_path / f"{lungs}.yaml")))
+        left_out = (case for case in DATASETS["medseg9"].read(medseg9) if case.patient == "p4")
+        (result,) = evaluation.evaluate(model, left_out, "medseg9")
+        assert result.lungs.dice > 0.2
+        assert result.lesions is not None
+        assert result.found is not None

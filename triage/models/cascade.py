@@ -36,7 +36,8 @@ from triage.models.pipeline import (
 )
 from triage.models.preprocessing import CANONICAL, Grid, stored_order
 
-GRID = Grid(size=(256, 256))
+SIZE = (256, 256)
+GRID = Grid(size=SIZE)
 """Section 2.2; the window of HU, -1000 to 300, is that of the canonical grid."""
 AREA = "minimum_area_pixels"
 """Parameter of the card: infected pixels, of 256 × 256, that make a slice positive; the paper's is 1."""
@@ -170,6 +171,6 @@ def _lungs(path: Path, running: Compute) -> tuple[FindLungs, Grid]:
 
 def _minimum_area(package: Package) -> int:
     area = package.card.parameters.get(AREA, 1)
-    if isinstance(area, bool) or not isinstance(area, int) or not 1 <= area <= 256 * 256:
+    if isinstance(area, bool) or not isinstance(area, int) or not 1 <= area <= SIZE[0] * SIZE[1]:
         raise package.wrong(f"parameters.{AREA} = {area!r}: must be a number of pixels, 1 or more")
     return area

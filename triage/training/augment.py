@@ -40,6 +40,12 @@ def place(layers: Tensor, size: tuple[int, int], rng: np.random.Generator) -> Te
     return F.grid_sample(layers, grid.expand(len(layers), -1, -1, -1), align_corners=False)
 
 
+def centre(layers: Tensor, size: tuple[int, int]) -> Tensor:
+    """Layers (n, c, h, w) as they are in the middle of a canvas (n, c, *size); what lies beyond it is cut."""
+    down, across = (whole - part for whole, part in zip(size, layers.shape[-2:], strict=True))
+    return F.pad(layers, (across // 2, across - across // 2, down // 2, down - down // 2))
+
+
 def thicken(slices: Tensor, rng: np.random.Generator) -> Tensor:
     """Now and then thicker slices: each (n, c, h, w) averaged with its neighbours.
 

@@ -16,11 +16,12 @@ import torch
 from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
-from triage.models import compute, packages, weights
+from triage.models import cascade, compute, packages, weights
 from triage.models.packages import Package
 from triage.models.preprocessing import CANONICAL, Grid
 from triage.training import recipe as recipes
 from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, Unet3dTask, best_blur
+from triage.training.cascade import CascadeLungsTask, CascadeTask
 from triage.training.datasets import DATASETS, cases
 from triage.training.dcn import DcnSlicesTask, DcnStudyTask
 from triage.training.recipe import Recipe
@@ -35,11 +36,13 @@ TASKS: dict[str, Callable[..., Task]] = {
     "unet2d_plus": Unet2dPlusTask,
     "unet3d": Unet3dTask,
     "resnet50": Resnet50Task,
+    "cascade_lungs": CascadeLungsTask,
+    "cascade": CascadeTask,
     "dcn_slices": DcnSlicesTask,
     "dcn_study": DcnStudyTask,
 }
 """What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
-GRIDS: dict[str, Grid] = {}
+GRIDS = {"cascade_lungs": cascade.GRID, "cascade": cascade.GRID}
 """What the scans of a task are, where they are not canonical slices at 2 mm."""
 SEARCHES: dict[str, Callable[..., dict[str, float]]] = {
     "threshold": best_blur,
@@ -326,7 +329,9 @@ def held_out(run: Run) -> tuple[str, ...]:
 def _facts(run: Run, trainer: Trainer) -> dict[str, str]:
     """What ``weights.read`` needs to build the network again, and how it was trained."""
     network: Mapping[str, Any] = run.recipe.network
-    shape = {key: ",".join(map(str, v)) if isinstance(v, Sequence) else str(v) for key, v in network.items()}
+    shape = {
+        key: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for key, v in network.items()
+    }
     return {
         "network": run.recipe.task,
         **shape,

@@ -8,7 +8,7 @@ same patients, since no healthy volumes are at hand.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -83,20 +83,26 @@ class Placed:
 
 
 def on_canvas(
-    scan: Scan, index: Sequence[int], size: tuple[int, int], rng: np.random.Generator, inputs: int = 1
+    scan: Scan,
+    index: Sequence[int],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    inputs: int = 1,
+    varied: bool = True,
 ) -> Placed:
     """Some slices on a canvas of this size, as a network with so many inputs sees them.
 
-    A mark that the scan lacks is empty.
+    A mark that the scan lacks is empty. Where nothing is ``varied`` they only come to its middle.
     """
-    chosen, step = torch.tensor(list(index)), _step(scan, rng)
+    chosen, step = torch.tensor(list(index)), _step(scan, rng) if varied else neighbour_step(scan.spacing_mm)
     slices = context(scan.slices, chosen, step, inputs)
     lung = torch.zeros_like(slices) if scan.lung is None else context(scan.lung, chosen, step, inputs)
     drawn = scan.lesions[int(rng.integers(len(scan.lesions)))][chosen] if scan.lesions else None
     lesion = torch.zeros_like(slices[:, :1]) if drawn is None else drawn[:, None]
-    placed = augment.place(torch.cat([slices, lung, lesion], dim=1), size, rng)
+    layers = torch.cat([slices, lung, lesion], dim=1)
+    placed = augment.place(layers, size, rng) if varied else augment.centre(layers, size)
     slices, lung, lesion = torch.split(placed, [inputs, inputs, 1], dim=1)
-    return Placed(augment.thicken(slices, rng), lung, lesion)
+    return Placed(augment.thicken(slices, rng) if varied else slices, lung, lesion)
 
 
 def _step(scan: Scan, rng: np.random.Generator) -> int:
@@ -113,29 +119,27 @@ def forward(network: nn.Module, slices: Tensor) -> Any:
         return network(slices.to(device).contiguous(memory_format=layout))
 
 
-def whole(network: Any, scan: Scan) -> Tensor:
-    """Logits (z, h, w) of all slices of a scan, in batches."""
+def first(answer: Any) -> Tensor:
+    """Logits (n, 1, h, w) of a network's answer: the first of those that a network with two heads gives."""
+    logits: Tensor = answer if isinstance(answer, Tensor) else answer[0]
+    return logits
+
+
+def whole(network: Any, scan: Scan, logits: Callable[[Any], Tensor] = first) -> Tensor:
+    """Logits (z, h, w) of all slices of a scan, in batches; ``logits`` are those of a network's answer."""
     step = neighbour_step(scan.spacing_mm)
     parts = []
     for index in torch.arange(len(scan.slices)).split(16):
         batch = pad(context(scan.slices, index, step, network.inputs), network.stride)
-        answer = forward(network, batch)
-        parts.append(answer if isinstance(answer, Tensor) else answer[0])
+        parts.append(logits(forward(network, batch)))
     return torch.cat(parts)[:, 0, : scan.slices.shape[1], : scan.slices.shape[2]].float().cpu()
 
 
-class LungsTask:
-    """Both lungs as one mask, from slices drawn evenly over patients."""
+class LungsOf:
+    """Both lungs as one mask by any network, from slices drawn evenly over patients."""
 
-    def __init__(
-        self,
-        scans: Sequence[Scan],
-        widths: Sequence[int],
-        inputs: int = 1,
-        canvas: tuple[int, int] = (192, 192),
-        batch: int = 16,
-    ) -> None:
-        self.network = LungsNet(widths, inputs)
+    def __init__(self, scans: Sequence[Scan], network: Any, canvas: tuple[int, int], batch: int) -> None:
+        self.network = network
         self.canvas, self.batch = canvas, batch
         self.by_patient = defaultdict(list)
         for scan in scans:
@@ -145,15 +149,23 @@ class LungsTask:
             raise ConfigError("nothing to learn lungs from: no volume has a lung mask")
 
     def loss(self, rng: np.random.Generator) -> Tensor:
-        parts = [self._slice(rng) for _ in range(self.batch)]
-        slices, truth = (torch.cat(part) for part in zip(*parts, strict=True))
+        slices, truth = self.drawn(rng)
         logits = forward(self.network, slices)
         return segmentation_loss(logits.float(), truth.to(logits.device))
+
+    def drawn(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A batch of slices (n, ·, h, w) and lungs (n, 1, h, w)."""
+        parts = [self._slice(rng) for _ in range(self.batch)]
+        slices, truth = (torch.cat(part) for part in zip(*parts, strict=True))
+        return slices, truth
 
     def _slice(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         scans = self.by_patient[rng.choice(list(self.by_patient))]
         scan = scans[rng.integers(len(scans))]
-        placed = on_canvas(scan, [int(rng.integers(len(scan.slices)))], self.canvas, rng, self.network.inputs)
+        return self._pair(scan, int(rng.integers(len(scan.slices))), rng)
+
+    def _pair(self, scan: Scan, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        placed = on_canvas(scan, [index], self.canvas, rng, self.network.inputs)
         slices = augment.surroundings(placed.slices, placed.lung, rng)
         middle = self.network.inputs // 2
         return augment.intensity(slices, rng), placed.lung[:, middle : middle + 1]
@@ -161,6 +173,20 @@ class LungsTask:
     def score(self, network: Any, scan: Scan) -> float | None:
         """Dice at 2 mm."""
         return None if scan.lung is None else dice(whole(network, scan), scan.lung)
+
+
+class LungsTask(LungsOf):
+    """By the network of the multitask system."""
+
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        widths: Sequence[int],
+        inputs: int = 1,
+        canvas: tuple[int, int] = (192, 192),
+        batch: int = 16,
+    ) -> None:
+        super().__init__(scans, LungsNet(widths, inputs), canvas, batch)
 
 
 @dataclass(frozen=True, slots=True)
