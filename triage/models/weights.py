@@ -16,6 +16,7 @@ from triage.models.networks import LungsNet, MultitaskNet
 
 N = TypeVar("N", bound=nn.Module)
 
+SUFFIX = ".safetensors"
 Recipe = Mapping[str, str]
 """``network`` (a key of NETWORKS), what builds it, such as ``widths`` and ``inputs`` (1 unless said), and how
 it was trained."""
@@ -123,6 +124,15 @@ def read(path: Path, kind: type[N]) -> tuple[N, Recipe]:
         raise ConfigError(f"weights {path} hold {recipe['network']!r}, not {kind.__name__}")
     network.requires_grad_(False).eval()
     return channels_last(network), recipe
+
+
+def facts(path: Path) -> Recipe:
+    """What a file's network was built from, without building it. Raises ConfigError naming the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"weights {path} cannot be used: {error}") from error
 
 
 def channels_last(network: N) -> N:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from triage import models
 from triage.config import Analysis
 from triage.domain import ModelInfo
 from triage.errors import ConfigError
-from triage.models import packages
+from triage.models import packages, weights
 from triage.training.cases import Case
 from triage.training.datasets import DATASETS, cases
 from triage.training.gallery import Gallery, Sketch
@@ -55,6 +55,8 @@ class Evaluation:
     scores: tuple[Score, ...]
     summary: Summary
     worst: tuple[Sketch, ...]
+    networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """File of the package → what its network was built from."""
 
     @property
     def described_data(self) -> str:
@@ -77,7 +79,8 @@ def run(
     """
     each = {kind: cases(sources, [kind], patients) for kind in sources}
     model = models.load(analysis)
-    learned = packages.read(packages.find(analysis.model)).card.trained_on
+    package = packages.read(packages.find(analysis.model))
+    learned = package.card.trained_on
     prints = frozenset(one for some in learned.values() for one in some)
     trained_on: list[str] = []
 
@@ -107,4 +110,7 @@ def run(
         scores=tuple(scores),
         summary=summarise(scores),
         worst=tuple(worst),
+        networks={
+            role: weights.facts(path) for role, path in package.files.items() if path.suffix == weights.SUFFIX
+        },
     )

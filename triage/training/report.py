@@ -9,10 +9,11 @@ from pathlib import Path
 import jinja2
 from matplotlib.figure import Figure
 
-from triage.training import paper, plots, tables
+from triage.training import paper, plots, published, tables
 from triage.training.datasets import DATASETS
 from triage.training.evaluation import Evaluation
 from triage.training.scores import to_json
+from triage.training.wording import NOT_MEASURABLE
 
 PAGE = "report.html"
 DOTS_PER_INCH = 140
@@ -37,6 +38,7 @@ def write(evaluation: Evaluation, folder: Path, date: datetime, others: Sequence
         figure_rows=tables.figure_rows(evaluation),
         paper_headings=["method", *paper.COLUMNS.values()],
         paper_rows=tables.paper_rows([evaluation, *others]),
+        published=published.tables([evaluation, *others]),
         fit_only=tables.fit_only(evaluation),
         other_patients=tables.OTHER_PATIENTS,
         published_rows=tables.published_rows([evaluation, *others])
@@ -52,7 +54,7 @@ def write(evaluation: Evaluation, folder: Path, date: datetime, others: Sequence
         picture_columns=tables.PICTURE_COLUMNS,
         picture_rows=tables.picture_rows(evaluation),
         data=[(kind, DATASETS[kind].summary, DATASETS[kind].notes) for kind in evaluation.sources],
-        faint=(tables.NOT_MEASURABLE, tables.NOT_RUN),
+        faint=(NOT_MEASURABLE, tables.NOT_RUN),
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     (folder / "scores.json").write_text(to_json(evaluation.scores), encoding="utf-8")

@@ -68,12 +68,9 @@ class _Judge:
         """Of a rejected case: no mask was given, so nothing that was drawn is in it."""
         nothing = np.zeros(case.volume.array.shape, dtype=bool)
         if case.lung is not None:
-            score = replace(
-                score,
-                lungs=_missed(case, case.lung),
-                lungs_by_slice=_missed_slices(case),
-                drawn=self._drawn(case, case.lung),
-            )
+            drawn = self._drawn(case, Findings(0.0, "drawn", False, case.lung, None))
+            lungs, by_slice = _missed(case, case.lung), _missed_slices(case)
+            score = replace(score, lungs=lungs, lungs_by_slice=by_slice, drawn=drawn)
         if self.lesion_threshold is None:
             return score
         if not case.cropped:
@@ -126,8 +123,10 @@ class _Judge:
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
             lungs_by_slice=None if case.lung is None else _by_slice(findings.lung_mask, [case.lung]),
             slices=_slices(case, findings),
-            found=_extent([_both(measured, findings)], self.analysis),
-            drawn=self._drawn(case, findings.lung_mask if case.lung is None else case.lung),
+            found=_extent([_both(measured, findings)], self.analysis, findings),
+            drawn=self._drawn(
+                case, findings if case.lung is None else replace(findings, lung_mask=case.lung)
+            ),
         )
         if findings.lesion_mask is None:
             return score
@@ -154,19 +153,19 @@ class _Judge:
             self.gallery.show(score, case, found)
         return score
 
-    def _drawn(self, case: Case, lung: Mask) -> Extent | None:
+    def _drawn(self, case: Case, findings: Findings) -> Extent | None:
         """The truth of the affected fraction; where nobody drew the lungs the network's serve.
 
-        As in the paper's test set (Goncharov et al., section 4.2).
+        As in the paper's test set (Goncharov et al., section 4.2). Graded as the network grades.
         """
-        if not lung.any():
+        if not findings.lung_mask.any():
             return None
         rows = []
         for lesion in case.lesions:
-            truth = Findings(1.0, "drawn", False, lung, lesion)
+            truth = replace(findings, lesion_mask=lesion)
             measured = severity.measure(case.volume, truth, self.analysis.ct0_tolerance)
             rows.append(_both(measured, truth))
-        return _extent(rows, self.analysis)
+        return _extent(rows, self.analysis, findings)
 
 
 def _overlap(case: Case, found: Mask, drawn: Mask) -> Overlap:
@@ -233,17 +232,19 @@ def _both(measured: Severity, findings: Findings) -> tuple[Severity, float]:
     return measured, lesion / lung if lung else 0.0
 
 
-def _extent(rows: Sequence[tuple[Severity, float]], analysis: Analysis) -> Extent | None:
+def _extent(rows: Sequence[tuple[Severity, float]], analysis: Analysis, findings: Findings) -> Extent | None:
     """Mean over raters; the grade is that of the mean. None where nobody marked lesions."""
     fractions = [m.affected_fraction for m, _ in rows if m.affected_fraction is not None]
     if not fractions:
         return None
     fraction = float(np.mean(fractions))
+    infection = _mean_known([m.percent_infection for m, _ in rows])
     scores = [None if m.ct_severity_score is None else float(m.ct_severity_score.total) for m, _ in rows]
+    graded = infection if findings.grade_from == "percent_infection" else None
     return Extent(
         fraction=fraction,
         both_lungs=float(np.mean([both for _, both in rows])),
-        grade=severity.grade(fraction, analysis.ct0_tolerance),
-        percent_infection=_mean_known([m.percent_infection for m, _ in rows]),
+        grade=severity.grade(fraction if graded is None else graded, analysis.ct0_tolerance),
+        percent_infection=infection,
         ct_severity_score=_mean_known(scores),
     )

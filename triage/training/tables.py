@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from triage.training import paper
+from triage.training import paper, published
 from triage.training.evaluation import Evaluation
-from triage.training.metrics import Figure
+from triage.training.published import Published, who
 from triage.training.scores import Extent, Overlap, Score
 from triage.training.summary import FIGURES
+from triage.training.wording import counted, measured_on, value
 
-NOT_MEASURABLE = "not measurable here"
 NOT_RUN = "not run"
 
 
@@ -28,30 +28,6 @@ def _noun(key: str) -> str:
 
 VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "CT", "P", "answer")
 PICTURE_COLUMNS = ("picture", "Dice", "IoU", "threshold-averaged Dice")
-
-
-def value(figure: Figure) -> str:
-    """ "0.718 (0.597–0.828)"; the value alone where it has no interval."""
-    if figure.value is None:
-        return NOT_MEASURABLE
-    digits = 1 if figure.unit else 3
-    text = f"{figure.value:.{digits}f}"
-    if figure.low is not None and figure.high is not None:
-        text += f" ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
-    return f"{text} {figure.unit}".rstrip().replace("-", "−")
-
-
-def measured_on(figure: Figure, noun: str = "case") -> str:
-    """ "9 cases, 7 patients, medseg9", or why there is no value."""
-    if figure.value is None:
-        return figure.reason
-    patients = "" if figure.patients == figure.n else f" of {_count(figure.patients, 'patient')}"
-    note = f"; {figure.reason}" if figure.reason else ""
-    return f"{_count(figure.n, noun)}{patients}, {figure.where}{note}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
@@ -67,27 +43,22 @@ def paper_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[tuple[
     networks of a method that the paper has not stand alone.
     """
     rows: list[tuple[str, list[tuple[str, str]]]] = []
-    for system, published in paper.TABLE.items():
+    for system, row in paper.TABLE.items():
         ours = [e for e in evaluations if e.info.system == system]
-        rows += [(f"{published.name}, ours: {_who(e)}", _cells(published, e)) for e in ours]
-        rows += [] if ours else [(published.name, _cells(published, None))]
+        rows += [(f"{row.name}, ours: {who(e)}", _cells(row, e)) for e in ours]
+        rows += [] if ours else [(row.name, _cells(row, None))]
     others = (e for e in evaluations if e.info.system not in paper.TABLE)
-    return rows + [(f"ours: {_who(e)}", _cells(None, e)) for e in others]
+    return rows + [(f"ours: {who(e)}", _cells(None, e)) for e in others]
 
 
-def _cells(published: paper.Published | None, ours: Evaluation | None) -> list[tuple[str, str]]:
+def _cells(row: paper.Published | None, ours: Evaluation | None) -> list[tuple[str, str]]:
     cells = []
     for column in paper.COLUMNS:
-        theirs = getattr(published, column, None)
+        theirs = getattr(row, column, None)
         digits = 3 if column.startswith("auc") else 2
         mine = NOT_RUN if ours is None else value(ours.summary.figures[column])
         cells.append(("–" if theirs is None else f"{theirs:.{digits}f}", mine))
     return cells
-
-
-def _who(evaluation: Evaluation) -> str:
-    """Two versions of one network are two networks."""
-    return f"{evaluation.info.name} {evaluation.info.version}"
 
 
 def published_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, str]]:
@@ -95,7 +66,7 @@ def published_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str, st
     theirs = [
         (name, f"{dice:.3f}", "48 test slices of COVID-SemiSeg") for name, dice in paper.PICTURES.items()
     ]
-    ours = [(_who(e), e.summary.figures["pictures_dice_threshold_averaged"]) for e in evaluations]
+    ours = [(who(e), e.summary.figures["pictures_dice_threshold_averaged"]) for e in evaluations]
     return [*theirs, *((f"ours: {name}", value(f), measured_on(f, "picture")) for name, f in ours)]
 
 
@@ -167,8 +138,20 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "data": {kind: str(path) for kind, path in evaluation.sources.items()},
         "figures": evaluation.summary.named(),
         "paper": {name: asdict(row) for name, row in paper.TABLE.items()},
+        "tables": [_plain(one) for one in published.tables([evaluation])],
         "scores": [_score(score) for score in evaluation.scores],
     }
+
+
+def _plain(one: Published) -> dict[str, Any]:
+    rows = {
+        name: {
+            column: {"paper": theirs, "ours": mine or None}
+            for column, (theirs, mine) in zip(one.columns, cells, strict=True)
+        }
+        for name, cells in one.rows
+    }
+    return {"title": one.title, "rows": rows, "notes": list(one.notes)}
 
 
 def _score(score: Score) -> dict[str, Any]:
@@ -182,7 +165,10 @@ def for_people(evaluations: Sequence[Evaluation]) -> Group:
     parts: list[Table | Text] = []
     for evaluation in evaluations:
         parts += _one(evaluation)
-    parts += [_heading("Goncharov et al., table 2, and ours"), _paper(evaluations), Text(OTHER_PATIENTS)]
+    parts += [_heading("Goncharov et al., table 2, and ours"), _paper(evaluations)]
+    for one in published.tables(evaluations):
+        parts += [_heading(f"{one.title}, and ours"), _published(one), *map(Text, one.notes)]
+    parts.append(Text(OTHER_PATIENTS))
     if has_pictures(evaluations):
         parts += [
             _heading("Threshold-averaged Dice of pictures (Fan et al. 2020), and ours"),
@@ -192,7 +178,7 @@ def for_people(evaluations: Sequence[Evaluation]) -> Group:
 
 
 OTHER_PATIENTS = (
-    "The paper's figures were measured on other patients than ours: neither better nor worse follows from "
+    "The papers' figures were measured on other patients than ours: neither better nor worse follows from "
     "a difference."
 )
 FEW_PICTURES = 10
@@ -210,14 +196,14 @@ def fit_only(evaluation: Evaluation) -> str:
     if not seen:
         return ""
     return (
-        f"{seen} of these {_count(cases, 'case')} belong to what this network was trained on, or may "
+        f"{seen} of these {counted(cases, 'case')} belong to what this network was trained on, or may "
         "be of the same patients: the figures show its fit, not its quality. "
         "Those of patients it never saw are on its card."
     )
 
 
 def _one(evaluation: Evaluation) -> Iterator[Table | Text]:
-    yield _heading(f"{_who(evaluation)} on {evaluation.described_data}")
+    yield _heading(f"{who(evaluation)} on {evaluation.described_data}")
     if evaluation.trained_on:
         yield Text(fit_only(evaluation), style="bold yellow")
     if volumes := volume_rows(evaluation):
@@ -239,6 +225,16 @@ def _paper(evaluations: Sequence[Evaluation]) -> Table:
     rows = paper_rows(evaluations)
     cells = [(method, *(f"{theirs}\nours {mine}" for theirs, mine in row)) for method, row in rows]
     return table(("method", *paper.COLUMNS.values()), cells)
+
+
+def _published(one: Published) -> Table:
+    """Ours below the paper's, in the rows that are of our networks."""
+    rows = [(name, *(_both(*cell) for cell in cells)) for name, cells in one.rows]
+    return table(("network", *one.columns), rows)
+
+
+def _both(theirs: str, mine: str) -> str:
+    return f"{theirs}\nours {mine}" if mine else theirs
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -15,9 +15,10 @@ from triage.errors import ConfigError
 from triage.training import evaluation, folds, making, tables
 from triage.training.making import Watch
 from triage.training.recipe import Recipe
-from triage.training.run import TASKS, Run, held_out, outcome_of
+from triage.training.run import TASKS, Run, chain, held_out, outcome_of
 from triage.training.scores import Score
 from triage.training.summary import Summary, summarise
+from triage.training.wording import value
 
 FILE = "variants.json"
 """Every figure of every variant, beside their folders."""
@@ -48,7 +49,7 @@ class Trained:
     name: str
     folder: Path
     parameters: int
-    """Of the network that the variant changes, those that are learned."""
+    """Learned numbers of its networks; that for the lungs is not counted."""
     summary: Summary
 
 
@@ -119,7 +120,8 @@ def _train(name: str, run: Run, watch: Watch, asked: Path | None, jobs: int) -> 
     else:
         volumes = evaluation.from_json((run.output / making.LEFT_OUT).read_text(encoding="utf-8"))
     pictures: list[Score] = making.judge_with(folder, run, held_out(run))
-    parameters = _count(outcome_of(run)) if run.recipe.task in TASKS else 0
+    own = [replace(run, recipe=part) for part in chain(run.recipe)[bool(run.recipe.lungs) :]]
+    parameters = sum(_count(outcome_of(one)) for one in own if one.recipe.task in TASKS)
     return Trained(name, folder, parameters, summarise([*volumes, *pictures]))
 
 
@@ -157,7 +159,7 @@ def table(comparison: Comparison) -> Table:
         (
             one.name,
             f"{one.parameters / 1e6:.2f}",
-            *(tables.value(one.summary.figures[key]) for key in shown),
+            *(value(one.summary.figures[key]) for key in shown),
         )
         for one in comparison.trained
     ]

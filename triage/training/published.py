@@ -1,0 +1,299 @@
+"""A system's own paper, table by table, with our figures beside the row of the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any, TypeVar
+
+from triage.domain import Grade
+from triage.training import metrics, paper
+from triage.training.evaluation import Evaluation
+from triage.training.metrics import Figure
+from triage.training.scores import Score
+from triage.training.wording import NOT_MEASURABLE, value
+
+Key = TypeVar("Key")
+Row = tuple[str, tuple[tuple[str, str], ...]]
+"""Name, and for each column the paper's figure and ours, which is empty in a row of another network."""
+
+NOTHING = "–"
+"""What a paper does not give."""
+BY_PATIENT = "Dice by patient"
+PLUS_MINUS = (
+    "± is the paper's r = 1.96·√(m(1−m)/N), N slices (table 8: patients of the grade): it takes neighbouring "
+    "slices for witnesses of their own. In brackets ours: 95 % of patients."
+)
+SLICE_MEANS = (
+    "The paper's IoU and DSC are means over slices in which an empty mask found empty counts 1, and most are "
+    f"empty; pooled over a volume, {BY_PATIENT} is the figure to go by."
+)
+COPIED = (
+    "Two printed figures look like copies of their neighbours: of DenseNet201 UNet the accuracy in table 5, "
+    "94.88, and its ± in table 6, 0.73, are those of its IoU."
+)
+CONTROLS = (
+    "The paper's controls are healthy; ours are all patients without COVID-19. AA is the mean of sensitivity "
+    "and specificity. Accuracy is (TP + TN)/N: the TP + FP of the paper's equation 12 is a misprint."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One table of a paper and ours beside."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables(evaluations: Sequence[Evaluation]) -> list[Published]:
+    """Those of ``TABLES`` for the systems that were evaluated."""
+    found: list[Published] = []
+    for system, make in TABLES.items():
+        ours = [e for e in evaluations if e.info.system == system]
+        found += make(ours) if ours else []
+    return found
+
+
+def r(metric: float, n: int) -> float:
+    """Half of the interval that Qiblawey et al. print (equation 2): 1.96·√(m(1−m)/N)."""
+    return 1.96 * sqrt(metric * (1 - metric) / n)
+
+
+def who(evaluation: Evaluation) -> str:
+    """Two versions of one network are two networks."""
+    return f"{evaluation.info.name} {evaluation.info.version}"
+
+
+def qiblawey(ours: Sequence[Evaluation]) -> list[Published]:
+    """Tables 5 to 8 of Qiblawey et al."""
+    return [
+        _overlaps("5, lungs", paper.CASCADE_LUNGS, ours, "lungs"),
+        _overlaps("6, lesions", paper.CASCADE_LESIONS, ours, "cascade"),
+        _detection(ours),
+        *map(_severity, ours),
+    ]
+
+
+def _overlaps(
+    which: str, rows: Mapping[tuple[str, str], paper.Cells], ours: Sequence[Evaluation], role: str
+) -> Published:
+    what = which.rpartition(" ")[2]
+
+    def cells(evaluation: Evaluation) -> list[str]:
+        figures = evaluation.summary.figures
+        means = [_percent_r(figures[f"{what}_slices_{name}"]) for name in ("accuracy", "iou", "dice")]
+        return [*means, value(figures[f"{what}_dice"])]
+
+    known = {key: (_encoder_decoder(*key), (*theirs, NOTHING)) for key, theirs in rows.items()}
+    return Published(
+        title=f"Qiblawey et al., table {which}",
+        columns=("accuracy of pixels, %", "IoU, %", "DSC, %", BY_PATIENT),
+        rows=tuple(_beside(known, ours, _network(role), cells)),
+        notes=(SLICE_MEANS, PLUS_MINUS, COPIED),
+    )
+
+
+def _detection(ours: Sequence[Evaluation]) -> Published:
+    def cells(evaluation: Evaluation) -> list[str]:
+        names = ("accuracy", "precision", "sensitivity", "f1", "specificity")
+        return [_percent_r(evaluation.summary.figures[f"slices_{name}"]) for name in names]
+
+    known = {key: (_encoder_decoder(*key), theirs) for key, theirs in paper.CASCADE_DETECTION.items()}
+    return Published(
+        title="Qiblawey et al., table 7, slices with lesions",
+        columns=("accuracy, %", "precision, %", "sensitivity, %", "F1, %", "specificity, %"),
+        rows=tuple(_beside(known, ours, _network("cascade"), cells)),
+        notes=(PLUS_MINUS,),
+    )
+
+
+def _severity(evaluation: Evaluation) -> Published:
+    rows = []
+    for grade, theirs in paper.CASCADE_SEVERITY.items():
+        figures, n = graded(evaluation.scores, Grade(grade))
+        mine = [_percent_r(figure, n) for figure in figures]
+        rows.append((grade, tuple(zip(theirs, mine, strict=True))))
+    return Published(
+        title=f"Qiblawey et al., table 8, grades as radiologists saw them, ours: {who(evaluation)}",
+        columns=("accuracy, %", "precision, %", "sensitivity, %", "F1, %", "specificity, %"),
+        rows=tuple(rows),
+        notes=(PLUS_MINUS,),
+    )
+
+
+def graded(scores: Sequence[Score], grade: Grade) -> tuple[list[Figure], int]:
+    """Accuracy, precision, sensitivity, F1 and specificity of one grade, and how many patients have it.
+
+    A volume that was not analysable has another grade than any. Intervals are Wilson's, F1's a bootstrap.
+    """
+    known = [s for s in scores if s.grade_read is not None and not s.picture and s.found is not None]
+    patients = [s.patient for s in known]
+    truth = [s.grade_read == grade for s in known]
+    found = [s.found is not None and s.found.grade == grade for s in known]
+    right = [t == f for t, f in zip(truth, found, strict=True)]
+    figures = [
+        _share(right, [True] * len(known), patients),
+        _share(right, found, patients),
+        _share(right, truth, patients),
+        metrics.measures(found, truth, patients)["f1"] if known else Figure(value=None),
+        _share(right, [not t for t in truth], patients),
+    ]
+    of_grade = len({p for p, t in zip(patients, truth, strict=True) if t})
+    return (figures if of_grade else [Figure(value=None)] * len(figures)), of_grade
+
+
+def _share(right: Sequence[bool], asked: Sequence[bool], patients: Sequence[str]) -> Figure:
+    """Of those who are asked about."""
+    chosen = [(hit, p) for hit, one, p in zip(right, asked, patients, strict=True) if one]
+    return metrics.share([hit for hit, _ in chosen], [p for _, p in chosen]) if chosen else Figure(value=None)
+
+
+def gao(ours: Sequence[Evaluation]) -> list[Published]:
+    """Tables 2 to 4 of Gao et al."""
+    return [_masks(ours), _judged_slices(ours), _judged_studies(ours), _ablation(ours)]
+
+
+def _masks(ours: Sequence[Evaluation]) -> Published:
+    rows = []
+    for what, theirs in paper.DCN_MASKS.items():
+        for evaluation in ours:
+            figures = evaluation.summary.figures
+            means = _percent(figures[f"{what}_slices_dice"])
+            cells = ((theirs, _percent(figures[f"{what}_dice"])), (NOTHING, means))
+            rows.append((f"{what}, ours: {who(evaluation)}", cells))
+    return Published(
+        title="Gao et al., table 2, masks",
+        columns=("DSC, %", "DSC as mean of slices (empty = 1), %"),
+        rows=tuple(rows),
+    )
+
+
+MEASURES = ("accuracy, %", "AA, %", "sensitivity, %", "specificity, %")
+
+
+def _judged_slices(ours: Sequence[Evaluation]) -> Published:
+    known = {name: (name, theirs) for name, theirs in paper.DCN_SLICES.items()}
+    return Published(
+        title="Gao et al., table 3, slices",
+        columns=(*MEASURES, "AUC"),
+        rows=tuple(_beside(known, ours, lambda _: "DCN", lambda e: [*_of_slices(e), _auc(e, "slices_auc")])),
+        notes=(CONTROLS,),
+    )
+
+
+def _judged_studies(ours: Sequence[Evaluation]) -> Published:
+    """Ours stand in the last row: whether they are internal or external only who evaluates knows."""
+    rows: list[Row] = [
+        (f"{method}, {patients}", tuple((cell, "") for cell in theirs))
+        for (method, patients), theirs in paper.DCN_STUDIES.items()
+    ]
+    for evaluation in ours:
+        mine = [*_of_studies(evaluation), _auc(evaluation, "auc_others")]
+        rows.append((f"DCN, ours: {who(evaluation)}", tuple((NOTHING, cell) for cell in mine)))
+    return Published(
+        title="Gao et al., table 3, studies",
+        columns=(*MEASURES, "AUC"),
+        rows=tuple(rows),
+        notes=(CONTROLS,),
+    )
+
+
+def _ablation(ours: Sequence[Evaluation]) -> Published:
+    levels = (("slices", _of_slices), ("studies", _of_studies))
+    rows: list[Row] = []
+    for key, (*theirs, external) in paper.DCN_ABLATION.items():
+        name = ", ".join(f"{'with' if on else 'no'} {what}" for what, on in zip(MODULES, key, strict=True))
+        for (level, of), cells in zip(levels, theirs, strict=True):
+            rows += _beside({key: (f"{name}: {level}", cells)}, _alike(ours, key), _modules, of)
+        rows.append((f"{name}: studies of other hospitals", tuple((cell, "") for cell in external)))
+    return Published(
+        title="Gao et al., table 4, what attention and the mapping of slices to studies are worth",
+        columns=MEASURES,
+        rows=tuple(rows),
+        notes=(paper.DCN_CORRECTED, CONTROLS),
+    )
+
+
+MODULES = ("attention", "mapping")
+"""Of a recipe's ``dcn_slices`` and ``dcn_study`` networks."""
+
+
+def _modules(evaluation: Evaluation) -> tuple[bool, bool]:
+    """Which of ``MODULES`` a network has; on unless its recipe says otherwise."""
+    slices, study = (evaluation.networks.get(f"dcn_{part}", {}) for part in ("slices", "study"))
+    return slices.get("attention", "True") == "True", study.get("mapping", "True") == "True"
+
+
+def _alike(ours: Iterable[Evaluation], key: tuple[bool, bool]) -> list[Evaluation]:
+    return [evaluation for evaluation in ours if _modules(evaluation) == key]
+
+
+def _of_slices(evaluation: Evaluation) -> list[str]:
+    names = ("accuracy", "average_accuracy", "sensitivity", "specificity")
+    return [_percent(evaluation.summary.figures[f"slices_{name}"]) for name in names]
+
+
+def _of_studies(evaluation: Evaluation) -> list[str]:
+    names = ("accuracy", "average_accuracy", "sensitivity", "specificity")
+    return [_percent(evaluation.summary.figures[name]) for name in names]
+
+
+def _auc(evaluation: Evaluation, name: str) -> str:
+    return value(evaluation.summary.figures[name])
+
+
+def _beside(
+    known: Mapping[Key, tuple[str, Sequence[str]]],
+    ours: Sequence[Evaluation],
+    key_of: Callable[[Evaluation], Any],
+    cells: Callable[[Evaluation], Sequence[str]],
+) -> Iterator[Row]:
+    """The paper's rows, each once for every network of ours like it; those that are like none stand below."""
+    for key, (name, theirs) in known.items():
+        mine = [e for e in ours if key_of(e) == key]
+        for evaluation in mine:
+            yield f"{name}, ours: {who(evaluation)}", tuple(zip(theirs, cells(evaluation), strict=True))
+        if not mine:
+            yield name, tuple((cell, "") for cell in theirs)
+    for evaluation in ours:
+        if key_of(evaluation) not in known:
+            yield f"ours: {who(evaluation)}", tuple((NOTHING, cell) for cell in cells(evaluation))
+
+
+def _encoder_decoder(encoder: str, decoder: str) -> str:
+    return f"{paper.ENCODERS[encoder]} {paper.DECODERS[decoder]}".strip()
+
+
+def _network(role: str) -> Callable[[Evaluation], tuple[str | None, str | None]]:
+    """(encoder, decoder) of the network in a package's file of this role."""
+
+    def of(evaluation: Evaluation) -> tuple[str | None, str | None]:
+        facts = evaluation.networks.get(role, {})
+        return facts.get("encoder"), facts.get("decoder")
+
+    return of
+
+
+def _percent(figure: Figure) -> str:
+    """ "93.6 (90.1 to 96.2)"."""
+    return value(figure, digits=1, scale=100)
+
+
+def _percent_r(figure: Figure, n: int | None = None) -> str:
+    """ "93.60 ± 0.71 (90.1 to 96.2)": with the paper's r of so many slices or patients, then by patient."""
+    if figure.value is None:
+        return NOT_MEASURABLE
+    half = r(figure.value, n or figure.n)
+    _, _, interval = _percent(figure).partition(" ")
+    return f"{100 * figure.value:.2f} ± {100 * half:.2f} {interval}".strip()
+
+
+TABLES: dict[str, Callable[[Sequence[Evaluation]], list[Published]]] = {
+    "cascade": qiblawey,
+    "dcn": gao,
+}
+"""The card's ``system`` → the tables of its paper, beside which such networks are printed."""
