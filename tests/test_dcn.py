@@ -35,6 +35,7 @@ from triage.models.dcn_networks import (
     probability_mapping,
 )
 from triage.models.preprocessing import prepare
+from triage.training import attention as measured
 from triage.training import dcn, evaluation, making
 from triage.training import recipe as recipes
 from triage.training.cases import Diagnosis
@@ -501,3 +502,38 @@ class TestPictures:
         changed = np.argwhere(np.abs(heated - ct).sum(2)[20:] > 60)  # below the titles
         scale = attention.WIDTH / 60
         assert changed.mean(0) == pytest.approx([12.5 * scale - 20, 42.5 * scale], abs=2)
+
+
+class TestAttentionMeasured:
+    VOLUME = Volume(np.zeros((3, 40, 60), np.int16), (5.0, 1.0, 1.0))
+
+    def test_dice_of_the_maps_over_the_slices_with_lesions(self):
+        """Maps, of 4 mm a pixel, that cover the lesion, half of it, and something else."""
+        lesion = np.zeros((3, 40, 60), bool)
+        lesion[1, 8:16, 20:36] = True
+        hit, half, other = np.zeros((3, 3, 10, 15), np.uint8)
+        hit[1, 2:4, 5:9] = 255
+        half[1, 2:4, 5:7] = 255
+        other[:, 6:8, 5:9] = 255
+        hit[0] = 255  # nothing is drawn there: it does not count
+        found = measured.dice({"hit": hit, "half": half, "other": other}, lesion, self.VOLUME)
+        assert found == pytest.approx({"hit": 1.0, "half": 2 / 3, "other": 0.0}, abs=0.02)
+        assert measured.dice({"hit": hit}, np.zeros_like(lesion), self.VOLUME) == {}
+
+    def test_maps_go_with_slices_that_are_stored_from_head_to_feet(self):
+        lesion = np.zeros((3, 40, 60), bool)
+        lesion[2, 8:16, 20:36] = True
+        maps = np.zeros((3, 10, 15), np.uint8)
+        maps[2, 2:4, 6:10] = 255  # columns are turned, so that they run to the left
+        turned = replace(self.VOLUME, orientation=(-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+        assert measured.dice({"it": maps}, lesion, turned)["it"] == pytest.approx(1, abs=0.02)
+
+    def test_sensitivity_by_size(self):
+        """Groups of 1,000 of the paper's pixels, 494 mm² each; slices without a lesion are left out."""
+        lesion = np.zeros((3, 40, 60), bool)
+        lesion[0, :10, :50] = lesion[1, :20, :60] = True
+        areas = measured.lesion_areas(lesion, replace(self.VOLUME, spacing=(5.0, 0.5, 2.0)))
+        assert areas.tolist() == [500, 1200, 0]
+        slices = [*zip(areas, (0.9, 0.4, 0.9), strict=True), (10, 0.6), (490, 0.1), (9e3, 0.7)]
+        counts = measured.noticed_by_size(slices)
+        assert list(counts.values()) == [(1, 2), (1, 1), (0, 1), (0, 0), (0, 0), (1, 1)]
