@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from tests import test_models
+from tests.results import NOW, small_study
 from tests.test_models import loaded, orientations, phantom
 from tests.test_training import Unwatched, write_volume
-from triage import models, severity
-from triage.config import Analysis
+from triage import analyze, models, rows, severity
+from triage.config import Analysis, Config
+from triage.db.records import result_document, result_of
 from triage.domain import Volume
 from triage.errors import ConfigError
 from triage.models import cascade, encoders, packages, weights
@@ -324,6 +326,7 @@ class TestCascade(test_models.TestContract):
         assert scores.dtype == np.float32
         assert 0 <= scores.min() <= scores.max() <= 1
         assert findings.grade_from == "percent_infection"
+        assert findings.positive_slices == sum(score > 0.5 for score in scores)
         assert len(set(scores.tolist())) > 1
         down = Volume(upright.array[::-1, :, ::-1].copy(), upright.spacing, (-1, 0, 0, 0, 1, 0))
         np.testing.assert_allclose(model.predict(down).slice_scores, scores[::-1], atol=1e-5)
@@ -352,6 +355,19 @@ class TestCascade(test_models.TestContract):
 
 
 class TestPackages:
+    def test_a_study_is_judged_to_the_end(self, package_folders, tmp_path):
+        """What the page, the report and ``--json`` are made from; the row tells the slices, too."""
+        chosen = small_study(tmp_path)
+        model = loaded(str(package_folders / "own"))
+        config = Config(analysis={"minimum_lung_ml": 0})
+        answer = analyze.judge(chosen, model, config, tmp_path / "out", NOW).answer
+        row = rows.result_row(answer)
+        share = answer.percent_infection
+        assert row["probability"] == pytest.approx(share / (share + 0.03))
+        assert row["grade"] == severity.grade(share, config.analysis.ct0_tolerance).value
+        assert 0 <= row["positive_slices"] <= 24
+        assert result_of(result_document(answer)) == answer
+
     def test_made_up_weights_are_no_empty_case(self, package_folders):
         """Else the contract's comparisons of masks would compare nothing."""
         for name in ("shared", "own"):

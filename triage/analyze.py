@@ -243,6 +243,7 @@ def _conclude(
         lesion_volume_ml=extent.lesion_volume_ml,
         percent_infection=extent.percent_infection,
         ct_severity_score=extent.ct_severity_score,
+        positive_slices=findings.positive_slices,
         model=model.info.name,
         model_version=model.info.version,
         content_key=content_key(chosen, model, config, supersedes),

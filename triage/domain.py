@@ -210,6 +210,11 @@ class Findings:
     """Name → where the network looked, 0 to 255, (z, h, w): slice by slice as the volume's, coarser in
     plane, and turned as an axial CT is read."""
 
+    @property
+    def positive_slices(self) -> int | None:
+        """How many slices score above 0.5; None where none is judged."""
+        return None if self.slice_scores is None else int(np.count_nonzero(self.slice_scores > 0.5))
+
 
 LUNG_REGIONS = (
     "apical",
@@ -289,6 +294,7 @@ class Result:
     lesion_volume_ml: float | None = None
     percent_infection: float | None = None
     ct_severity_score: CtSeverityScore | None = None
+    positive_slices: int | None = None
     model: str | None = None
     model_version: str | None = None
     content_key: str = ""

@@ -30,6 +30,7 @@ def result_row(result: Result) -> dict[str, Any]:
         "ct_severity_score": score.total if score else None,
         "ct_severity_left": dict(zip(LUNG_REGIONS, score.left, strict=True)) if score else None,
         "ct_severity_right": dict(zip(LUNG_REGIONS, score.right, strict=True)) if score else None,
+        "positive_slices": result.positive_slices,
         "model": result.model,
         "model_version": result.model_version,
         "revision": result.revision,
