@@ -418,6 +418,9 @@ class TestTraining:
         cases = [c for c in DATASETS["medseg9"].read(sources["medseg9"]) if c.patient == "p4"]
         (score,) = evaluation.evaluate(model, cases, "medseg9")
         assert score.lesions is not None
+        assert len(score.attention) == (4 if variant == "full" else 0)
+        assert {s.area_mm2 > 0 for s in score.slices if s.drawn} == {True}
+        assert evaluation.from_json(evaluation.to_json([score])) == [score]
         findings = model.predict(cases[0].volume)
         assert len(findings.attention) == (4 if variant == "full" else 0)
         scans = [scan(case) for case in cases]
@@ -528,12 +531,11 @@ class TestAttentionMeasured:
         turned = replace(self.VOLUME, orientation=(-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
         assert measured.dice({"it": maps}, lesion, turned)["it"] == pytest.approx(1, abs=0.02)
 
-    def test_sensitivity_by_size(self):
-        """Groups of 1,000 of the paper's pixels, 494 mm² each; slices without a lesion are left out."""
+    def test_slices_are_grouped_by_the_size_of_their_lesions(self):
+        """Groups of 1,000 of the paper's pixels, 494 mm² each."""
         lesion = np.zeros((3, 40, 60), bool)
         lesion[0, :10, :50] = lesion[1, :20, :60] = True
         areas = measured.lesion_areas(lesion, replace(self.VOLUME, spacing=(5.0, 0.5, 2.0)))
         assert areas.tolist() == [500, 1200, 0]
-        slices = [*zip(areas, (0.9, 0.4, 0.9), strict=True), (10, 0.6), (490, 0.1), (9e3, 0.7)]
-        counts = measured.noticed_by_size(slices)
-        assert list(counts.values()) == [(1, 2), (1, 1), (0, 1), (0, 0), (0, 0), (1, 1)]
+        groups = [measured.size_group(area) for area in (10, 490, 500, 1200, 2400, 2500, 9e3)]
+        assert groups == ["0–1k", "0–1k", "1–2k", "2–3k", "4–5k", "≥5k", "≥5k"]

@@ -14,7 +14,7 @@ from triage.domain import Grade
 from triage.training import metrics, paper, published, report, tables
 from triage.training.cases import Diagnosis
 from triage.training.evaluation import Evaluation, from_json, summarise, to_json
-from triage.training.scores import BySlice
+from triage.training.scores import BySlice, SliceAnswer
 
 NOT_HERE = "not measurable here"
 
@@ -224,7 +224,7 @@ class TestDcn:
     def test_ours_stand_beside_the_paper(self):
         ill = [case(f"p{k}", rows=k) for k in (3, 5, 9)]
         well = [case(f"w{k}", rows=0, diagnosis=Diagnosis.HEALTHY) for k in range(3)]
-        masks, slices, studies, ablation = published.tables([of("dcn", dcn(True, True), *ill, *well)])
+        masks, slices, studies, ablation, *_ = published.tables([of("dcn", dcn(True, True), *ill, *well)])
         assert cells(masks)["lungs, ours: ours 0123"]["DSC, %"] == ("99.11", "100.0")
         assert cells(slices)["DCN, ours: ours 0123"]["accuracy, %"] == ("95.99", "100.0")
         assert cells(slices)["DCN, ours: ours 0123"]["AUC"] == ("0.9755", "1.000")
@@ -237,7 +237,7 @@ class TestDcn:
 
     def test_variants_have_a_row_each(self):
         both = [of("dcn", dcn(attention, True), case("a")) for attention in (True, False)]
-        (*_, ablation) = published.tables(both)
+        ablation = published.tables(both)[3]
         ours = [name for name in cells(ablation) if "ours" in name]
         assert ours == [
             "no attention, with mapping: slices, ours: ours 0123",
@@ -246,6 +246,17 @@ class TestDcn:
             "with attention, with mapping: studies, ours: ours 0123",
         ]
         assert cells(ablation)[ours[1]]["accuracy, %"] == ("94.31", NOT_HERE)
+
+    def test_where_it_looked_and_the_size_of_what_it_noticed(self):
+        one = of("dcn", dcn(True, True), case("a"))
+        answers = (SliceAnswer(0.9, True, 100), SliceAnswer(0.1, True, 100), SliceAnswer(0.9, True, 9e3))
+        score = replace(one.scores[0], attention={"attention 2": 0.5}, slices=answers)
+        *_, looked, sizes = published.tables([replace(one, scores=(score,))])
+        assert cells(looked)["DCN, ours: ours 0123"]["attention 1"] == ("0.28", NOT_HERE)
+        theirs, ours = cells(looked)["DCN, ours: ours 0123"]["attention 2"]
+        assert (theirs, ours[:5]) == ("0.56", "0.500")
+        row = cells(sizes)["DCN, ours: ours 0123"]
+        assert [ours[:4] for _, ours in row.values()] == ["50.0", *[NOT_HERE[:4]] * 4, "100."]
 
     def test_corrected_figures_agree_with_each_other(self):
         """AA is the mean of sensitivity and specificity, to the last digit but one."""

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -49,12 +49,6 @@ def lesion_areas(lesion: Mask, volume: Volume) -> NDArray[np.float64]:
     return areas
 
 
-def noticed_by_size(slices: Iterable[tuple[float, float]]) -> dict[str, tuple[int, int]]:
-    """mm² of lesion and score of slices → of each group: slices called positive, and slices with lesions."""
-    counts = dict.fromkeys(GROUPS, (0, 0))
-    for area, score in slices:
-        if area > 0:
-            group = GROUPS[min(int(area / PIXEL_MM2 / 1000), len(GROUPS) - 1)]
-            noticed, every = counts[group]
-            counts[group] = noticed + (score > 0.5), every + 1
-    return counts
+def size_group(area_mm2: float) -> str:
+    """Which of ``GROUPS`` a slice belongs to, by the lesion in it."""
+    return GROUPS[min(int(area_mm2 / PIXEL_MM2 / 1000), len(GROUPS) - 1)]

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from triage.domain import Grade
 from triage.training import metrics, paper
+from triage.training.attention import GROUPS, size_group
 from triage.training.evaluation import Evaluation
 from triage.training.metrics import Figure
 from triage.training.scores import Score
@@ -153,8 +154,9 @@ def _share(right: Sequence[bool], asked: Sequence[bool], patients: Sequence[str]
 
 
 def gao(ours: Sequence[Evaluation]) -> list[Published]:
-    """Tables 2 to 4 of Gao et al."""
-    return [_masks(ours), _judged_slices(ours), _judged_studies(ours), _ablation(ours)]
+    """Tables 2 to 4 of Gao et al., and what the text and figure 5 tell."""
+    tables = [_masks(ours), _judged_slices(ours), _judged_studies(ours), _ablation(ours)]
+    return [*tables, _attention(ours), _by_size(ours)]
 
 
 def _masks(ours: Sequence[Evaluation]) -> Published:
@@ -169,6 +171,45 @@ def _masks(ours: Sequence[Evaluation]) -> Published:
         title="Gao et al., table 2, masks",
         columns=("DSC, %", "DSC as mean of slices (empty = 1), %"),
         rows=tuple(rows),
+    )
+
+
+def _attention(ours: Sequence[Evaluation]) -> Published:
+    def cell(evaluation: Evaluation, name: str) -> str:
+        known = [s for s in evaluation.scores if name in s.attention]
+        if not known:
+            return NOT_MEASURABLE
+        return value(metrics.mean([s.attention[name] for s in known], [s.patient for s in known]))
+
+    return Published(
+        title="Gao et al., section 3.4.5, DSC of the attention maps",
+        columns=tuple(paper.DCN_ATTENTION),
+        rows=tuple(
+            (
+                f"DCN, ours: {who(e)}",
+                tuple((theirs, cell(e, name)) for name, theirs in paper.DCN_ATTENTION.items()),
+            )
+            for e in ours
+        ),
+        notes=("Ours over slices with lesions drawn, above half of a map's height; the paper does not say.",),
+    )
+
+
+def _by_size(ours: Sequence[Evaluation]) -> Published:
+    def cell(evaluation: Evaluation, group: str) -> str:
+        known = [
+            (answer.score > 0.5, s.patient)
+            for s in evaluation.scores
+            for answer in s.slices
+            if answer.drawn and size_group(answer.area_mm2) == group
+        ]
+        return _percent(metrics.share(*zip(*known, strict=True))) if known else NOT_MEASURABLE
+
+    return Published(
+        title="Gao et al., figure 5, sensitivity by pixels of lesion in a slice, %",
+        columns=GROUPS,
+        rows=tuple((f"DCN, ours: {who(e)}", tuple((NOTHING, cell(e, g)) for g in GROUPS)) for e in ours),
+        notes=("The paper draws its figures only. A thousand of its pixels are 494 mm².",),
     )
 
 

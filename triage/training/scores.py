@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
@@ -43,6 +43,8 @@ class SliceAnswer:
 
     score: float
     drawn: bool
+    area_mm2: float = 0.0
+    """Of lesion, mean over raters; a guess where the spacing is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Score:
     lesions_by_slice: BySlice | None = None
     slices: tuple[SliceAnswer, ...] = ()
     """Of a network that judges slices, where lesions were drawn."""
+    attention: Mapping[str, float] = field(default_factory=dict)
+    """Map → its Dice with the lesions drawn, of a network that tells where it looked (see ``attention``)."""
     threshold_averaged_dice: float | None = None
     """Pictures only: Inf-Net's measure."""
     drawn: Extent | None = None

@@ -14,7 +14,7 @@ from triage.config import Analysis
 from triage.domain import Findings, Mask, Severity, Status
 from triage.errors import Rejected
 from triage.models import Model, pipeline
-from triage.training import metrics
+from triage.training import attention, metrics
 from triage.training.cases import Case
 from triage.training.gallery import Gallery
 from triage.training.scores import BySlice, Extent, Overlap, Score, SliceAnswer
@@ -123,6 +123,7 @@ class _Judge:
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
             lungs_by_slice=None if case.lung is None else _by_slice(findings.lung_mask, [case.lung]),
             slices=_slices(case, findings),
+            attention=_attention(case, findings),
             found=_extent([_both(measured, findings)], self.analysis, findings),
             drawn=self._drawn(
                 case, findings if case.lung is None else replace(findings, lung_mask=case.lung)
@@ -204,8 +205,16 @@ def _slices(case: Case, findings: Findings) -> tuple[SliceAnswer, ...]:
     if findings.slice_scores is None or not case.lesions:
         return ()
     drawn = np.mean([lesion.any(axis=(1, 2)) for lesion in case.lesions], axis=0) >= 0.5
-    scores = findings.slice_scores.tolist()
-    return tuple(SliceAnswer(*row) for row in zip(scores, drawn.tolist(), strict=True))
+    areas = np.mean([attention.lesion_areas(lesion, case.volume) for lesion in case.lesions], axis=0)
+    rows = zip(findings.slice_scores.tolist(), drawn.tolist(), areas.tolist(), strict=True)
+    return tuple(SliceAnswer(*row) for row in rows)
+
+
+def _attention(case: Case, findings: Findings) -> dict[str, float]:
+    """Dice of each map, mean over raters."""
+    raters = [attention.dice(findings.attention, lesion, case.volume) for lesion in case.lesions]
+    known = [rater for rater in raters if rater]
+    return {name: float(np.mean([rater[name] for rater in known])) for name in findings.attention if known}
 
 
 def _mean_overlap(raters: Sequence[Overlap]) -> Overlap:
