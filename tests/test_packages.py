@@ -374,7 +374,7 @@ class TestRefused:
             ({"traning_data": []}, "traning_data: unknown key"),
             ({"licence": None}, "licence: missing"),
             ({"limits": None}, "limits: missing"),
-            ({"system": "oracle"}, "system = 'oracle': there are exported"),
+            ({"system": "oracle"}, "system = 'oracle': there are cascade"),
             ({"lungs": "oracle"}, "lungs = 'oracle': there are "),
             ({"lungs": None}, "files.lungs: missing"),
             ({"input": None}, "input: missing"),
