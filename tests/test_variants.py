@@ -4,8 +4,10 @@ import json
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from tests.test_training import InThisProcess, Unwatched, small_recipe, sources  # noqa: F401
+from triage.cli import app
 from triage.errors import ConfigError
 from triage.models import packages
 from triage.training import making, run, variants
@@ -122,6 +124,11 @@ def test_what_cannot_be_compared_is_told(sources, tmp_path):  # noqa: F811
         run.chain(strange)
     with pytest.raises(ConfigError, match=r"parts\.lungs: schedule\.steps"):
         run.chain(recipe.model_copy(update={"parts": {"lungs": {"schedule": {"steps": 0}}}}))
+    data = [f"--data={kind}={path}" for kind, path in sources.items()]
+    command = ["train", "multitask", *data, "--output", str(tmp_path / "out"), "--variants", "all"]
+    ended = CliRunner().invoke(app, command)
+    assert ended.exit_code == 78
+    assert "recipe multitask has none" in ended.stderr
     part = recipe.model_copy(update={"system": None})
     with pytest.raises(ConfigError, match="nothing to compare"):
         variants.compare(Run(recipe=part, sources=sources, output=tmp_path), ["full"], Unwatched(), None, 1)

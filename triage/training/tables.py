@@ -166,9 +166,11 @@ def for_people(evaluations: Sequence[Evaluation]) -> Group:
     for evaluation in evaluations:
         parts += _one(evaluation)
     parts += [_heading("Goncharov et al., table 2, and ours"), _paper(evaluations)]
+    notes: dict[str, None] = {}
     for one in published.tables(evaluations):
-        parts += [_heading(f"{one.title}, and ours"), _published(one), *map(Text, one.notes)]
-    parts.append(Text(OTHER_PATIENTS))
+        parts += [_heading(f"{one.title}, and ours"), _published(one)]
+        notes.update(dict.fromkeys(one.notes))
+    parts += map(Text, (*notes, OTHER_PATIENTS))
     if has_pictures(evaluations):
         parts += [
             _heading("Threshold-averaged Dice of pictures (Fan et al. 2020), and ours"),
