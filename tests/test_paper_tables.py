@@ -12,8 +12,10 @@ from rich.console import Console
 from tests.test_evaluation import Classifier, Honest, Page, boxes, case, evaluated, judged, solid
 from triage.domain import Grade
 from triage.training import metrics, paper, published, report, tables
+from triage.training import recipe as recipes
 from triage.training.cases import Diagnosis
 from triage.training.evaluation import Evaluation, from_json, summarise, to_json
+from triage.training.run import chain
 from triage.training.scores import BySlice, SliceAnswer
 
 NOT_HERE = "not measurable here"
@@ -214,6 +216,17 @@ class TestCascade:
         every = {(e, d) for e in paper.ENCODERS for d in paper.DECODERS} - {("unet", "fpn")}
         for rows in (paper.CASCADE_LUNGS, paper.CASCADE_LESIONS, paper.CASCADE_DETECTION):
             assert set(rows) == every
+
+
+def test_the_recipes_have_a_variant_for_every_row():
+    def networks(name: str) -> list[list[Mapping[str, object]]]:
+        recipe = recipes.load(name)
+        return [[part.network for part in chain(recipe.variant(one))] for one in recipe.variants]
+
+    cascade = [(network["encoder"], network["decoder"]) for *_, network in networks("cascade")]
+    assert sorted(cascade) == sorted(paper.CASCADE_LESIONS)
+    ablation = [(slices["attention"], study["mapping"]) for *_, slices, study in networks("dcn")]
+    assert sorted(ablation) == sorted(paper.DCN_ABLATION)
 
 
 def dcn(attention: bool, mapping: bool) -> Mapping[str, Mapping[str, str]]:
