@@ -136,8 +136,11 @@ class TestSlices:
             return summarise(judged(*cases, model=model)).figures["slices_auc"].reason
 
         assert "judges no slices" in reason(case("a"), model=Honest())
-        assert "judges no slices" in reason(case("a", lesions=()), model=Judges())
+        assert "no volume with both drawn" in reason(case("a", lesions=()), model=Judges())
         assert "with and without lesions" in reason(case("a", rows=0), model=Judges())
+        shown = [name for name, *_ in tables.figure_rows(evaluated(case("a"), model=Honest()))]
+        assert "Lungs, Dice" in shown
+        assert not [name for name in shown if name.startswith("Slices")]
         lost = [case(f"p{k}") for k in range(3)] + [solid("lost")]
         assert "1 cases without an answer left out" in reason(*lost, model=Judges())
 

@@ -214,7 +214,7 @@ def metrics(scores: Sequence[Score], measured_on: str, pictures: bool = False) -
     """The figures of volumes, or of pictures, as a model's card has them, with those that have no value."""
     if not scores:
         return []
-    figures = evaluation.summarise(scores).figures
+    figures = evaluation.summarise(scores).applicable
     return [
         _metric(evaluation.FIGURES[name], figure, measured_on, None if pictures else figure.patients)
         for name, figure in figures.items()

@@ -32,6 +32,11 @@ class Summary:
         """Every figure by key, plain: name, value, low, high, n, patients, unit, where and reason."""
         return {key: {"name": FIGURES[key], **asdict(figure)} for key, figure in self.figures.items()}
 
+    @property
+    def applicable(self) -> Mapping[str, Figure]:
+        """Without those that this kind of network never has: not what the data could not tell."""
+        return {key: figure for key, figure in self.figures.items() if figure.reason != JUDGES_NO_SLICES}
+
 
 FIGURES = {
     "auc_healthy": "ROC AUC, COVID-19 vs healthy",
@@ -120,6 +125,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
 
 NO_PICTURES = "no picture with lesions drawn and found"
 NO_MASKS = "no volume with both drawn and found"
+JUDGES_NO_SLICES = "the network judges no slices"
 NO_MILLIMETRES = "no volume of known spacing with both drawn and found"
 
 
@@ -203,7 +209,7 @@ def _slices(scores: Sequence[Score]) -> dict[str, Figure]:
     names = [*metrics.MEASURES, "auc"]
     drawn, patients = [answer.drawn for _, answer in known], [s.patient for s, _ in known]
     if not known:
-        why_not = "the network judges no slices, or no volume has lesions drawn"
+        why_not = JUDGES_NO_SLICES if any(s.lesions for s in scores) else NO_MASKS
     elif len({*drawn}) < 2:
         why_not = "needs slices with and without lesions drawn"
     else:

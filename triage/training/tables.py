@@ -32,7 +32,7 @@ PICTURE_COLUMNS = ("picture", "Dice", "IoU", "threshold-averaged Dice")
 
 def figure_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
     """(name, value with interval, measured on) of every figure."""
-    figures = evaluation.summary.figures
+    figures = evaluation.summary.applicable
     return [(FIGURES[key], value(figure), measured_on(figure, _noun(key))) for key, figure in figures.items()]
 
 
