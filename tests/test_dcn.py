@@ -22,7 +22,7 @@ from triage.config import Analysis, Config
 from triage.dicom import attention
 from triage.dicom import phantom as chest
 from triage.domain import Volume
-from triage.errors import ConfigError
+from triage.errors import ConfigError, Retryable
 from triage.models import dcn as system
 from triage.models import packages, weights
 from triage.models.dcn_networks import (
@@ -120,6 +120,12 @@ class TestDcn(test_models.TestContract):
         lung = torch.tensor([[[True, True, True, True, True, False]]])
         seen = system.masked(slices, lung)
         assert seen.flatten().tolist() == pytest.approx([0, 0, 102 / 255, 1, 1, 0])
+
+    def test_a_study_network_that_gives_no_number_gives_no_answer(self, place):
+        broken = models.load(Analysis(model=place, device="cpu", threads=1))
+        broken.study.layers[-1].bias.data.fill_(float("nan"))
+        with pytest.raises(Retryable, match="no numbers"):
+            broken.predict(phantom())
 
     def test_without_attention_there_are_no_maps_and_without_mapping_still_an_answer(self, tmp_path):
         package = made_up(tmp_path, attention=False, mapping=False)

@@ -86,7 +86,8 @@ class DualBranch(Pipeline):
                 raise Rejected("no lungs found")
             box = bounding_box(lung, self.grid.margin)
             looked = self._look(slices[box], lung[box])
-            probability = float(self.study(looked.positive, looked.features).float().sigmoid())
+            (logit,) = self.compute.map(lambda p: self.study(p, looked.features), [looked.positive])
+            probability = float(logit.float().sigmoid())
             lesions = torch.zeros_like(slices)
             lesions[box] = looked.lesions
             lesion_mask = restore(lesions, self.lesion_threshold, volume) & lung_mask
