@@ -95,12 +95,13 @@ class Pipeline:
             probability = self._lesions(slices, lung, volume)
             lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
+            concluded = self.conclusions(lung_mask, lesion_mask, lung, probability, volume)
         return Findings(
             probability_kind="score",
             calibrated=self.info.calibrated,
             lung_mask=lung_mask,
             lesion_mask=lesion_mask,
-            **self.conclusions(lung_mask, lesion_mask, lung, probability, volume),
+            **concluded,
         )
 
     def conclusions(

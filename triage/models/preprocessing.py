@@ -166,8 +166,11 @@ def stored_order(values: NDArray[Any], volume: Volume) -> NDArray[Any]:
 
 def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
     """A mask on the volume's own grid → canonical slices: the share of a pixel's area counts."""
-    canonical = torch.from_numpy(Layout.of(volume.orientation).canonical(mask).astype(np.float32))
-    answer: Mask = (resample(canonical, grid.slice_size(volume)) > 0.5).numpy()
+    canonical, size = Layout.of(volume.orientation).canonical(mask), grid.slice_size(volume)
+    answer = np.empty((len(canonical), *size), dtype=bool)
+    for start in range(0, len(canonical), CHUNK):
+        part = torch.from_numpy(canonical[start : start + CHUNK].astype(np.float32))
+        answer[start : start + CHUNK] = (resample(part, size) > 0.5).numpy()
     return answer
 
 
