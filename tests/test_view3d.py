@@ -36,7 +36,7 @@ from tests.results import (
 from tests.test_orthanc import orthanc
 from triage.dicom import mesh, phantom, view3d
 from triage.dicom.view3d import FRAMES, SIZE
-from triage.domain import DeliveryState, Findings, Instance, Mask, ResultKind, Series, Volume
+from triage.domain import DeliveryState, Findings, Instance, Mask, ResultKind, Series, Status, Volume
 from triage.errors import Retryable
 from triage.web.app import create_app
 
@@ -349,8 +349,9 @@ def judge_a_phantom(here: Hospital, folder: Path) -> str:
     return str(dcmread(next(folder.iterdir())).StudyInstanceUID)
 
 
-def get(here: Hospital, address: str) -> httpx.Response:
-    app = create_app(here.db, here.config, lambda: here.now)
+def get(here: Hospital, address: str, **web: object) -> httpx.Response:
+    changed = here.config.web.model_copy(update=web)
+    app = create_app(here.db, here.config.model_copy(update={"web": changed}), lambda: here.now)
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080")
     return asyncio.run(client.get(address))
 
@@ -374,9 +375,46 @@ def test_switched_on_it_is_delivered_and_the_page_has_the_mesh(tmp_path: Path) -
         assert served.headers["content-type"] == "model/gltf-binary"
         assert served.content == files[ResultKind.MESH].read_bytes()
         assert set(trimesh.load_scene(BytesIO(served.content), "glb").geometry) == {"lungs", "infection"}
+        assert get(here, f"/meshes/{uid}.glb", token="a-token-of-the-room").status_code == 401
         files[ResultKind.MESH].unlink()
         assert get(here, f"/meshes/{uid}.glb").status_code == 404
         assert get(here, "/meshes/1.2.3.glb").status_code == 404
+
+
+@pytest.mark.parametrize("part", ["view3d.render", "mesh.surfaces"])
+def test_an_answer_goes_without_what_cannot_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"triage.dicom.{part}", fail)
+    with hospital(tmp_path / "daemon", results={"view_3d": True}) as here:
+        uid = judge_a_phantom(here, tmp_path / "study")
+        result = here.entry(uid).result
+        assert result is not None
+        assert result.status is Status.POSITIVE
+        assert not result.files.keys() & {ResultKind.VIEW_3D, ResultKind.MESH}
+        (folder,) = {path.parent for path in result.files.values()}
+        assert not [*folder.glob("view_3d*"), *folder.glob("mesh*")]
+        assert f"study {uid} goes without a 3D view" in caplog.text
+
+
+def test_a_full_disk_is_tried_again_with_its_3d_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise Retryable("cannot write mesh.glb: No space left on device")
+
+    with hospital(tmp_path / "daemon", results={"view_3d": True}) as here:
+        with monkeypatch.context() as full:
+            full.setattr("triage.dicom.mesh.write_durably", fail)
+            uid = judge_a_phantom(here, tmp_path / "study")
+        assert here.entry(uid).result is None
+        assert not [*(here.config.storage.spool / uid).glob("results/*")]
+        here.pass_time(3600)
+        here.work()
+        result = here.entry(uid).result
+        assert result is not None
+        assert {ResultKind.VIEW_3D, ResultKind.MESH} <= result.files.keys()
 
 
 def test_switched_off_there_is_none(tmp_path: Path) -> None:

@@ -317,7 +317,8 @@ def _write(
     turning = None
     if settings.view_3d:
         with watch("view_3d"):
-            turning, beside[ResultKind.MESH] = _view_3d(case)
+            turning, surfaces = _view_3d(case)
+        beside |= surfaces
     return tuple(o for o in (lesions, lungs, report, capture, turning) if o is not None), beside
 
 
@@ -351,7 +352,13 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
     )
 
 
-def _view_3d(case: Case) -> tuple[ResultObject, Path]:
-    frames = view3d.render(case.volume, case.findings)
-    turning = view3d.write(frames, case.series, case.answer, case.info, case.folder, now=case.now)
-    return turning, mesh.write(case.series, case.findings, case.folder)
+def _view_3d(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:
+    """The view and its mesh, or neither: an answer never waits for what cannot be drawn."""
+    try:
+        frames = view3d.render(case.volume, case.findings)
+        surfaces = {ResultKind.MESH: mesh.write(case.series, case.findings, case.folder)}
+    except (ValueError, RuntimeError, MemoryError) as error:
+        uid, what = case.answer.study_instance_uid, type(error).__name__
+        log.warning("study %s goes without a 3D view, which could not be drawn: %s", uid, what)
+        return None, {}
+    return view3d.write(frames, case.series, case.answer, case.info, case.folder, now=case.now), surfaces
