@@ -365,6 +365,7 @@ class TestPackages:
         share = answer.percent_infection
         assert row["probability"] == pytest.approx(share / (share + 0.03))
         assert row["grade"] == severity.grade(share, config.analysis.ct0_tolerance).value
+        assert answer.grade_from == "percent_infection"
         assert 0 <= row["positive_slices"] <= 24
         assert result_of(result_document(answer)) == answer
 

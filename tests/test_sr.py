@@ -281,6 +281,13 @@ def test_every_figure_reads_back(
     assert ("Severity" in told) is (status is Status.POSITIVE and grade is not Grade.CT0)
 
 
+def test_says_by_what_it_grades(study: Series, tmp_path: Path) -> None:
+    by_slices = replace(SEVERE, grade=Grade.CT2, grade_from="percent_infection")
+    told = answers(study_group(report(study, positive(study), by_slices, tmp_path)))
+    assert told["CT grade by percentage of infection"] == "CT-2: 25 to 50 % affected"
+    assert "CT grade by affected lung fraction" not in told
+
+
 def test_names_the_report_it_replaces(study: Series, tmp_path: Path) -> None:
     first = sr.write(study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW)
     (tmp_path / "second").mkdir()

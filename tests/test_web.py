@@ -200,6 +200,10 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     ward.judge("1.2", percent_infection=0.31, ct_severity_score=score)
     shown = text(browse(ward).get("/studies/1.2"))
     assert "Slice mean 31 % CT severity score 21 of 40 (left 6, right 15)" in shown
+    assert "Grade CT-2 Slice mean" in shown
+    ward.judge("1.2", percent_infection=0.31, ct_severity_score=score, grade_from="percent_infection")
+    assert "Worse lung 47 % · CT-2 by slice mean" in finding(browse(ward).get("/"), "1.2")
+    assert "Grade CT-2 by slice mean Slice mean 31 %" in text(browse(ward).get("/studies/1.2"))
     rows = {r["study_instance_uid"]: r for r in browse(ward).get("/api/worklist").json()}
     assert (rows["1.2"]["ct_severity_score"], rows["1.2"]["ct_severity_left"]["apical"]) == (21, 1)
     assert rows["1.3"]["ct_severity_score"] is rows["1.3"]["ct_severity_left"] is None

@@ -244,6 +244,7 @@ def _conclude(
         percent_infection=extent.percent_infection,
         ct_severity_score=extent.ct_severity_score,
         positive_slices=findings.positive_slices,
+        grade_from=extent.grade_from,
         model=model.info.name,
         model_version=model.info.version,
         content_key=content_key(chosen, model, config, supersedes),

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
 Vector = tuple[float, float, float]
+GradeBasis = Literal["affected_fraction", "percent_infection"]
+"""Which figure a grade is read from."""
 
 
 def tenths_of_percent(fraction: float) -> float:
@@ -202,7 +204,7 @@ class Findings:
     calibrated: bool
     lung_mask: Mask
     lesion_mask: Mask | None
-    grade_from: Literal["affected_fraction", "percent_infection"] = "affected_fraction"
+    grade_from: GradeBasis = "affected_fraction"
     """What of the severity the grade is read from, as the network's paper has it."""
     slice_scores: NDArray[np.float32] | None = None
     """Of each slice (z,) in [0, 1], above 0.5 positive; None where the network judges no slices."""
@@ -259,6 +261,7 @@ class Severity:
     percent_infection: float | None = None
     """Mean over slices of their affected fraction (PI), in [0, 1] like the other fractions."""
     ct_severity_score: CtSeverityScore | None = None
+    grade_from: GradeBasis = "affected_fraction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +298,7 @@ class Result:
     percent_infection: float | None = None
     ct_severity_score: CtSeverityScore | None = None
     positive_slices: int | None = None
+    grade_from: GradeBasis = "affected_fraction"
     model: str | None = None
     model_version: str | None = None
     content_key: str = ""

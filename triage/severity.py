@@ -68,17 +68,19 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
     right = _fraction(lesion_columns, lung_columns, sides.right) if sides else None
     whole = _fraction(lesion_columns, lung_columns, np.ones_like(lung_columns, dtype=bool))
     affected = whole if left is None or right is None else max(left, right)
-    infection, by_slices = percent_infection(lung, lesion), findings.grade_from == "percent_infection"
+    infection, basis = percent_infection(lung, lesion), findings.grade_from
+    graded = affected if infection is None or basis == "affected_fraction" else infection
     return Severity(
         affected_fraction=affected,
         affected_left=left,
         affected_right=right,
-        grade=grade(affected if infection is None or not by_slices else infection, ct0_tolerance),
+        grade=grade(graded, ct0_tolerance),
         lung_volume_ml=lung_ml,
         lesion_volume_ml=float(lesion_columns.sum()) * volume.voxel_ml,
         doubts=doubts,
         percent_infection=infection,
         ct_severity_score=ct_severity_score(volume, lung, lesion, sides, ct0_tolerance) if sides else None,
+        grade_from=basis,
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.coding import Code
 
-from triage.domain import Grade, Status
+from triage.domain import Grade, GradeBasis, Status
 
 PRIVATE = "99TRIAGE"
 
@@ -63,7 +65,10 @@ MILLILITRE = Code("ml", "UCUM", "ml")
 NO_UNITS = Code("1", "UCUM", "no units")
 
 # Grade, severity, urgency of the finding (never of the place on a worklist).
-CT_GRADE = Code("ct-grade", PRIVATE, "CT grade by affected lung fraction")
+CT_GRADE: Mapping[GradeBasis, Code] = {
+    "affected_fraction": Code("ct-grade", PRIVATE, "CT grade by affected lung fraction"),
+    "percent_infection": Code("ct-grade-slices", PRIVATE, "CT grade by percentage of infection"),
+}
 CT_GRADES = {
     Grade.CT0: Code("CT-0", PRIVATE, "CT-0: none affected"),
     Grade.CT1: Code("CT-1", PRIVATE, "CT-1: up to 25 % affected"),

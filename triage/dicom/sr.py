@@ -168,7 +168,7 @@ def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEval
     yield QualitativeEvaluation(codes.ANSWER, codes.ANSWERS[result.status])
     yield QualitativeEvaluation(codes.CAD_SUMMARY, codes.CAD_SUMMARIES[result.status])
     if severity.grade is not None:
-        yield QualitativeEvaluation(codes.CT_GRADE, codes.CT_GRADES[severity.grade])
+        yield QualitativeEvaluation(codes.CT_GRADE[severity.grade_from], codes.CT_GRADES[severity.grade])
     if result.status is not Status.POSITIVE:
         return
     if severity.grade in codes.SEVERITIES:

@@ -182,6 +182,13 @@ def extent(result: Result) -> str:
     return f"{'worse lung' if sides else 'lungs'} {share(result.affected_fraction)}"
 
 
+def grade(result: Result) -> str:
+    """``CT-2``, by the affected fraction; else it is said by what."""
+    if result.grade is None:
+        return "unknown"
+    return f"{result.grade.value}{' by slice mean' if result.grade_from == 'percent_infection' else ''}"
+
+
 def severity_score(result: Result) -> str:
     """``14 of 40 (left 6, right 8)``."""
     score = result.ct_severity_score
