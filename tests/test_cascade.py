@@ -375,10 +375,16 @@ class TestPackages:
             findings = loaded(str(package_folders / name)).predict(phantom())
             assert 0.01 < findings.lesion_mask.sum() / findings.lung_mask.sum() < 0.99, name
 
-    def test_the_area_is_told_and_changes_slices(self, package_folders):
-        own, shared = (loaded(str(package_folders / name)) for name in ("own", "shared"))
-        assert own.settings["minimum_area_pixels"] == 4
-        assert shared.settings["minimum_area_pixels"] == 1
+    def test_the_area_is_told_and_changes_slices(self, package_folders, tmp_path):
+        files = {"cascade": package_folders / "cascade.safetensors"}
+        wide = card("wide", lungs="multitask", parameters={"minimum_area_pixels": 400})
+        packages.write(tmp_path / "wide", wide, files)
+        one, many = (loaded(str(folder)) for folder in (package_folders / "shared", tmp_path / "wide"))
+        assert one.settings["minimum_area_pixels"] == 1
+        assert many.settings["minimum_area_pixels"] == 400
+        first, wanted = (model.predict(phantom()).slice_scores for model in (one, many))
+        assert (wanted <= first).all()
+        assert (wanted < first).any()
 
     @pytest.mark.parametrize("area", [0, -1, 2.5, True, "four", 65537])
     def test_a_wrong_area_is_refused(self, package_folders, tmp_path, area):
