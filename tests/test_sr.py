@@ -187,7 +187,7 @@ def test_negative_names_no_disease(study: Series, tmp_path: Path) -> None:
     assert answers(study_group(content)) == {
         "Triage result": "Negative",
         "CAD Processing and Findings Summary": "All algorithms succeeded; without findings",
-        "CT grade by affected lung fraction": "CT-0: none affected",
+        "CT grade by affected lung fraction": "CT-0: none or hardly any affected",
     }
     assert affected(study_group(content)) == {"worse": 0, "Left": 0, "Right": 0}
     assert content.get_volumetric_roi_measurement_groups() == []

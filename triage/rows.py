@@ -24,6 +24,7 @@ def result_row(result: Result) -> dict[str, Any]:
         "affected_left": result.affected_left,
         "affected_right": result.affected_right,
         "grade": result.grade.value if result.grade else None,
+        "grade_from": result.grade_from,
         "lung_volume_ml": result.lung_volume_ml,
         "lesion_volume_ml": result.lesion_volume_ml,
         "percent_infection": result.percent_infection,

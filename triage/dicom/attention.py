@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from triage.dicom.files import make_folder, write_durably
+from triage.dicom.files import make_folder
 from triage.dicom.pictures import patient_axes
 from triage.domain import Findings, Volume, two_decimals
+from triage.errors import Retryable
 
 WIDTH = 256
 """Of one panel; the height follows from the slice."""
@@ -33,9 +33,10 @@ def write(volume: Volume, findings: Findings, folder: Path) -> None:
         return
     make_folder(folder)
     for index in map(int, np.flatnonzero(findings.lung_mask.any(axis=(1, 2)))):
-        buffer = BytesIO()
-        _panels(volume, findings, index).save(buffer, "PNG")
-        write_durably(folder / f"slice_{index + 1:04}.png", buffer.getbuffer())
+        try:
+            _panels(volume, findings, index).save(folder / f"slice_{index + 1:04}.png")
+        except OSError as error:
+            raise Retryable(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _panels(volume: Volume, findings: Findings, index: int) -> Image.Image:

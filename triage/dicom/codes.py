@@ -70,7 +70,7 @@ CT_GRADE: Mapping[GradeBasis, Code] = {
     "percent_infection": Code("ct-grade-slices", PRIVATE, "CT grade by percentage of infection"),
 }
 CT_GRADES = {
-    Grade.CT0: Code("CT-0", PRIVATE, "CT-0: none affected"),
+    Grade.CT0: Code("CT-0", PRIVATE, "CT-0: none or hardly any affected"),
     Grade.CT1: Code("CT-1", PRIVATE, "CT-1: up to 25 % affected"),
     Grade.CT2: Code("CT-2", PRIVATE, "CT-2: 25 to 50 % affected"),
     Grade.CT3: Code("CT-3", PRIVATE, "CT-3: 50 to 75 % affected"),

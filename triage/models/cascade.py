@@ -8,9 +8,9 @@ section 2.4) gives the grade and, by a rule that only rises, the score.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from math import fsum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triage.config import Analysis
-from triage.domain import Mask, Vector, Volume
+from triage.domain import Mask, Vector
 from triage.errors import ConfigError
 from triage.models import compute, weights
 from triage.models.compute import Compute
@@ -26,7 +26,9 @@ from triage.models.decoders import DECODERS
 from triage.models.encoders import ENCODERS, PLAIN, stages
 from triage.models.packages import Package
 from triage.models.pipeline import (
+    Conclusion,
     FindLungs,
+    Found,
     Pipeline,
     Slicewise,
     lungs_network,
@@ -85,27 +87,14 @@ def _channels(stage: nn.Module) -> int:
     return [part.num_features for part in stage.modules() if isinstance(part, nn.BatchNorm2d)][-1]
 
 
-class Cascade(Pipeline):
-    """The slice-wise pipeline, which also judges slices, and whose score rises with PI."""
-
-    def __init__(self, minimum_area: int, *stages: Any, **grids: Any) -> None:
-        super().__init__(*stages, **grids)
-        self.minimum_area = minimum_area
-
-    @property
-    def settings(self) -> dict[str, str | float]:
-        """Those of every pipeline, and the area."""
-        return {**super().settings, AREA: float(self.minimum_area)}
-
-    def conclusions(
-        self, lung_mask: Mask, lesion_mask: Mask, lung: Mask, probability: Tensor, volume: Volume
-    ) -> dict[str, Any]:
-        """Score and grade from PI, and the slices' scores."""
-        return {
-            "probability": score(percent_infection(lung_mask, lesion_mask)),
-            "grade_from": "percent_infection",
-            "slice_scores": stored_order(slice_scores(probability, lung, self.minimum_area), volume),
-        }
+def conclude(found: Found, minimum_area: int) -> Conclusion:
+    """Score and grade from PI, and the slices' scores."""
+    scores = slice_scores(found.probability, found.lung, minimum_area)
+    return Conclusion(
+        score(percent_infection(found.lung_mask, found.lesion_mask)),
+        "percent_infection",
+        stored_order(scores, found.volume),
+    )
 
 
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float:
@@ -129,7 +118,7 @@ def slice_scores(probability: Tensor, lung: Mask, minimum_area: int) -> NDArray[
     return scores
 
 
-def load(package: Package, analysis: Analysis) -> Cascade:
+def load(package: Package, analysis: Analysis) -> Pipeline:
     """From the files ``cascade`` and ``lungs`` of a package; the lungs may be those of another system.
 
     Raises ConfigError.
@@ -142,8 +131,8 @@ def load(package: Package, analysis: Analysis) -> Cascade:
         return judge(slices * torch.from_numpy(lung), spacing[0])
 
     find_lungs, lungs_grid = _lungs(package.file("lungs"), running)
-    return Cascade(
-        _minimum_area(package),
+    area = _minimum_area(package)
+    return Pipeline(
         package.info,
         running,
         find_lungs,
@@ -151,6 +140,8 @@ def load(package: Package, analysis: Analysis) -> Cascade:
         package.lesion_threshold(analysis),
         grid=GRID,
         lungs_grid=lungs_grid,
+        conclude=partial(conclude, minimum_area=area),
+        parameters={AREA: float(area)},
     )
 
 

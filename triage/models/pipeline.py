@@ -6,8 +6,10 @@ Systems differ in one function, from slices to lesion probability.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triage.config import Analysis
-from triage.domain import Findings, Mask, ModelInfo, Vector, Volume
+from triage.domain import Findings, GradeBasis, Mask, ModelInfo, Vector, Volume
 from triage.errors import Rejected
 from triage.models import lungs, weights
 from triage.models.compute import Compute
@@ -54,10 +56,39 @@ Lesions = Callable[[Tensor, Mask, Vector], Tensor]
 """Slices cut to the lungs' box, where in them lung is, and mm a voxel → lesion probability (z, h, w)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found, on the volume's own grid and in the slices (z, h, w) searched for lesions."""
+
+    volume: Volume
+    lung_mask: Mask
+    lesion_mask: Mask
+    lung: Mask
+    probability: Tensor
+    """Of lesion, in the slices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What follows from it: the fields of Findings of these names."""
+
+    probability: float
+    grade_from: GradeBasis = "affected_fraction"
+    slice_scores: NDArray[np.float32] | None = None
+
+
+Conclude = Callable[[Found], Conclusion]
+
+
+def from_fraction(found: Found) -> Conclusion:
+    """A score from the affected fraction of both lungs."""
+    return Conclusion(score(float(found.lesion_mask.sum() / max(1, found.lung_mask.sum()))))
+
+
 class Pipeline:
     """Judges volumes with a network for the lungs and a function for the lesions in them.
 
-    The answer is a score from the affected fraction.
+    ``conclude`` gives the answer, a score; ``parameters`` are what else changes it.
     """
 
     def __init__(
@@ -69,20 +100,24 @@ class Pipeline:
         lesion_threshold: float,
         grid: Grid = CANONICAL,
         lungs_grid: Grid = CANONICAL,
+        conclude: Conclude = from_fraction,
+        parameters: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.info, self.compute = info, running
         self.find_lungs, self.find_lesions = find_lungs, find_lesions
         self.lesion_threshold = lesion_threshold
         self.grid, self.lungs_grid = grid, lungs_grid
         """What ``find_lesions`` and ``find_lungs`` see."""
+        self.conclude, self.parameters = conclude, parameters
 
     @property
     def settings(self) -> Mapping[str, str | float]:
-        """Lesion threshold, precision and kind of device."""
+        """Lesion threshold, precision, kind of device, and the system's own parameters."""
         return {
             "lesion_threshold": self.lesion_threshold,
             "precision": self.compute.precision,
             "device": self.compute.device.type,
+            **self.parameters,
         }
 
     def predict(self, volume: Volume) -> Findings:
@@ -95,28 +130,16 @@ class Pipeline:
             probability = self._lesions(slices, lung, volume)
             lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
-            concluded = self.conclusions(lung_mask, lesion_mask, lung, probability, volume)
+            concluded = self.conclude(Found(volume, lung_mask, lesion_mask, lung, probability))
         return Findings(
-            probability_kind="score",
-            calibrated=self.info.calibrated,
-            lung_mask=lung_mask,
-            lesion_mask=lesion_mask,
-            **concluded,
+            concluded.probability,
+            "score",
+            self.info.calibrated,
+            lung_mask,
+            lesion_mask,
+            grade_from=concluded.grade_from,
+            slice_scores=concluded.slice_scores,
         )
-
-    def conclusions(
-        self,
-        lung_mask: Mask,
-        lesion_mask: Mask,
-        lung: Mask,  # noqa: ARG002 - for systems that conclude more
-        probability: Tensor,  # noqa: ARG002
-        volume: Volume,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """What follows from the masks of the volume, and from where in the slices (z, h, w) what was found.
-
-        By the name of a field of Findings.
-        """
-        return {"probability": score(float(lesion_mask.sum() / max(1, lung_mask.sum())))}
 
     def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
         """See ``triage.models.Model``."""

@@ -64,7 +64,7 @@ class Comparison:
 
 def chosen(recipe: Recipe, text: str) -> list[str]:
     """The variants that "all" or "a,b,c" names. Raises ConfigError for one that is unknown."""
-    names = [*recipe.variants] if text == EVERY else text.split(",")
+    names = [*recipe.variants] if text == EVERY else [*dict.fromkeys(text.split(","))]
     unknown = [name for name in names if name not in recipe.variants]
     if unknown or not names:
         known = ", ".join(recipe.variants) or "none"
