@@ -20,7 +20,7 @@ arrivals = st.integers(0, 100_000).map(lambda s: NOW + timedelta(seconds=s))
 
 
 def result(probability: float | None, fraction: float | None) -> Result:
-    positive = (probability or 0) >= 0.5 or (fraction or 0) >= 0.06
+    positive = (probability or 0) >= 0.5 or (fraction or 0) >= 0.05
     return Result(
         study_instance_uid="1.2",
         patient_id="P",

@@ -209,6 +209,21 @@ class TestAugmentation:
             assert slices[lesion > 0.5].mean() > 0.12
         assert slices[lesion < 0.5].mean() < 0.3
 
+    def test_dependent_lung_is_denser_at_the_back_and_nowhere_else(self):
+        lung = torch.zeros(3, 1, 64, 64)
+        lung[:, :, 10:50, 10:30] = 1
+        slices, rises = torch.full_like(lung, 0.1), []
+        for seed in range(40):
+            torch.manual_seed(seed)
+            rise = (augment.dependent(slices, lung, np.random.default_rng(seed)) - slices) / augment.HU
+            assert not rise[lung == 0].any()
+            assert not rise[:, :, :25].any()
+            rises.append(float(rise[:, :, 45:50, 10:30].mean()))
+        painted = [rise for rise in rises if rise]
+        assert 5 < len(painted) < 30
+        assert 5 < min(painted)
+        assert max(painted) < 140
+
 
 class TestTrainer:
     @pytest.mark.parametrize("network", ["lungs", "multitask"])

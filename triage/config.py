@@ -83,7 +83,7 @@ class Analysis(Section):
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     lesion_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     positive_probability: Fraction = 0.5
-    positive_fraction: Fraction = 0.06
+    positive_fraction: Fraction = 0.05
     ct0_tolerance: Annotated[float, Field(ge=0, lt=0.25)] = 0.005
     minimum_lung_ml: Annotated[float, Field(ge=0)] = 500.0
     lease_seconds: Seconds = 900.0

@@ -130,6 +130,23 @@ def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tens
     return result
 
 
+def dependent(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
+    """Lung denser by up to 130 HU towards the back, as gravity makes it in a shallow breath: that is no lesion.
+
+    Slices and lungs (n, c, h, w), of one sub-volume.
+    """
+    inside = lung > 0.5
+    rows = torch.nonzero(inside.any(dim=3).flatten(0, 1).any(dim=0)).flatten()
+    if rng.random() > 0.4 or len(rows) == 0:
+        return slices
+    first, last = float(rows[0]), float(rows[-1])
+    start = first + (last - first) * rng.uniform(0.4, 0.85)
+    share = ((torch.arange(slices.shape[2]) - start) / (last - start + 1)).clamp(0, 1) ** rng.uniform(0.5, 2)
+    rough = 1 + 0.25 * blur(torch.randn(slices.flatten(0, 1)[:, None].shape), 1.0).view_as(slices)
+    rise = rng.uniform(20, 130) * HU * rough * ((0.6 - slices) / 0.5).clamp(0, 1)
+    return (slices + share[:, None] * lung * rise).clamp(0, 1)
+
+
 def opacities(
     slices: Tensor, lesion: Tensor, lung: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,7 @@ class CascadeTask(LesionsTask):
         placed = self.ways.placed(window.scan, window.index, self.canvas, rng, self.network.inputs)
         slices, lesion, lung = placed.slices, placed.lesion, placed.lung
         if self.ways.varied:
+            slices = augment.dependent(slices, lung, rng)
             if label:
                 slices, lesion = augment.opacities(slices, lesion, lung, rng)
             slices, lung = augment.intensity(slices, rng), as_found(lung, slices, rng)

@@ -155,6 +155,8 @@ class DcnSlicesTask:
         """What the network sees and what it shall find; lesions outside the lungs it cannot see."""
         placed = on_canvas(sample.scan, [sample.index], self.canvas, rng)
         slices, lesion, lung = placed.slices, placed.lesion, placed.lung > 0.5
+        if not sample.scan.cropped:
+            slices = augment.dependent(slices, placed.lung, rng)
         if sample.label and not sample.scan.cropped:
             slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
         slices = augment.intensity(slices, rng, picture=sample.scan.cropped)

@@ -285,7 +285,7 @@ class LesionsTask:
 
     def _window(self, window: Window, label: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         placed = on_canvas(window.scan, window.index, self.canvas, rng, self.network.inputs)
-        slices, lesion = placed.slices, placed.lesion
+        slices, lesion = augment.dependent(placed.slices, placed.lung, rng), placed.lesion
         if label:
             slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
         return augment.intensity(slices, rng), lesion
