@@ -62,7 +62,9 @@ def main() -> int:
         _send(studies, scanner_peer)
         settled = _watch(daemon, page, len(studies), log)
         console.print("The worklist in reading order:\n")
-        subprocess.run([sys.executable, "-m", "triage", "--config", str(settings), "worklist"], check=True)
+        subprocess.run(
+            [sys.executable, "-P", "-m", "triage", "--config", str(settings), "worklist"], check=True
+        )
         console.print(f"Images and results lie in {home}; the PACS's in {home / 'pacs'}")
         if not arguments.once:
             console.print(f"The worklist stays at [bold]{page}[/] until Ctrl-C")
@@ -162,7 +164,7 @@ def _pacs(settings: ListenerSettings, folder: Path) -> Iterator[None]:
 @contextmanager
 def _daemon(settings: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as file:
-        command = [sys.executable, "-m", "triage", "--config", str(settings), "serve"]
+        command = [sys.executable, "-P", "-m", "triage", "--config", str(settings), "serve"]
         daemon = subprocess.Popen(command, stderr=file)
     try:
         yield daemon

@@ -29,10 +29,16 @@ STUDIES = ("lidc_0001", "covid_ricord_1012", "acrin_013_gap")
 @needs_dicom3tools
 @pytest.mark.timeout(600)
 def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp_path: Path) -> None:
+    (tmp_path / "triage").mkdir()  # the README's newcomer stands beside the clone
     folders = [str(DATA / "dicom" / name) for name in STUDIES]
     command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "demo"), *folders]
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+        cwd=tmp_path,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     db = Database(f"sqlite:///{tmp_path}/demo/triage.db")

@@ -239,7 +239,8 @@ class _Child:
     def __init__(self, role: str, config_path: Path) -> None:
         self.role = role
         self.has_worked = False
-        self._command = [sys.executable, "-m", "triage", "--config", str(config_path)]
+        # -P: a folder called triage where we were started, such as a clone, is not our package.
+        self._command = [sys.executable, "-P", "-m", "triage", "--config", str(config_path)]
         self._command += ["serve", "--role", role, "--supervised"]
         self._process, self._started = self._launch()
 

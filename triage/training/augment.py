@@ -131,7 +131,7 @@ def surroundings(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tens
 
 
 def dependent(slices: Tensor, lung: Tensor, rng: np.random.Generator) -> Tensor:
-    """Lung denser by up to 130 HU towards the back, as gravity makes it in a shallow breath: that is no lesion.
+    """Lung denser by up to 130 HU towards the back, as gravity makes it in a shallow breath: no lesion.
 
     Slices and lungs (n, c, h, w), of one sub-volume.
     """
