@@ -24,7 +24,7 @@ from triage.training import recipe as recipes
 from triage.training.datasets import DATASETS
 from triage.training.run import TASKS, Run
 from triage.training.scans import Scan, scan, split
-from triage.training.tasks import LungsTask, MultitaskTask
+from triage.training.tasks import LungsTask, MultitaskTask, forward
 from triage.training.trainer import Schedule, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -247,6 +247,23 @@ class TestTrainer:
         second.train([])
         for name, value in whole.averaged.state_dict().items():
             assert torch.equal(second.averaged.state_dict()[name], value), name
+
+    def test_training_that_comes_to_grief_stops_before_its_weights_do(self, scans, tmp_path):
+        training = trainer(scans, tmp_path)
+        training.take_step()
+        loss = training.task.loss
+        training.task.loss = lambda rng: loss(rng) * torch.inf
+        with pytest.raises(ConfigError, match=r"step 1: the gradient is no number; train with a lower sched"):
+            training.train([])
+        assert training.step == 1
+        assert all(value.isfinite().all() for value in training.task.network.state_dict().values())
+
+    @pytest.mark.parametrize(("shape", "precision"), [((2, 8, 8), "bfloat16"), ((2, 8, 8, 8), "float32")])
+    def test_volumes_are_learned_in_float32_on_a_processor(self, monkeypatch, shape, precision):
+        monkeypatch.setattr("triage.training.tasks.fast_bfloat16", lambda on_gpu: True)
+        convolve = torch.nn.Conv2d if len(shape) == 3 else torch.nn.Conv3d
+        answer = forward(convolve(2, 4, 3, padding=1), torch.rand(1, *shape))
+        assert answer.dtype == getattr(torch, precision)
 
     def test_training_ends_early_and_keeps_the_best(self, scans, tmp_path):
         validation = split(scans, ["p3"], ["p4"]).validation

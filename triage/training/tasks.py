@@ -114,9 +114,17 @@ def _step(scan: Scan, rng: np.random.Generator) -> int:
 def forward(network: nn.Module, slices: Tensor) -> Any:
     """The network's own answer, in mixed precision where the processor is made for it: half the time."""
     device = next(network.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device.type == "cuda")):
-        layout = torch.channels_last if slices.dim() == 4 else torch.channels_last_3d
+    layout = torch.channels_last if slices.dim() == 4 else torch.channels_last_3d
+    with torch.autocast(device.type, torch.bfloat16, enabled=mixed(device, slices.dim())):
         return network(slices.to(device).contiguous(memory_format=layout))
+
+
+def mixed(device: torch.device, dimensions: int) -> bool:
+    """Whether to train in bfloat16: not volumes (N, C, Z, H, W) on a processor.
+
+    There the gradients of small 3D convolutions are now and then no numbers (seen with PyTorch 2.13).
+    """
+    return fast_bfloat16(device.type == "cuda") and (device.type == "cuda" or dimensions == 4)
 
 
 def first(answer: Any) -> Tensor:

@@ -135,7 +135,7 @@ class Trainer:
         return self.schedule.rate(self.step, self.lowered)
 
     def take_step(self) -> float:
-        """One batch; returns its loss."""
+        """One batch; returns its loss. Raises ConfigError where training has come to grief."""
         torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -143,7 +143,11 @@ class Trainer:
         loss = self.task.loss(Draw(self.schedule.seed, self.step))
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.task.network.parameters(), 5.0)
+        norm = nn.utils.clip_grad_norm_(self.task.network.parameters(), 5.0)
+        if not norm.isfinite():
+            raise ConfigError(
+                f"step {self.step}: the gradient is no number; train with a lower schedule.learning_rate"
+            )
         self.optimizer.step()
         self.step += 1
         self._average()
