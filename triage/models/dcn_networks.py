@@ -159,8 +159,9 @@ class DualBranchNet(nn.Module):
             x, alpha = join(x, x_s.detach())
             x = stage(x)
             maps += [] if alpha is None else [alpha]
-        features = x.mean((2, 3))
-        return Seen(lesions, self.classifier(features)[:, 0], maps, features)
+        with torch.autocast(x.device.type, enabled=False):  # one answer a slice: worth all its digits
+            features = x.float().mean((2, 3))
+            return Seen(lesions, self.classifier(features)[:, 0], maps, features)
 
 
 def probability_mapping(p: Tensor) -> Tensor:
@@ -188,5 +189,7 @@ class StudyNet(nn.Module):
 
     def forward(self, p: Tensor, features: Tensor) -> Tensor:
         """Probabilities (z,) and features (z, C) of a study's slices → its logit ()."""
-        logit: Tensor = self.layers(probability_mapping(p) if self.mapping else features.amax(0))[0]
+        with torch.autocast(p.device.type, enabled=False):
+            seen = probability_mapping(p) if self.mapping else features.amax(0)
+            logit: Tensor = self.layers(seen.float())[0]
         return logit
