@@ -18,6 +18,7 @@ from triage.domain import (
     CtSeverityScore,
     Findings,
     Grade,
+    GradeBasis,
     Mask,
     Severity,
     Status,
@@ -69,12 +70,11 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
     whole = _fraction(lesion_columns, lung_columns, np.ones_like(lung_columns, dtype=bool))
     affected = whole if left is None or right is None else max(left, right)
     infection, basis = percent_infection(lung, lesion), findings.grade_from
-    graded = affected if infection is None or basis == "affected_fraction" else infection
     return Severity(
         affected_fraction=affected,
         affected_left=left,
         affected_right=right,
-        grade=grade(graded, ct0_tolerance),
+        grade=grade_from(basis, affected, infection, ct0_tolerance),
         lung_volume_ml=lung_ml,
         lesion_volume_ml=float(lesion_columns.sum()) * volume.voxel_ml,
         doubts=doubts,
@@ -82,6 +82,15 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
         ct_severity_score=ct_severity_score(volume, lung, lesion, sides, ct0_tolerance) if sides else None,
         grade_from=basis,
     )
+
+
+def grade_from(
+    basis: GradeBasis, affected_fraction: float, infection: float | None, ct0_tolerance: float
+) -> Grade:
+    """The grade by the basis that the network's paper has; by the affected fraction where PI is unknown."""
+    if infection is None or basis == "affected_fraction":
+        return grade(affected_fraction, ct0_tolerance)
+    return grade(infection, ct0_tolerance)
 
 
 def grade(affected_fraction: float, ct0_tolerance: float) -> Grade:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triage.models.networks import resized
 from triage.models.resnet50 import EXPANSION, slice_features
 from triage.models.resnet50 import PAPER_WIDTHS as RESNET_WIDTHS
 
@@ -54,7 +55,7 @@ class LesionAttention(nn.Module):
 
         Each map runs from 0 to 1: it tells where in its slice the network looked, not how much it saw.
         """
-        x_s = _resized(x_s, x_c)
+        x_s = resized(x_s, x_c.shape[-2:])
         both = torch.cat([self.of_classes(x_c), self.of_lesions(x_s)], dim=1)
         alpha = normalised(self.weigh(F.relu(both)).float().sigmoid())
         return self.blend(torch.cat([alpha * x_c, x_s], dim=1)), alpha
@@ -69,12 +70,7 @@ class Convolution(nn.Module):
 
     def forward(self, x_c: Tensor, x_s: Tensor) -> tuple[Tensor, None]:
         """As ``LesionAttention``, without a map."""
-        return self.blend(torch.cat([x_c, _resized(x_s, x_c)], dim=1)), None
-
-
-def _resized(features: Tensor, like: Tensor) -> Tensor:
-    size = like.shape[-2:]
-    return features if features.shape[-2:] == size else F.interpolate(features, size, mode="bilinear")
+        return self.blend(torch.cat([x_c, resized(x_s, x_c.shape[-2:])], dim=1)), None
 
 
 def normalised(alpha: Tensor) -> Tensor:

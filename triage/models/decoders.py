@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triage.models.encoders import scaled
+from triage.models.networks import resized
 
 DECODER_WIDTHS = (256, 128, 64, 32, 16)
 """Of the U-Net's way up from an encoder, to the full size."""
@@ -83,14 +84,9 @@ class FPNDecoder(nn.Module):
         for coarse, fine in pairwise(reversed(range(len(steps)))):
             steps[fine] = steps[fine] + F.interpolate(steps[coarse], scale_factor=2.0)
         size = maps[0].shape[2:]
-        levels = [_resized(level(step), size) for level, step in zip(self.levels, steps, strict=True)]
+        levels = [resized(level(step), size) for level, step in zip(self.levels, steps, strict=True)]
         logits: Tensor = self.head(torch.cat(levels, dim=1))
-        return _resized(logits, torch.Size(side * self.finest for side in size))
-
-
-def _resized(values: Tensor, size: torch.Size) -> Tensor:
-    same = values.shape[2:] == size
-    return values if same else F.interpolate(values, size, mode="bilinear", align_corners=False)
+        return resized(logits, [side * self.finest for side in size])
 
 
 DECODERS: dict[str, Callable[[Sequence[int], int, float], nn.Module]] = {

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.networks.nets import DenseNet, ResNet
@@ -37,15 +38,21 @@ def scaled(channels: int, width: float) -> int:
 
 
 def _resnet(block: str, layers: Sequence[int], width: float, inputs: int) -> ResNet:
+    widths = [scaled(channels, width) for channels in RESNET_WIDTHS]
+    return resnet(block, layers, widths, inputs, num_classes=CLASSES)
+
+
+def resnet(block: str, layers: Sequence[int], widths: Sequence[int], inputs: int, **head: Any) -> ResNet:
+    """MONAI's ResNet in its published form for slices (N, inputs, H, W); ``head`` is what it ends with."""
     return ResNet(
         block=block,
         layers=list(layers),
-        block_inplanes=[scaled(channels, width) for channels in RESNET_WIDTHS],
+        block_inplanes=list(widths),
         spatial_dims=2,
         n_input_channels=inputs,
         conv1_t_stride=2,
         bias_downsample=False,
-        num_classes=CLASSES,
+        **head,
     )
 
 

@@ -47,6 +47,12 @@ def pixel_head(inputs: int) -> nn.Sequential:
     return nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, 1, 1))
 
 
+def resized(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Values (N, C, h, w) at another size in plane, bilinear; the same where it is theirs."""
+    same = tuple(values.shape[-2:]) == tuple(size)
+    return values if same else F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
+
+
 def stride(widths: Sequence[int]) -> int:
     """What height and width must be a multiple of: each level below the first halves them."""
     return 1 << (len(widths) - 1)

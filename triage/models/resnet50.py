@@ -18,11 +18,12 @@ from triage.domain import Findings, Mask, ModelInfo, Volume
 from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.compute import Compute
+from triage.models.encoders import RESNET_WIDTHS, resnet
 from triage.models.packages import Package
 from triage.models.pipeline import BATCH, FindLungs, lungs_network
 from triage.models.preprocessing import MARGIN, bounding_box, prepare, restore
 
-PAPER_WIDTHS = (64, 128, 256, 512)
+PAPER_WIDTHS = RESNET_WIDTHS
 PAPER_HIDDEN = 1024
 LAYERS = (3, 4, 6, 3)
 """Bottleneck blocks of the four stages (He et al., 2016a, table 1)."""
@@ -33,16 +34,7 @@ STRETCHES = (8, 4, 2, 1)
 
 def slice_features(widths: Sequence[int] = PAPER_WIDTHS) -> ResNet:
     """ResNet-50 without its last layer: slices (N, 1, H, W) → features (N, EXPANSION × widths[-1])."""
-    return ResNet(
-        block="bottleneck",
-        layers=list(LAYERS),
-        block_inplanes=list(widths),
-        spatial_dims=2,
-        n_input_channels=1,
-        conv1_t_stride=2,
-        bias_downsample=False,
-        feed_forward=False,
-    )
+    return resnet("bottleneck", LAYERS, widths, 1, feed_forward=False)
 
 
 class SliceClassifier(nn.Module):

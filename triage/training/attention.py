@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from triage.domain import Mask, Volume
 from triage.models.preprocessing import resample, shrink, stored_order
+from triage.training import metrics
 
 HIGH = 0.5
 """From here on a map counts as marked; the paper does not say."""
@@ -38,8 +39,7 @@ def dice(attention: Mapping[str, NDArray[np.uint8]], lesion: Mask, volume: Volum
 
 def _dice(maps: NDArray[np.uint8], truth: Mask) -> float:
     large = resample(torch.from_numpy(maps.astype(np.float32)), truth.shape[1:]).numpy()
-    marked = large > HIGH * 255
-    return float(2 * (marked & truth).sum() / (marked.sum() + truth.sum()))
+    return metrics.dice(large > HIGH * 255, truth)
 
 
 def lesion_areas(lesion: Mask, volume: Volume) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ Both networks learn from what was drawn, each by itself. AdamW stands for the pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +22,11 @@ from triage.training import augment
 from triage.training.scans import Scan
 from triage.training.tasks import (
     LesionsTask,
+    Loss,
     LungsOf,
     Placed,
     Window,
     dice,
-    forward,
     on_canvas,
     segmentation_loss,
     whole,
@@ -34,8 +34,6 @@ from triage.training.tasks import (
 
 DENSE = 750 / 1300
 """-250 HU on the networks' scale: lung above it is what networks for lungs miss."""
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
@@ -97,14 +95,9 @@ class CascadeLungsTask(LungsOf):
         **ways: bool,
     ) -> None:
         network = EncoderDecoder(encoder, decoder, width, inputs, encoder_weights)
-        super().__init__(scans, network, canvas, batch)
         self.ways = Ways(**ways)
         self.ways.check(canvas)
-
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        slices, truth = self.drawn(rng)
-        logits = forward(self.network, slices).float()
-        return self.ways.loss(logits, truth.to(logits.device))
+        super().__init__(scans, network, canvas, batch, self.ways.loss)
 
     def _pair(self, scan: Scan, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         placed = self.ways.placed(scan, [index], self.canvas, rng, self.network.inputs)
@@ -140,14 +133,9 @@ class CascadeTask(LesionsTask):
         **ways: bool,
     ) -> None:
         network = EncoderDecoder(encoder, decoder, width, inputs, encoder_weights)
-        super().__init__(scans, network, canvas, windows=batch, pictures=pictures)
         self.ways = Ways(**ways)
         self.ways.check(canvas)
-
-    def loss(self, rng: np.random.Generator) -> Tensor:
-        slices, truth, _ = self.batch(rng, self.windows, self.count)
-        logits = forward(self.network, slices).float()
-        return self.ways.loss(logits, truth.to(logits.device))
+        super().__init__(scans, network, canvas, windows=batch, pictures=pictures, criterion=self.ways.loss)
 
     def _window(self, window: Window, label: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         placed = self.ways.placed(window.scan, window.index, self.canvas, rng, self.network.inputs)

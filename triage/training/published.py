@@ -274,13 +274,12 @@ def _alike(ours: Iterable[Evaluation], key: tuple[bool, bool]) -> list[Evaluatio
 
 
 def _of_slices(evaluation: Evaluation) -> list[str]:
-    names = ("accuracy", "average_accuracy", "sensitivity", "specificity")
-    return [_percent(evaluation.summary.figures[f"slices_{name}"]) for name in names]
+    return _of_studies(evaluation, "slices_")
 
 
-def _of_studies(evaluation: Evaluation) -> list[str]:
+def _of_studies(evaluation: Evaluation, what: str = "") -> list[str]:
     names = ("accuracy", "average_accuracy", "sensitivity", "specificity")
-    return [_percent(evaluation.summary.figures[name]) for name in names]
+    return [_percent(evaluation.summary.figures[f"{what}{name}"]) for name in names]
 
 
 def _auc(evaluation: Evaluation, name: str) -> str:

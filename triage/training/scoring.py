@@ -249,11 +249,10 @@ def _extent(rows: Sequence[tuple[Severity, float]], analysis: Analysis, findings
     fraction = float(np.mean(fractions))
     infection = _mean_known([m.percent_infection for m, _ in rows])
     scores = [None if m.ct_severity_score is None else float(m.ct_severity_score.total) for m, _ in rows]
-    graded = infection if findings.grade_from == "percent_infection" else None
     return Extent(
         fraction=fraction,
         both_lungs=float(np.mean([both for _, both in rows])),
-        grade=severity.grade(fraction if graded is None else graded, analysis.ct0_tolerance),
+        grade=severity.grade_from(findings.grade_from, fraction, infection, analysis.ct0_tolerance),
         percent_infection=infection,
         ct_severity_score=_mean_known(scores),
     )

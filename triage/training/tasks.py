@@ -51,6 +51,10 @@ class Task(Protocol):
         ...
 
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Logits (n, ·, h, w) and truth (n, 1, h, w), the share of each pixel → loss ()."""
+
+
 def segmentation_loss(logits: Tensor, truth: Tensor) -> Tensor:
     """Binary cross-entropy plus soft Dice, (n, 1, h, w) each; truth is the share of each pixel.
 
@@ -146,8 +150,15 @@ def whole(network: Any, scan: Scan, logits: Callable[[Any], Tensor] = first) -> 
 class LungsOf:
     """Both lungs as one mask by any network, from slices drawn evenly over patients."""
 
-    def __init__(self, scans: Sequence[Scan], network: Any, canvas: tuple[int, int], batch: int) -> None:
-        self.network = network
+    def __init__(
+        self,
+        scans: Sequence[Scan],
+        network: Any,
+        canvas: tuple[int, int],
+        batch: int,
+        criterion: Loss = segmentation_loss,
+    ) -> None:
+        self.network, self.criterion = network, criterion
         self.canvas, self.batch = canvas, batch
         self.by_patient = defaultdict(list)
         for scan in scans:
@@ -159,7 +170,7 @@ class LungsOf:
     def loss(self, rng: np.random.Generator) -> Tensor:
         slices, truth = self.drawn(rng)
         logits = forward(self.network, slices)
-        return segmentation_loss(logits.float(), truth.to(logits.device))
+        return self.criterion(logits.float(), truth.to(logits.device))
 
     def drawn(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A batch of slices (n, ·, h, w) and lungs (n, 1, h, w)."""
@@ -262,8 +273,9 @@ class LesionsTask:
         windows: int = 12,
         depth: int = 1,
         pictures: int = 6,
+        criterion: Loss = segmentation_loss,
     ) -> None:
-        self.network = network
+        self.network, self.criterion = network, criterion
         self.canvas, self.count, self.pictures = canvas, windows, pictures
         self.singles = [s for s in scans if s.cropped and s.lesions]
         self.scans = [s.to_lungs() for s in scans if not s.cropped]
@@ -279,7 +291,7 @@ class LesionsTask:
     def loss(self, rng: np.random.Generator) -> Tensor:
         slices, truth, _ = self.batch(rng, self.windows, self.count)
         logits = forward(self.network, slices)
-        return segmentation_loss(logits.float(), truth.to(logits.device))
+        return self.criterion(logits.float(), truth.to(logits.device))
 
     def batch(
         self, rng: np.random.Generator, windows: Windows, count: int
