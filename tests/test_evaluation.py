@@ -50,7 +50,8 @@ class Honest:
         return Findings(float(fraction / (fraction + 0.03)), "score", False, lung, lesion)
 
     def lesion_map(self, volume, lung_mask):
-        return np.where(np.abs(volume.array - LESION) < 100, 0.8, 0.1).astype(np.float32) * lung_mask
+        p = np.where(np.abs(volume.array - LESION) < 100, 0.8, 0.1).astype(np.float32)
+        return p if lung_mask is None else p * lung_mask
 
 
 class Classifier(Honest):

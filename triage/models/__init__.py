@@ -36,11 +36,11 @@ class Model(Protocol):
         """
         ...
 
-    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32] | None:
+    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32] | None:
         """Lesion probability before any threshold, ``volume.array.shape``, 0 outside the lungs' box.
 
-        For evaluation. A picture cut to the lungs comes with a mask that is True everywhere. None for
-        a network that only classifies.
+        For evaluation. A picture cut to the lungs comes without a mask: lesions may be anywhere in it. None
+        for a network that only classifies.
         """
         ...
 

@@ -102,13 +102,13 @@ class DualBranch(Pipeline):
             attention={name: stored_order(maps, volume) for name, maps in attention.items()},
         )
 
-    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
+    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:
         """See ``triage.models.Model``.
 
-        The network knows slices without what surrounds the lungs: of a picture, whose mask is True
-        everywhere, they are found first. Raises Rejected where it shows none.
+        The network knows slices without what surrounds the lungs: in a picture they are found first. Raises
+        Rejected where it shows none.
         """
-        if lung_mask.all():
+        if lung_mask is None:
             with self.compute.running():
                 _, lung_mask = self._lungs(prepare(volume), volume)
         return super().lesion_map(volume, lung_mask)

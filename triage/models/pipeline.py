@@ -141,11 +141,13 @@ class Pipeline:
             slice_scores=concluded.slice_scores,
         )
 
-    def lesion_map(self, volume: Volume, lung_mask: Mask) -> NDArray[np.float32]:
+    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:
         """See ``triage.models.Model``."""
         with self.compute.running():
             slices = prepare(volume, self.grid)
-            return spread(self._lesions(slices, shrink(lung_mask, volume, self.grid), volume), volume)
+            everywhere = np.ones(slices.shape, dtype=bool)
+            lung = everywhere if lung_mask is None else shrink(lung_mask, volume, self.grid)
+            return spread(self._lesions(slices, lung, volume), volume)
 
     def _lungs(self, slices: Tensor, volume: Volume) -> tuple[Mask, Mask]:
         """Of these slices and of the volume."""

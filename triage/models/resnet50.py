@@ -87,7 +87,7 @@ class Classifier:
             probability = self._probability(slices[bounding_box((lung > 0.5).numpy(), MARGIN)])
         return Findings(probability, "classifier", self.info.calibrated, lung_mask, None)
 
-    def lesion_map(self, volume: Volume, lung_mask: Mask) -> None:  # noqa: ARG002 - the contract's
+    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> None:  # noqa: ARG002 - the contract's
         """See ``triage.models.Model``."""
         return
 
