@@ -51,7 +51,8 @@ def main() -> int:
     fcntl.flock(lock, fcntl.LOCK_SH)  # another demo must not empty the folder under this one
     studies = _studies(arguments.folders or _made_up_studies(home / "scanner"))
     pacs_port, listener_port, web_port = _free_ports(3)
-    settings = _write_settings(home, pacs_port, listener_port, web_port)
+    chosen = {"analysis": {"model": arguments.model}, "results": {"view_3d": arguments.view_3d}}
+    settings = _write_settings(home, pacs_port, listener_port, web_port, chosen)
     page = f"http://127.0.0.1:{web_port}/"
     pacs = ListenerSettings(ae_title="PACS", host="127.0.0.1", port=pacs_port)
     log = home / "daemon.log"
@@ -78,6 +79,8 @@ def _arguments() -> argparse.Namespace:
         "folders", nargs="*", type=Path, metavar="DIR", help="real studies instead of made-up ones"
     )
     parser.add_argument("--once", action="store_true", help="end when everything is delivered")
+    parser.add_argument("--model", default="multitask", help="the network; triage models lists them")
+    parser.add_argument("--view-3d", action="store_true", help="with the 3D view among the results")
     parser.add_argument(
         "--folder", type=Path, default=DEFAULT_FOLDER, help="emptied, then everything lies here"
     )
@@ -139,8 +142,11 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _write_settings(home: Path, pacs_port: int, listener_port: int, web_port: int) -> Path:
+def _write_settings(
+    home: Path, pacs_port: int, listener_port: int, web_port: int, chosen: dict[str, Any]
+) -> Path:
     settings = {
+        **chosen,
         "storage": {"spool": "spool", "minimum_free_gb": 1},
         "database": {"url": "sqlite:///triage.db"},
         "listener": {"host": "127.0.0.1", "port": listener_port},

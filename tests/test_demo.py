@@ -15,6 +15,7 @@ from pydicom import dcmread
 from tests import peers
 from tests.needs import DATA, needs_data, needs_dicom3tools
 from triage.db import Database
+from triage.models import MODELS
 
 DEMO = Path(__file__).parents[1] / "deploy" / "demo.py"
 SEG, SR, PICTURE = (
@@ -22,16 +23,22 @@ SEG, SR, PICTURE = (
     "1.2.840.10008.5.1.4.1.1.88.34",
     "1.2.840.10008.5.1.4.1.1.7",
 )
+VIEW_3D = "1.2.840.10008.5.1.4.1.1.7.4"
 STUDIES = ("lidc_0001", "covid_ricord_1012", "acrin_013_gap")
 
 
 @needs_data
 @needs_dicom3tools
 @pytest.mark.timeout(600)
-def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", MODELS)
+def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(
+    tmp_path: Path, model: str
+) -> None:
+    """With every network that ships; the cascade's results have the 3D view among them."""
     (tmp_path / "triage").mkdir()  # the README's newcomer stands beside the clone
     folders = [str(DATA / "dicom" / name) for name in STUDIES]
-    command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "demo"), *folders]
+    options = ["--model", model, *(["--view-3d"] if model == "cascade" else [])]
+    command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "demo"), *options, *folders]
     ended = subprocess.run(
         command,
         capture_output=True,
@@ -59,6 +66,8 @@ def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp
         has_lesion = bool(entry.result and entry.result.lesion_volume_ml)
         judged = name != "ACRIN"
         expected = {SR: 1, PICTURE: 1} if judged else {}
+        if judged and model == "cascade":
+            expected[VIEW_3D] = 1
         delivered = list((tmp_path / "demo" / "pacs" / entry.study.study_instance_uid).rglob("*.dcm"))
         classes = Counter(dcmread(path, stop_before_pixels=True).SOPClassUID for path in delivered)
         assert classes == {**expected, **({SEG: 1} if has_lesion else {})}
