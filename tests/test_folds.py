@@ -1,6 +1,7 @@
 """Cross-validation by patient: who is tested where, and what a file of folds may say."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -138,11 +139,42 @@ def test_patients_who_validate_are_neither_learned_from_nor_tested(sources, tmp_
         "patients left out of training, in 2 folds"
     }
     assert all(f"| {patient} |" in package.text for patient in everybody)
+    check_evidence(tmp_path / "out", package, everybody)
     seen.clear()
     assert making.make(asked, Unwatched(), 2) == folder
     assert seen == []
     with pytest.raises(ConfigError, match="choose another --output"):
         making.make(asked, Unwatched(), 3)
+
+
+def check_evidence(output, package, everybody):
+    """Those left out, told again by a command without data or network, with the card's figures."""
+
+    def asked(*options):
+        return CliRunner().invoke(app, ["evaluate", *options])
+
+    answer = json.loads(asked("--left-out", str(output), "--json").stdout)
+    assert answer["version"] == package.version
+    assert {score["patient"] for score in answer["scores"]} == everybody
+    assert answer["trained_on"] == []
+    of_card = {metric.name: metric.value for metric in package.card.metrics}
+    for name in ("lungs_dice", "lesions_dice", "fraction_error"):
+        figure = answer["figures"][name]
+        assert of_card[figure["name"]] == pytest.approx(figure["value"], abs=1e-4)
+    both = asked("--left-out", str(output), "--left-out", str(output), "--report", str(output / "report"))
+    assert "by networks that never saw the patient" in " ".join(both.stdout.split())
+    assert list((output / "report").rglob("report.html"))
+    for options in (
+        [],
+        ["--left-out", str(output), "--data", "semiseg=x"],
+        ["--left-out", "a", "--model", "b"],
+    ):
+        assert "give --data KIND=PATH, or --left-out" in " ".join(asked(*options).stderr.split())
+    assert "cannot read" in asked("--left-out", str(output / "lungs")).stderr
+    kept = (output / "left_out.json").read_text()
+    (output / "left_out.json").write_text(kept[:-9])
+    assert "left_out.json is damaged" in " ".join(asked("--left-out", str(output)).stderr.split())
+    shutil.rmtree(output / "report")
 
 
 def test_leaving_out_takes_neither_validation_nor_test(recipe, tmp_path):  # noqa: F811

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from rich.text import Text
 
 from triage import __version__
 from triage import config as configuration
-from triage.config import Config
+from triage.config import Analysis, Config
 from triage.db import Database
 from triage.domain import WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
@@ -187,6 +187,8 @@ def train(
         out.print(f"every figure: {output / comparing.FILE}", soft_wrap=True)
         return
     out.print(f"{recipe} is in {folder}", soft_wrap=True)
+    if asked:
+        out.print(f"those left out: triage evaluate --left-out {output}", soft_wrap=True)
     if run.recipe.system:
         out.print(f"measure it: triage evaluate --model {folder} --data KIND=PATH", soft_wrap=True)
 
@@ -194,28 +196,34 @@ def train(
 @app.command()
 def evaluate(
     context: typer.Context,
-    data: Annotated[list[str], typer.Option(help="KIND=PATH of a data set; may be given again.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="KIND=PATH of a data set; may be given again.")
+    ] = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Network, a name or a folder; given again, compared with.")
     ] = None,
     patients: Annotated[str, typer.Option(help="Only these patients, comma separated.")] = "",
+    left_out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Instead: output of triage train with folds, for those it left out; again, too."),
+    ] = None,
     as_json: AsJson = False,
     report: Annotated[Path | None, typer.Option(help="Folder for a readable report with plots.")] = None,
 ) -> None:
     """Measure networks on cases whose answers are known: figures with intervals, and the paper's beside."""
     with _plain_errors():
-        from triage.training import evaluation, tables
+        from triage.training import making, tables
 
         if report:  # what it needs is missed before the work, not after
             from triage.training import report as _  # noqa: F401
 
-        analysis = _load_or_defaults(context.obj).analysis
-        sources = _sources(data)
-        chosen = _names(patients)
-        with Progress(console=err, transient=True) as progress:
-            track = partial(progress.track, description="judging")
-            settings = [analysis.model_copy(update={"model": name}) for name in model or [analysis.model]]
-            evaluations = [evaluation.run(one, sources, chosen, track) for one in settings]
+        if bool(data) == bool(left_out) or (left_out and (model or patients)):
+            raise ConfigError("give --data KIND=PATH, or --left-out FOLDER without --model and --patients")
+        if left_out:
+            evaluations = [making.evidence(folder) for folder in left_out]
+        else:
+            analysis = _load_or_defaults(context.obj).analysis
+            evaluations = _judged(analysis, model or [analysis.model], _sources(data or []), _names(patients))
         pages = _reports(evaluations, report) if report else []
     if as_json:
         answers = [tables.as_json(one) for one in evaluations]
@@ -332,6 +340,18 @@ def _until_interrupted() -> Iterator[None]:
 def _load_or_defaults(path: Path) -> Config:
     """Judging files needs no settings file unless one is named."""
     return Config() if path == DEFAULT_CONFIG and not path.exists() else configuration.load(path)
+
+
+def _judged(
+    analysis: Analysis, models: Sequence[str], sources: Mapping[str, Path], patients: Sequence[str]
+) -> list[Evaluation]:
+    """Each network on the cases, one after the other."""
+    from triage.training import evaluation
+
+    with Progress(console=err, transient=True) as progress:
+        track = partial(progress.track, description="judging")
+        settings = [analysis.model_copy(update={"model": name}) for name in models]
+        return [evaluation.run(one, sources, patients, track) for one in settings]
 
 
 def _names(text: str) -> tuple[str, ...]:

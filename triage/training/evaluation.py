@@ -16,6 +16,7 @@ from triage.config import Analysis
 from triage.domain import ModelInfo
 from triage.errors import ConfigError
 from triage.models import packages, weights
+from triage.models.packages import Package
 from triage.training.cases import Case
 from triage.training.datasets import DATASETS, cases
 from triage.training.gallery import Gallery, Sketch
@@ -34,6 +35,7 @@ __all__ = [
     "Summary",
     "evaluate",
     "from_json",
+    "networks_of",
     "run",
     "summarise",
     "threshold_curve",
@@ -57,13 +59,16 @@ class Evaluation:
     worst: tuple[Sketch, ...]
     networks: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """File of the package → what its network was built from."""
+    left_out: bool = False
+    """Each patient was judged by networks that never saw the patient, and not by the finished model."""
 
     @property
     def described_data(self) -> str:
         """ "medseg9 (9 cases), semiseg (50 cases)"."""
         counts = Counter(s.data for s in self.scores)
         chosen = f", patients {', '.join(self.patients_chosen)}" if self.patients_chosen else ""
-        return ", ".join(f"{data} ({n} cases)" for data, n in counts.items()) + chosen
+        judged = ", each patient judged by networks that never saw the patient" if self.left_out else ""
+        return ", ".join(f"{data} ({n} cases)" for data, n in counts.items()) + chosen + judged
 
 
 def run(
@@ -110,7 +115,12 @@ def run(
         scores=tuple(scores),
         summary=summarise(scores),
         worst=tuple(worst),
-        networks={
-            role: weights.facts(path) for role, path in package.files.items() if path.suffix == weights.SUFFIX
-        },
+        networks=networks_of(package),
     )
+
+
+def networks_of(package: Package) -> dict[str, Mapping[str, str]]:
+    """File of the package → what its network was built from."""
+    return {
+        role: weights.facts(path) for role, path in package.files.items() if path.suffix == weights.SUFFIX
+    }

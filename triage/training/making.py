@@ -22,9 +22,10 @@ from rich.progress import Progress as Bars
 from triage import models
 from triage.config import Analysis
 from triage.errors import ConfigError
+from triage.models import packages
 from triage.training import evaluation, folds
 from triage.training.datasets import cases
-from triage.training.evaluation import Extent, Overlap, Score
+from triage.training.evaluation import Evaluation, Extent, Overlap, Score
 from triage.training.folds import Folds
 from triage.training.metrics import Figure
 from triage.training.recipe import Recipe
@@ -46,6 +47,7 @@ MODEL = "model"
 """Folder of the finished package within a run's output."""
 THRESHOLDS = tuple(round(float(t), 2) for t in np.arange(0.1, 0.91, 0.05))
 LEFT_OUT = "left_out.json"
+"""Beside it: the scores of all patients who were left out."""
 HELD_OUT_WORDS = (
     "pictures held out of training; patients unknown, they may be those of others: the interval takes each "
     "picture for a patient"
@@ -94,6 +96,32 @@ def make(run: Run, watch: Watch, asked: int | Path | None = None, jobs: int = 1)
     known = [*metrics(volumes, words), *metrics(pictures, HELD_OUT_WORDS, pictures=True)]
     text = card_text(run.recipe, left_out)
     return package(run, run.output / MODEL, threshold, known, text, fingerprints(run)).folder
+
+
+def evidence(output: Path) -> Evaluation:
+    """The figures of those who were left out, of an earlier run with folds. Raises ConfigError."""
+    package = packages.read(output / MODEL)
+    path = output / LEFT_OUT
+    try:
+        scores = evaluation.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; triage train with --leave-one-out or --folds writes it"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged: delete it and give the command again that wrote it") from error
+    return Evaluation(
+        info=package.info,
+        settings={"lesion_threshold": "of each patient chosen on the other folds' patients"},
+        sources={score.data: path for score in scores},
+        trained_on=(),
+        patients_chosen=(),
+        scores=tuple(scores),
+        summary=evaluation.summarise(scores),
+        worst=(),
+        networks=evaluation.networks_of(package),
+        left_out=True,
+    )
 
 
 def refuse(run: Run, asked: int | Path | None) -> None:
