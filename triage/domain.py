@@ -190,6 +190,22 @@ class Volume:
         return z * y * x / 1000.0
 
 
+LesionClass = Literal["ground_glass", "consolidation"]
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedLesion:
+    """One lesion of one slice; indices are the volume's own."""
+
+    slice_index: int
+    box: tuple[int, int, int, int]
+    """First row and column, and the row and column after the last."""
+    score: float
+    """In [0, 1]."""
+    mask: Mask
+    """(rows, columns) of the box."""
+
+
 @dataclass(frozen=True, slots=True)
 class Findings:
     """What a network says of a volume; masks have exactly ``volume.array.shape``.
@@ -211,6 +227,11 @@ class Findings:
     attention: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Name → where the network looked, 0 to 255, (z, h, w): slice by slice as the volume's, coarser in
     plane, and turned as an axial CT is read."""
+
+    detected: tuple[DetectedLesion, ...] = ()
+    """Lesions one by one, of a network that detects them."""
+    lesion_classes: Mapping[LesionClass, Mask] = field(default_factory=dict)
+    """The lesion mask in disjoint parts, of a network that tells them apart; empty for the others."""
 
     @property
     def positive_slices(self) -> int | None:
