@@ -7,7 +7,6 @@ section 2.4) gives the grade and, by a rule that only rises, the score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from math import fsum
 from pathlib import Path
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 
 from triage.config import Analysis
 from triage.domain import Mask, Vector
-from triage.errors import ConfigError
 from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.decoders import DECODERS
-from triage.models.encoders import ENCODERS, PLAIN, stages
+from triage.models.encoders import ENCODERS, PLAIN, channels, check_known, stages
 from triage.models.packages import Package
 from triage.models.pipeline import (
     Conclusion,
@@ -61,13 +59,13 @@ class EncoderDecoder(nn.Module):
         encoder_weights: str | Path | None = None,
     ) -> None:
         super().__init__()
-        _check("encoder", encoder, ENCODERS)
-        _check("decoder", decoder, DECODERS)
+        check_known("encoder", encoder, ENCODERS)
+        check_known("decoder", decoder, DECODERS)
         self.inputs = inputs
         self.stages = nn.ModuleList(stages(encoder, width, inputs, encoder_weights))
         finest = 1 if encoder == PLAIN else 2
         self.stride = finest << (len(self.stages) - 1)
-        self.decoder = DECODERS[decoder]([_channels(stage) for stage in self.stages], finest, width)
+        self.decoder = DECODERS[decoder]([channels(stage) for stage in self.stages], finest, width)
 
     def forward(self, slices: Tensor) -> Tensor:
         maps = [slices]
@@ -75,16 +73,6 @@ class EncoderDecoder(nn.Module):
             maps.append(stage(maps[-1]))
         logits: Tensor = self.decoder(maps[1:])
         return logits
-
-
-def _check(what: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise ConfigError(f"{what} {name!r}: there are {', '.join(known)}")
-
-
-def _channels(stage: nn.Module) -> int:
-    """Of the map that a stage ends with: its last normalisation's."""
-    return [part.num_features for part in stage.modules() if isinstance(part, nn.BatchNorm2d)][-1]
 
 
 def conclude(found: Found, minimum_area: int) -> Conclusion:

@@ -32,7 +32,7 @@ class UNetDecoder(nn.Module):
     learns how to go up.
     """
 
-    def __init__(self, channels: Sequence[int], finest: int, width: float) -> None:
+    def __init__(self, channels: Sequence[int], finest: int, width: float, classes: int = 2) -> None:
         super().__init__()
         plain = finest == 1
         skips = [*reversed(channels[:-1]), *([] if plain else [0])]
@@ -50,10 +50,10 @@ class UNetDecoder(nn.Module):
             )
             for (below, here), skip in zip(ups, skips, strict=True)
         )
-        self.head = nn.Conv2d(widths[-1], 2, 1)
+        self.head = nn.Conv2d(widths[-1], classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps from fine to coarse → logits (N, 2, H, W)."""
+        """Maps from fine to coarse → logits (N, classes, H, W)."""
         *skips, x = maps
         for up in self.up:
             x = up(x, skips.pop() if skips else None)

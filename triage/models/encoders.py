@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -93,10 +93,22 @@ def stages(encoder: str, width: float, inputs: int, weights: str | Path | None =
     network = CLASSIFIERS[encoder](width, inputs)
     if weights is not None:
         load_classifier(network, Path(weights))
-    return _of_resnet(network) if isinstance(network, ResNet) else _of_densenet(network)
+    return of_resnet(network) if isinstance(network, ResNet) else _of_densenet(network)
 
 
-def _of_resnet(network: ResNet) -> list[nn.Sequential]:
+def check_known(what: str, name: str, known: Iterable[str]) -> None:
+    """Raises ConfigError for a name that is not among those known."""
+    if name not in known:
+        raise ConfigError(f"{what} {name!r}: there are {', '.join(known)}")
+
+
+def channels(stage: nn.Module) -> int:
+    """Of the map that a stage ends with: its last normalisation's."""
+    return [part.num_features for part in stage.modules() if isinstance(part, nn.BatchNorm2d)][-1]
+
+
+def of_resnet(network: ResNet) -> list[nn.Sequential]:
+    """Its five parts, as ``stages`` gives them."""
     return [
         nn.Sequential(network.conv1, network.bn1, network.act),
         nn.Sequential(network.maxpool, *network.layer1),
@@ -129,7 +141,7 @@ def _two_convolutions(inputs: int, outputs: int) -> nn.Module:
     return TwoConv(2, inputs, outputs, act="RELU", norm="BATCH", bias=False)
 
 
-def load_classifier(network: Classifier, path: Path) -> None:
+def load_classifier(network: nn.Module, path: Path) -> None:
     """Fill a classifier, but for its head, from a state dict as torchvision names it, or MONAI.
 
     Weights for three colours are summed for a network of one channel: grey is the same in all of them. The
