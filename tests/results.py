@@ -20,6 +20,7 @@ from triage.domain import (
     CtSeverityScore,
     Findings,
     Grade,
+    LesionClass,
     Mask,
     ModelInfo,
     Result,
@@ -74,6 +75,13 @@ def blob(series: Series) -> Mask:
     mask[9, 11, 3] = True
     mask[12:14, 40:43, 5:60:2] = True
     return mask
+
+
+def parted(mask: Mask) -> dict[LesionClass, Mask]:
+    """The mask as ground glass with consolidation in it, in the same slices."""
+    consolidation = mask.copy()
+    consolidation[..., :38] = False
+    return {"ground_glass": mask & ~consolidation, "consolidation": consolidation}
 
 
 def positive(series: Series, **changes: object) -> Result:

@@ -11,7 +11,18 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from tests.needs import DATA, needs_data, needs_dicom3tools
-from tests.results import INFO, NOW, SOURCES, blob, changed, errors, positive, small_study, source_series
+from tests.results import (
+    INFO,
+    NOW,
+    SOURCES,
+    blob,
+    changed,
+    errors,
+    parted,
+    positive,
+    small_study,
+    source_series,
+)
 from triage.config import Assemble
 from triage.dicom import seg
 from triage.dicom.header import find_instances
@@ -25,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Series:
     return small_study(tmp_path_factory.mktemp("study"))
 
 
-def lesions(series: Series, mask: Mask, folder: Path, **how: bool) -> Dataset:
+def lesions(series: Series, mask: Mask, folder: Path, **how: object) -> Dataset:
     written = seg.write_lesions(series, mask, positive(series), INFO, folder, now=NOW, **how)
     dataset = dcmread(written.path)
     assert (dataset.SOPInstanceUID, dataset.SOPClassUID) == (written.sop_instance_uid, written.sop_class_uid)
@@ -59,6 +70,9 @@ def test_objects_are_valid(name: str, tmp_path: Path) -> None:
     series = source_series(name, tmp_path)
     mask = blob(series)
     lesion_seg = seg.write_lesions(series, mask, positive(series), INFO, tmp_path, now=NOW)
+    assert errors(lesion_seg.path) == []
+    classes = parted(mask)
+    lesion_seg = seg.write_lesions(series, mask, positive(series), INFO, tmp_path, now=NOW, classes=classes)
     other = np.roll(mask, 1, axis=0) & ~mask
     lung_seg = seg.write_lungs(series, mask, other, positive(series), INFO, tmp_path, now=NOW)
     assert errors(lesion_seg.path) == []
@@ -89,17 +103,72 @@ def test_mask_follows_slices_in_reverse(study: Series, tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0001, 0.01, 0.5, 1.0]), omit=st.booleans())
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    density=st.sampled_from([0.0001, 0.01, 0.5, 1.0]),
+    solid=st.sampled_from([None, 0.0, 0.3, 1.0]),
+    omit=st.booleans(),
+)
 def test_any_mask_reads_back(
-    study: Series, tmp_path_factory: pytest.TempPathFactory, seed: int, density: float, omit: bool
+    study: Series,
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    density: float,
+    solid: float | None,
+    omit: bool,
 ) -> None:
+    """As one segment, or as those of its ground glass and its consolidation that have a voxel."""
     rng = np.random.default_rng(seed)
     mask = rng.random((24, 64, 64)) < density
     mask &= (rng.random(24) < 0.5)[:, None, None]
     mask[rng.integers(24), rng.integers(64), rng.integers(64)] = True
-    dataset = lesions(study, mask, tmp_path_factory.getbasetemp(), omit_empty_frames=omit)
-    assert np.array_equal(read_back(dataset, study), mask)
-    assert dataset.NumberOfFrames == (mask.any(axis=(1, 2)).sum() if omit else 24)
+    parts, classes = {"Lesions": mask}, {}
+    if solid is not None:
+        consolidation = mask & (rng.random(mask.shape) < solid)
+        classes = {"consolidation": consolidation, "ground_glass": mask & ~consolidation}
+        named = {"Ground glass": classes["ground_glass"], "Consolidation": consolidation}
+        parts = {label: part for label, part in named.items() if part.any()}
+    folder = tmp_path_factory.getbasetemp()
+    dataset = lesions(study, mask, folder, omit_empty_frames=omit, classes=classes)
+    assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == list(parts)
+    for number, part in enumerate(parts.values(), 1):
+        assert np.array_equal(read_back(dataset, study, number), part)
+    frames = [part.any(axis=(1, 2)).sum() if omit else 24 for part in parts.values()]
+    assert dataset.NumberOfFrames == sum(frames)
+
+
+def test_kinds_of_lesion_are_segments_with_codes_and_colours_of_their_own(
+    study: Series, tmp_path: Path
+) -> None:
+    mask = blob(study)
+    dataset = lesions(study, mask, tmp_path, classes=parted(mask))
+    glass, solid = dataset.SegmentSequence
+    kinds = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in (glass, solid)]
+    assert [(kind.CodeValue, kind.CodingSchemeDesignator, kind.CodeMeaning) for kind in kinds] == [
+        ("112120", "DCM", "Ground glass opacity"),
+        ("95436008", "SCT", "Lung consolidation"),
+    ]
+    for segment in (glass, solid):
+        assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == "49755003"
+        assert segment.AnatomicRegionSequence[0].CodeMeaning == "Lung"
+    assert glass.TrackingUID != solid.TrackingUID
+    assert glass.RecommendedDisplayCIELabValue != solid.RecommendedDisplayCIELabValue
+
+
+@pytest.mark.parametrize("change", ["overlap", "missing", "beyond"])
+def test_classes_that_are_not_the_lesions_in_parts_are_refused(
+    study: Series, tmp_path: Path, change: str
+) -> None:
+    mask = blob(study)
+    classes = parted(mask)
+    if change == "overlap":
+        classes["ground_glass"] |= mask
+    elif change == "missing":
+        classes["ground_glass"][3] = False
+    else:
+        classes["ground_glass"][20, 0, 0] = True
+    with pytest.raises(ValueError, match="disjoint parts"):
+        lesions(study, mask, tmp_path, classes=classes)
 
 
 def halves(study: Series) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

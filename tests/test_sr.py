@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from highdicom.sr import (
     Measurement,
@@ -28,12 +29,13 @@ from tests.results import (
     blob,
     errors,
     negative,
+    parted,
     positive,
     small_study,
     source_series,
 )
 from triage.dicom import codes, seg, sr
-from triage.domain import Grade, Result, ResultObject, Series, Severity, Status
+from triage.domain import LUNG_REGIONS, Grade, Result, ResultObject, Series, Severity, Status
 
 PARAMETERS = {"lesion threshold": 0.5, "positive probability": 0.5}
 DISEASES = {"840539006", "233604007", "840544004", "882784691000119100"}
@@ -58,7 +60,7 @@ def report(
 
 
 def study_group(content: MeasurementReport) -> MeasurementsAndQualitativeEvaluations:
-    (group,) = content.get_image_measurement_groups()
+    group, *_ = content.get_image_measurement_groups()
     return group
 
 
@@ -115,7 +117,7 @@ def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject,
     figures = (
         "0.97", "not calibrated", "62.0", "41.0", "4100.2", "2200.4", "CT-3", "Severe", "Positive",
         "Pneumonia", "cannot tell COVID-19", "ACR Category 1", "with findings", "multitask", "3f2a9c01",
-        "lesion threshold = 0.5",
+        "lesion threshold = 0.5", "CT severity score, left lung", "Lower posterior lateral",
         "Positive: right lung 62 % affected, P 0.97", "not a medical device",
     )  # fmt: skip
     for command in (["dsrdump", "+Pl", written.path], ["dcsrdump", written.path]):
@@ -162,6 +164,58 @@ def test_lesion_segment_is_measured(study: Series, lesion_seg: ResultObject, tmp
     assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == lesion_seg.sop_instance_uid
     assert image.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
     assert "ReferencedFrameNumber" not in image.ReferencedSOPSequence[0]
+
+
+@needs_dicom3tools
+@pytest.mark.parametrize("sop_class", sorted(sr.SOP_CLASSES))
+def test_each_kind_of_lesion_is_measured(study: Series, tmp_path: Path, sop_class: sr.SopClass) -> None:
+    mask, result = blob(study), positive(study)
+    lesions = seg.write_lesions(study, mask, result, INFO, tmp_path, now=NOW, classes=parted(mask))
+    parts = replace(SEVERE, ground_glass_ml=1700.2, consolidation_ml=500.2)
+    content = report(study, result, parts, tmp_path, lesion_seg=lesions, sop_class=sop_class)
+    groups = content.get_volumetric_roi_measurement_groups()
+    volumes = [group.get_measurements(codes.VOLUME)[0].value for group in groups]
+    assert [(g.finding_type, volume) for g, volume in zip(groups, volumes, strict=True)] == [
+        (codes.GROUND_GLASS, 1700.2),
+        (codes.CONSOLIDATION, 500.2),
+    ]
+    segments = dcmread(lesions.path).SegmentSequence
+    assert [g.tracking_uid for g in groups] == [segment.TrackingUID for segment in segments]
+    images = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
+    numbers = [image.ReferencedSOPSequence[0].ReferencedSegmentNumber for image in images]
+    assert numbers == [segment.SegmentNumber for segment in segments]
+    (whole,) = study_group(content).get_measurements(codes.LESION_VOLUME)
+    assert whole.value == 2200.4
+    assert errors(tmp_path / "sr.dcm") == []
+
+
+def test_what_a_network_did_not_find_of_both_kinds_is_no_group(study: Series, tmp_path: Path) -> None:
+    mask, result = blob(study), positive(study)
+    classes = {"ground_glass": np.zeros_like(mask), "consolidation": mask}
+    lesions = seg.write_lesions(study, mask, result, INFO, tmp_path, now=NOW, classes=classes)
+    parts = replace(SEVERE, ground_glass_ml=0.0, consolidation_ml=2200.4)
+    content = report(study, result, parts, tmp_path, lesion_seg=lesions)
+    (group,) = content.get_volumetric_roi_measurement_groups()
+    assert group.finding_type == codes.CONSOLIDATION
+    (image,) = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
+    assert image.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
+
+
+def test_regions_of_either_lung_are_scored(study: Series, tmp_path: Path) -> None:
+    content = report(study, positive(study), SEVERE, tmp_path)
+    (total,) = study_group(content).get_measurements(codes.CT_SEVERITY_SCORE)
+    _, *lungs = content.get_image_measurement_groups()
+    told = {group.tracking_identifier: group.get_measurements(codes.REGION_SCORE) for group in lungs}
+    assert list(told) == ["CT severity score, right lung", "CT severity score, left lung"]
+    score = SEVERE.ct_severity_score
+    assert score is not None
+    for name, values in (("Right", score.right), ("Left", score.left)):
+        scored = told[f"CT severity score, {name.lower()} lung"]
+        sites = [measurement.finding_sites[0] for measurement in scored]
+        assert {site.laterality.meaning for site in sites} == {name}
+        assert [site.topographical_modifier.meaning.lower() for site in sites] == list(LUNG_REGIONS)
+        assert [measurement.value for measurement in scored] == list(values)
+    assert sum(m.value for scored in told.values() for m in scored) == total.value == 25
 
 
 def test_evidence_names_every_slice_and_the_segmentation(
@@ -212,6 +266,7 @@ def test_unknown_is_not_zero(study: Series, tmp_path: Path) -> None:
     group = study_group(report(study, positive(study), unknown, tmp_path))
     assert affected(group) == {}
     assert group.get_measurements(codes.SLICE_MEAN) == group.get_measurements(codes.CT_SEVERITY_SCORE) == []
+    assert group.get_measurements(codes.LESION_VOLUME) == []
     assert set(answers(group)) == {
         "Triage result",
         "CAD Processing and Findings Summary",

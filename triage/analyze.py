@@ -241,6 +241,8 @@ def _conclude(
         grade=extent.grade,
         lung_volume_ml=extent.lung_volume_ml,
         lesion_volume_ml=extent.lesion_volume_ml,
+        ground_glass_ml=extent.ground_glass_ml,
+        consolidation_ml=extent.consolidation_ml,
         percent_infection=extent.percent_infection,
         ct_severity_score=extent.ct_severity_score,
         positive_slices=findings.positive_slices,
@@ -334,6 +336,7 @@ def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
         case.info,
         case.folder,
         now=case.now,
+        classes=case.findings.lesion_classes,
         omit_empty_frames=settings.omit_empty_frames,
     )
 

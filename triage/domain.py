@@ -93,14 +93,16 @@ class DeliveryState(StrEnum):
 
 
 class ResultKind(StrEnum):
-    """The files one judgement leaves; all but the thumbnail and the mesh are DICOM objects."""
+    """The files one judgement leaves; all but the thumbnail, the PNG and the mesh are DICOM objects."""
 
     LESION_SEG = "lesion_seg"
     LUNG_SEG = "lung_seg"
     SR = "sr"
     PICTURE = "picture"
+    KEY_SLICES = "key_slices"
     VIEW_3D = "view_3d"
     THUMBNAIL = "thumbnail"
+    KEY_SLICES_PNG = "key_slices_png"
     MESH = "mesh"
 
 
@@ -283,6 +285,9 @@ class Severity:
     """Mean over slices of their affected fraction (PI), in [0, 1] like the other fractions."""
     ct_severity_score: CtSeverityScore | None = None
     grade_from: GradeBasis = "affected_fraction"
+    ground_glass_ml: float | None = None
+    """Of the lesion volume; None where the network does not tell the two apart."""
+    consolidation_ml: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,6 +321,9 @@ class Result:
     grade: Grade | None = None
     lung_volume_ml: float | None = None
     lesion_volume_ml: float | None = None
+    ground_glass_ml: float | None = None
+    """Of the lesion volume; None where the network does not tell the two apart."""
+    consolidation_ml: float | None = None
     percent_infection: float | None = None
     ct_severity_score: CtSeverityScore | None = None
     positive_slices: int | None = None
@@ -342,6 +350,8 @@ class ResultObject:
     path: Path
     sop_instance_uid: str
     sop_class_uid: str
+    segments: tuple[str, ...] = ()
+    """Labels of a segmentation's segments; the first one's number is 1."""
 
 
 @dataclass(frozen=True, slots=True)

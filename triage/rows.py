@@ -27,6 +27,8 @@ def result_row(result: Result) -> dict[str, Any]:
         "grade_from": result.grade_from,
         "lung_volume_ml": result.lung_volume_ml,
         "lesion_volume_ml": result.lesion_volume_ml,
+        "ground_glass_ml": result.ground_glass_ml,
+        "consolidation_ml": result.consolidation_ml,
         "percent_infection": result.percent_infection,
         "ct_severity_score": score.total if score else None,
         "ct_severity_left": dict(zip(LUNG_REGIONS, score.left, strict=True)) if score else None,

@@ -19,6 +19,7 @@ from triage.domain import (
     Findings,
     Grade,
     GradeBasis,
+    LesionClass,
     Mask,
     Severity,
     Status,
@@ -81,6 +82,8 @@ def measure(volume: Volume, findings: Findings, ct0_tolerance: float) -> Severit
         percent_infection=infection,
         ct_severity_score=ct_severity_score(volume, lung, lesion, sides, ct0_tolerance) if sides else None,
         grade_from=basis,
+        ground_glass_ml=_class_ml(volume, findings, "ground_glass"),
+        consolidation_ml=_class_ml(volume, findings, "consolidation"),
     )
 
 
@@ -267,6 +270,12 @@ def _cut(
     middle = (np.cumsum(line) - line / 2) / line.sum()
     part: NDArray[np.intp] = np.searchsorted(shares, middle)[place]
     return part
+
+
+def _class_ml(volume: Volume, findings: Findings, name: LesionClass) -> float | None:
+    """Volume of one kind of lesion inside the lungs."""
+    mask = findings.lesion_classes.get(name)
+    return None if mask is None else float(np.count_nonzero(mask & findings.lung_mask)) * volume.voxel_ml
 
 
 def _cut_off(lung: Mask) -> str:

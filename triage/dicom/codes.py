@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.coding import Code
 
-from triage.domain import Grade, GradeBasis, Status
+from triage.domain import LUNG_REGIONS, Grade, GradeBasis, Status
 
 PRIVATE = "99TRIAGE"
 
@@ -16,7 +16,7 @@ def private_scheme() -> CodingSchemeIdentificationItem:
     """Says whose scheme 99TRIAGE is (PS3.3 C.12.1.1.2): no standard code exists for what it names."""
     return CodingSchemeIdentificationItem(
         designator=PRIVATE,
-        name="triage: affected lung fraction, CT grades and CT severity score",
+        name="triage: affected lung fraction, lesion volume, CT grades, CT severity score and its regions",
         responsible_organization="triage",
     )
 
@@ -32,6 +32,8 @@ RIGHT = Code("24028007", "SCT", "Right")
 ABNORMAL_STRUCTURE = Code("49755003", "SCT", "Morphologically Abnormal Structure")
 ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
 LESION = Code("52988006", "SCT", "Lesion")
+GROUND_GLASS = Code("112120", "DCM", "Ground glass opacity")
+CONSOLIDATION = Code("95436008", "SCT", "Lung consolidation")
 
 # The answer. A disease is named as a finding only by a positive report.
 PNEUMONIA = Code("233604007", "SCT", "Pneumonia")
@@ -59,6 +61,12 @@ AFFECTED = Code("affected", PRIVATE, "Affected lung percentage")
 MAXIMUM = Code("56851009", "SCT", "Maximum")
 SLICE_MEAN = Code("affected-slice-mean", PRIVATE, "Percentage of infection, mean over slices")
 CT_SEVERITY_SCORE = Code("ct-severity-score", PRIVATE, "CT severity score of 20 regions, 0 to 40")
+REGION_SCORE = Code("ct-region-score", PRIVATE, "CT severity score of one region, 0 to 2")
+REGIONS = tuple(
+    Code(f"region-{number}", PRIVATE, name.capitalize()) for number, name in enumerate(LUNG_REGIONS, 1)
+)
+"""Parts of either lung, which no standard code names: they are cut by its shape, not by its segments."""
+LESION_VOLUME = Code("lesion-volume", PRIVATE, "Volume of all lesions")
 VOLUME = Code("118565006", "SCT", "Volume")
 PERCENT = Code("%", "UCUM", "percent")
 MILLILITRE = Code("ml", "UCUM", "ml")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
@@ -15,9 +18,24 @@ from pydicom.sr.coding import Code
 
 from triage.dicom import codes, objects, source
 from triage.dicom.uids import derive
-from triage.domain import Mask, ModelInfo, Result, ResultKind, ResultObject, Series
+from triage.domain import LesionClass, Mask, ModelInfo, Result, ResultKind, ResultObject, Series
 
-RED = CIELabColor.from_rgb(220, 40, 40)
+
+@dataclass(frozen=True, slots=True)
+class LesionKind:
+    """What one segment of the lesions is: its name, what it is called in code, and its colour (RGB)."""
+
+    label: str
+    code: Code
+    colour: tuple[int, int, int]
+
+
+LESIONS = LesionKind("Lesions", codes.LESION, (220, 40, 40))
+"""Of a network that does not tell them apart."""
+CLASSES: Mapping[LesionClass, LesionKind] = {
+    "ground_glass": LesionKind("Ground glass", codes.GROUND_GLASS, (86, 196, 255)),
+    "consolidation": LesionKind("Consolidation", codes.CONSOLIDATION, (255, 96, 56)),
+}
 BLUES = {codes.RIGHT: CIELabColor.from_rgb(70, 130, 220), codes.LEFT: CIELabColor.from_rgb(120, 190, 240)}
 
 
@@ -29,19 +47,35 @@ def write_lesions(
     folder: Path,
     *,
     now: datetime,
+    classes: Mapping[LesionClass, Mask] = MappingProxyType({}),
     omit_empty_frames: bool = True,
 ) -> ResultObject:
     """Write the lesion mask (slices, rows, columns), slice k on ``series.instances[k]``.
 
-    Raises ValueError for an empty mask (an empty segment hangs viewers: write none) and for another
-    grid; Retryable when source or disk fail.
+    Where ``classes`` tell its parts apart, each that has voxels is a segment of its own. Raises ValueError
+    for an empty mask (an empty segment hangs viewers: write none), for classes that are not the mask in
+    disjoint parts, and for another grid; Retryable when source or disk fail.
     """
-    segment = _segment(1, "Lesions", codes.ABNORMAL_STRUCTURE, codes.LESION, result, info, RED)
-    segment.AnatomicRegionSequence = [CodedConcept.from_code(codes.LUNG)]
-    labels = mask.astype(np.uint8)
+    parts = lesion_parts(mask, classes)
+    labels, segments = np.zeros(mask.shape, np.uint8), []
+    for number, (kind, part) in enumerate(parts, 1):
+        labels[part] = number
+        segments.append(_lesion(number, kind, result, info))
+    voxels = sum(np.count_nonzero(part) for _, part in parts)
+    if voxels != np.count_nonzero(mask) or not np.array_equal(labels > 0, mask):
+        raise ValueError("the classes are not the lesions in disjoint parts")
     return _write(
-        ResultKind.LESION_SEG, series, labels, [segment], result, info, folder, now, omit_empty_frames
+        ResultKind.LESION_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames
     )
+
+
+def lesion_parts(mask: Mask, classes: Mapping[LesionClass, Mask]) -> list[tuple[LesionKind, Mask]]:
+    """The lesion mask in what a network tells apart, as segments are written and pictures drawn.
+
+    Parts without a voxel are left out; masks have any shape.
+    """
+    parts = [(kind, classes[name]) for name, kind in CLASSES.items() if name in classes] or [(LESIONS, mask)]
+    return [(kind, part) for kind, part in parts if part.any()]
 
 
 def write_lungs(
@@ -69,6 +103,13 @@ def write_lungs(
             labels[mask] = number
             segments.append(_lung(number, name, side, result, info))
     return _write(ResultKind.LUNG_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames)
+
+
+def _lesion(number: int, kind: LesionKind, result: Result, info: ModelInfo) -> SegmentDescription:
+    colour = CIELabColor.from_rgb(*kind.colour)
+    segment = _segment(number, kind.label, codes.ABNORMAL_STRUCTURE, kind.code, result, info, colour)
+    segment.AnatomicRegionSequence = [CodedConcept.from_code(codes.LUNG)]
+    return segment
 
 
 def _lung(number: int, name: str, side: Code, result: Result, info: ModelInfo) -> SegmentDescription:
@@ -127,4 +168,5 @@ def _write(
         content_description=objects.DISCLAIMER,
         **objects.identity(kind, result, info, now),
     )
-    return objects.write(kind, segmentation, received.patient, folder, now)
+    written = objects.write(kind, segmentation, received.patient, folder, now)
+    return replace(written, segments=tuple(segment.segment_label for segment in segments))

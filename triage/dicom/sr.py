@@ -1,8 +1,8 @@
 """The answer as a structured report: TID 1500 Measurement Report (PS3.16), unverified.
 
 The study-level group (TID 1501) says positive or negative, with what certainty, how much of each lung
-is affected and by which network; a second group (TID 1411) measures the lesion segment, if there is
-one. Nothing here depends on how a worklist is ordered.
+is affected and by which network; one for each lung scores its regions; then a group for each segment of
+the lesions (TID 1411), if there are any, measures it. Nothing here depends on how a worklist is ordered.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def write(
     """Write the report of a judged study.
 
     ``parameters`` are the settings that shaped the answer (thresholds); ``lesion_seg`` is the object
-    whose segment is measured; ``predecessor`` is the report that this revision replaces, the one
+    whose segments are measured; ``predecessor`` is the report that this revision replaces, the one
     ``result.supersedes`` names. Raises ValueError for an answer that is neither positive nor negative
     and for a wrong predecessor; Retryable when source or disk fail.
     """
@@ -86,10 +86,10 @@ def write(
     received = source.read(series)
     algorithm = _algorithm(info, parameters)
     groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
-    groups = [_study(result, severity, algorithm)]
+    groups = [_study(result, severity, algorithm), *_regions(result, severity, algorithm)]
     evidence = received.slices
     if lesion_seg is not None:
-        groups.append(_lesions(series, result, severity, algorithm, lesion_seg))
+        groups += _lesions(series, result, severity, algorithm, lesion_seg)
         evidence = [*evidence, _evidence(lesion_seg, result)]
     report = SOP_CLASSES[sop_class](
         evidence=evidence,
@@ -162,6 +162,9 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
         value = severity.ct_severity_score.total
         yield Measurement(codes.CT_SEVERITY_SCORE, value, codes.NO_UNITS, finding_sites=[both])
     yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
+    if severity.lesion_volume_ml is not None:
+        value = round(severity.lesion_volume_ml, 1)
+        yield Measurement(codes.LESION_VOLUME, value, codes.MILLILITRE, finding_sites=[both])
 
 
 def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEvaluation]:
@@ -183,31 +186,63 @@ def _comments(result: Result) -> Iterator[str]:
     yield MUST_READ
 
 
+def _regions(
+    result: Result, severity: Severity, algorithm: AlgorithmIdentification
+) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+    """TID 1501 for either lung: the CT severity score of each of its regions."""
+    score = severity.ct_severity_score
+    if score is None:
+        return
+    for side, name, values in ((codes.RIGHT, "right", score.right), (codes.LEFT, "left", score.left)):
+        label = f"CT severity score, {name} lung"
+        yield MeasurementsAndQualitativeEvaluations(
+            tracking_identifier=TrackingIdentifier(seg.tracking_uid(label, result), label),
+            finding_sites=[FindingSite(codes.LUNG, side)],
+            algorithm_id=algorithm,
+            measurements=[
+                Measurement(
+                    codes.REGION_SCORE,
+                    value,
+                    codes.NO_UNITS,
+                    finding_sites=[FindingSite(codes.LUNG, side, topographical_modifier=region)],
+                )
+                for region, value in zip(codes.REGIONS, values, strict=True)
+            ],
+        )
+
+
 def _lesions(
     series: Series,
     result: Result,
     severity: Severity,
     algorithm: AlgorithmIdentification,
     lesion_seg: ResultObject,
-) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
-    """TID 1411: the one segment of the lesion object, without frame numbers (both together are invalid)."""
-    volume = severity.lesion_volume_ml
-    return VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(seg.tracking_uid("Lesions", result), "Lesions"),
-        referenced_segment=ReferencedSegment(
-            sop_class_uid=lesion_seg.sop_class_uid,
-            sop_instance_uid=lesion_seg.sop_instance_uid,
-            segment_number=1,
-            source_series=SourceSeriesForSegmentation(series.series_instance_uid),
-        ),
-        finding_type=codes.LESION,
-        finding_category=codes.ABNORMAL_STRUCTURE,
-        finding_sites=[FindingSite(codes.LUNG)],
-        algorithm_id=algorithm,
-        measurements=None
-        if volume is None
-        else [Measurement(codes.VOLUME, round(volume, 1), codes.MILLILITRE)],
-    )
+) -> Iterator[VolumetricROIMeasurementsAndQualitativeEvaluations]:
+    """TID 1411 for each segment of the lesion object, without frame numbers (both together are invalid)."""
+    volumes = {
+        seg.LESIONS: severity.lesion_volume_ml,
+        seg.CLASSES["ground_glass"]: severity.ground_glass_ml,
+        seg.CLASSES["consolidation"]: severity.consolidation_ml,
+    }
+    kinds = {kind.label: (kind, volume) for kind, volume in volumes.items()}
+    for number, label in enumerate(lesion_seg.segments, 1):
+        kind, volume = kinds[label]
+        yield VolumetricROIMeasurementsAndQualitativeEvaluations(
+            tracking_identifier=TrackingIdentifier(seg.tracking_uid(label, result), label),
+            referenced_segment=ReferencedSegment(
+                sop_class_uid=lesion_seg.sop_class_uid,
+                sop_instance_uid=lesion_seg.sop_instance_uid,
+                segment_number=number,
+                source_series=SourceSeriesForSegmentation(series.series_instance_uid),
+            ),
+            finding_type=kind.code,
+            finding_category=codes.ABNORMAL_STRUCTURE,
+            finding_sites=[FindingSite(codes.LUNG)],
+            algorithm_id=algorithm,
+            measurements=None
+            if volume is None
+            else [Measurement(codes.VOLUME, round(volume, 1), codes.MILLILITRE)],
+        )
 
 
 def _algorithm(info: ModelInfo, parameters: Mapping[str, str | float]) -> AlgorithmIdentification:
