@@ -23,7 +23,7 @@ from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.dcn_networks import DualBranchNet, StudyNet
 from triage.models.packages import Package
-from triage.models.pipeline import BATCH, FindLungs, Pipeline, lungs_network
+from triage.models.pipeline import BATCH, FindLungs, InLungs, lungs_network
 from triage.models.preprocessing import (
     CHUNK,
     HU_WINDOW,
@@ -63,7 +63,7 @@ class Looked:
     """(n, C)."""
 
 
-class DualBranch(Pipeline):
+class DualBranch(InLungs):
     """Judges volumes slice by slice, and the study by the curve of its slices' probabilities."""
 
     def __init__(
@@ -101,17 +101,6 @@ class DualBranch(Pipeline):
             slice_scores=stored_order(scores, volume),
             attention={name: stored_order(maps, volume) for name, maps in attention.items()},
         )
-
-    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:
-        """See ``triage.models.Model``.
-
-        The network knows slices without what surrounds the lungs: in a picture they are found first. Raises
-        Rejected where it shows none.
-        """
-        if lung_mask is None:
-            with self.compute.running():
-                _, lung_mask = self._lungs(prepare(volume), volume)
-        return super().lesion_map(volume, lung_mask)
 
     def _find(self, slices: Tensor, lung: Mask, _spacing: Vector) -> Tensor:
         return self._look(slices, lung).lesions

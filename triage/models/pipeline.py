@@ -165,6 +165,20 @@ class Pipeline:
         return probability
 
 
+class InLungs(Pipeline):
+    """The way of networks that know slices without what surrounds the lungs."""
+
+    def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:
+        """See ``triage.models.Model``. In a picture the lungs are found first.
+
+        Raises Rejected where it shows none.
+        """
+        if lung_mask is None:
+            with self.compute.running():
+                _, lung_mask = self._lungs(prepare(volume), volume)
+        return super().lesion_map(volume, lung_mask)
+
+
 def assemble(
     package: Package, analysis: Analysis, running: Compute, find_lesions: Lesions, grid: Grid = CANONICAL
 ) -> Pipeline:

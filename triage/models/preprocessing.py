@@ -9,6 +9,7 @@ and one above (``context``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,14 @@ class Layout:
         """The inverse of ``canonical``; a view."""
         array = np.flip(array, self.reversed_axes)
         return array.swapaxes(1, 2) if self.swapped else array
+
+    def stored_box(self, box: Box, shape: Sequence[int]) -> Box:
+        """Where a box of a canonical array of this shape lies in the array as stored."""
+        z, y, x = (
+            slice(n - part.stop, n - part.start) if axis in self.reversed_axes else part
+            for axis, (n, part) in enumerate(zip(shape, box, strict=True))
+        )
+        return (z, x, y) if self.swapped else (z, y, x)
 
 
 def _extent_mm(volume: Volume) -> tuple[float, float]:

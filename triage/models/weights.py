@@ -73,6 +73,13 @@ def _dcn_study(recipe: Recipe) -> nn.Module:
     return StudyNet(float(recipe["width"]), _switch(recipe, "mapping"))
 
 
+def _ssm(recipe: Recipe) -> nn.Module:
+    from triage.models.ssm_networks import SsmNet
+
+    numbers = {key: int(recipe[key]) for key in ("blocks", "branches", "classes", "zoom")}
+    return SsmNet(recipe["encoder"], width=float(recipe["width"]), **numbers)
+
+
 NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "lungs": lambda recipe: LungsNet(_widths(recipe), _inputs(recipe)),
     "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"]), _inputs(recipe)),
@@ -84,6 +91,7 @@ NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "cascade": _encoder_decoder,
     "dcn_slices": _dcn_slices,
     "dcn_study": _dcn_study,
+    "ssm": _ssm,
 }
 """Every network that a file can hold."""
 
