@@ -55,6 +55,7 @@ SYSTEMS = {
     "resnet50": "resnet50",
     "cascade": "cascade",
     "dcn": "dcn",
+    "infnet": "infnet",
     "ssm": "ssm",
 }
 """What the code can build: the card's ``system`` → the module whose ``load`` makes a Model of a package."""

@@ -6,7 +6,7 @@ Systems differ in one function, from slices to lesion probability.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triage.config import Analysis
-from triage.domain import Findings, GradeBasis, Mask, ModelInfo, Vector, Volume
+from triage.domain import Findings, GradeBasis, LesionClass, Mask, ModelInfo, Vector, Volume
 from triage.errors import Rejected
 from triage.models import lungs, weights
 from triage.models.compute import Compute
@@ -63,6 +63,7 @@ class Found:
     volume: Volume
     lung_mask: Mask
     lesion_mask: Mask
+    slices: Tensor
     lung: Mask
     probability: Tensor
     """Of lesion, in the slices."""
@@ -75,6 +76,7 @@ class Conclusion:
     probability: float
     grade_from: GradeBasis = "affected_fraction"
     slice_scores: NDArray[np.float32] | None = None
+    lesion_classes: Mapping[LesionClass, Mask] = field(default_factory=dict)
 
 
 Conclude = Callable[[Found], Conclusion]
@@ -130,7 +132,7 @@ class Pipeline:
             probability = self._lesions(slices, lung, volume)
             lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
-            concluded = self.conclude(Found(volume, lung_mask, lesion_mask, lung, probability))
+            concluded = self.conclude(Found(volume, lung_mask, lesion_mask, slices, lung, probability))
         return Findings(
             concluded.probability,
             "score",
@@ -139,6 +141,7 @@ class Pipeline:
             lesion_mask,
             grade_from=concluded.grade_from,
             slice_scores=concluded.slice_scores,
+            lesion_classes=concluded.lesion_classes,
         )
 
     def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:

@@ -80,6 +80,22 @@ def _ssm(recipe: Recipe) -> nn.Module:
     return SsmNet(recipe["encoder"], width=float(recipe["width"]), **numbers)
 
 
+def _infnet(recipe: Recipe) -> nn.Module:
+    from triage.models.infnet_networks import InfNet
+
+    return InfNet(*_infnet_shape(recipe))
+
+
+def _infnet_inpainting(recipe: Recipe) -> nn.Module:
+    from triage.models.infnet_networks import Inpainting
+
+    return Inpainting(*_infnet_shape(recipe), float(recipe["coach_width"]))
+
+
+def _infnet_shape(recipe: Recipe) -> tuple[str, float, float, int]:
+    return recipe["encoder"], float(recipe["width"]), float(recipe["multi_width"]), int(recipe["size"])
+
+
 NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "lungs": lambda recipe: LungsNet(_widths(recipe), _inputs(recipe)),
     "multitask": lambda recipe: MultitaskNet(_widths(recipe), int(recipe["hidden"]), _inputs(recipe)),
@@ -91,6 +107,8 @@ NETWORKS: dict[str, Callable[[Recipe], nn.Module]] = {
     "cascade": _encoder_decoder,
     "dcn_slices": _dcn_slices,
     "dcn_study": _dcn_study,
+    "infnet": _infnet,
+    "infnet_inpainting": _infnet_inpainting,
     "ssm": _ssm,
 }
 """Every network that a file can hold."""
