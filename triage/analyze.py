@@ -21,7 +21,7 @@ from triage import priority, severity
 from triage.assemble import fail, reject
 from triage.config import Config, Results
 from triage.db import Database
-from triage.dicom import files, mesh, pictures, seg, series, sr, view3d, volume
+from triage.dicom import files, key_slices, mesh, pictures, seg, series, sr, view3d, volume
 from triage.domain import (
     Findings,
     Instance,
@@ -40,7 +40,7 @@ from triage.models import Model
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 5
+ANSWER_VERSION = 6
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 LONGEST_RETRY = timedelta(minutes=15)
 
@@ -91,7 +91,9 @@ def judge(
     previous: Result | None = None,
     also: Callable[[Case], None] | None = None,
 ) -> Judgement:
-    """Judge one series and write SEG (where there is a lesion), SR, picture and 3D view into ``folder``.
+    """Judge one series and write SEG and key slices (where there is a lesion), SR, picture and 3D view.
+
+    All into ``folder``.
 
     ``previous`` is the answer that this one supersedes; ``also`` is given the judged series at the end, and
     its time is not counted. Raises Rejected when the series cannot be judged, Retryable when disk, memory or
@@ -288,7 +290,9 @@ def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
 def _write(
     case: Case, settings: Results, watch: Stopwatch
 ) -> tuple[tuple[ResultObject, ...], dict[ResultKind, Path]]:
-    """Lesion SEG (none where there is no lesion), lungs SEG, SR, picture, 3D view; and the page's files."""
+    """Lesion SEG and key slices (none where there is no lesion), lungs SEG, SR, picture, 3D view; and the
+    page's files.
+    """
     files.make_folder(case.folder)
     with watch("seg"):
         lesions = _lesion_seg(case, settings)
@@ -317,12 +321,16 @@ def _write(
             if settings.picture
             else None
         )
-    turning = None
+    marked, turning = None, None
+    if settings.key_slices:
+        with watch("key_slices"):
+            marked, pngs = _key_slices(case)
+        beside |= pngs
     if settings.view_3d:
         with watch("view_3d"):
             turning, surfaces = _view_3d(case)
         beside |= surfaces
-    return tuple(o for o in (lesions, lungs, report, capture, turning) if o is not None), beside
+    return tuple(o for o in (lesions, lungs, report, capture, marked, turning) if o is not None), beside
 
 
 def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
@@ -354,6 +362,18 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
         now=case.now,
         omit_empty_frames=settings.omit_empty_frames,
     )
+
+
+def _key_slices(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:
+    """The slices with most lesion as one picture, and the same as PNG; none where there is no lesion."""
+    shown = key_slices.choose(case.volume, case.findings)
+    if not shown:
+        return None, {}
+    drawn = key_slices.draw(case.series, case.volume, case.findings, shown)
+    path = case.folder / f"{ResultKind.KEY_SLICES.value}.png"
+    pictures.write_png(drawn, path)
+    written = key_slices.write(drawn, case.series, shown, case.answer, case.info, case.folder, now=case.now)
+    return written, {ResultKind.KEY_SLICES_PNG: path}
 
 
 def _view_3d(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:

@@ -96,6 +96,7 @@ class Results(Section):
     lung_seg: bool = False
     omit_empty_frames: bool = True
     picture: bool = True
+    key_slices: bool = True
     view_3d: bool = False
 
 

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from triage.dicom.files import make_folder
-from triage.dicom.pictures import patient_axes
+from triage.dicom.pictures import upright, windowed
 from triage.domain import Findings, Volume, two_decimals
 from triage.errors import Retryable
 
 WIDTH = 256
 """Of one panel; the height follows from the slice."""
-WINDOW = (-1350, 150)
-"""HU of black and of white: the usual window for lungs."""
 HEAT = (255, 90, 0)
 OPAQUE = 0.7
 """Share of ``HEAT`` where a map is at its highest."""
@@ -43,7 +41,8 @@ def _panels(volume: Volume, findings: Findings, index: int) -> Image.Image:
     maps = {name: map_[index] for name, map_ in findings.attention.items()}
     height, width = next(iter(maps.values())).shape
     size = (WIDTH, round(WIDTH * height / width))
-    ct = Image.fromarray(_upright(volume, index)).resize(size, Image.Resampling.BILINEAR)
+    plane = np.ascontiguousarray(windowed(upright(volume.array[index], volume.orientation)))
+    ct = Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)
     score = "" if findings.slice_scores is None else f"  P {two_decimals(findings.slice_scores[index])}"
     panels = [_titled(ct.convert("RGB"), f"slice {index + 1}{score}")]
     panels += [_titled(_heated(ct, map_), name) for name, map_ in maps.items()]
@@ -51,15 +50,6 @@ def _panels(volume: Volume, findings: Findings, index: int) -> Image.Image:
     for number, panel in enumerate(panels):
         row.paste(panel, (number * WIDTH, 0))
     return row
-
-
-def _upright(volume: Volume, index: int) -> Grey:
-    """A slice as an axial CT is read, in 8 bits: rows run to the back, columns to the patient's left."""
-    (_, back, _), (_, rows, columns) = patient_axes(volume.orientation)
-    plane = volume.array[index] if back == 1 else volume.array[index].T
-    low, high = WINDOW
-    grey: Grey = ((np.clip(plane[rows, columns], low, high) - low) * (255 / (high - low))).astype(np.uint8)
-    return grey
 
 
 def _heated(ct: Image.Image, map_: Grey) -> Image.Image:

@@ -23,6 +23,7 @@ def private_scheme() -> CodingSchemeIdentificationItem:
 
 # What made the objects, and of what.
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+SOURCE_IMAGE = Code("121322", "DCM", "Source of Image Processing Operation")
 CT_CHEST = Code("169069000", "SCT", "CT of chest")
 LUNG = Code("39607008", "SCT", "Lung")
 LEFT = Code("7771000", "SCT", "Left")

@@ -23,6 +23,7 @@ SERIES_NUMBERS = {
     ResultKind.SR: 9003,
     ResultKind.PICTURE: 9004,
     ResultKind.VIEW_3D: 9005,
+    ResultKind.KEY_SLICES: 9006,
 }
 """High, so that viewers list our series after the scanner's."""
 DESCRIPTIONS = {
@@ -31,6 +32,7 @@ DESCRIPTIONS = {
     ResultKind.SR: "triage: report (research use)",
     ResultKind.PICTURE: "triage: summary (research use)",
     ResultKind.VIEW_3D: "triage: 3D view, turning (research use)",
+    ResultKind.KEY_SLICES: "triage: key slices (research use)",
 }
 
 

@@ -2,27 +2,32 @@
 
 Companion of figure 1 of Goncharov et al.: seen from the front, head up, the patient's right on the left
 of the picture; each ray from chest to back is coloured by the affected share of the lung it crosses.
+And what it shares with other pictures: how a chest is turned and shown, and how a picture is written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from highdicom.sc import ConversionTypeValues, SCImage
+from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from scipy.ndimage import gaussian_filter
 
-from triage.dicom import objects, source
+from triage.dicom import codes, objects, source
 from triage.dicom.files import write_durably
 from triage.domain import (
     Findings,
     Grade,
+    Instance,
     Mask,
     ModelInfo,
     Result,
@@ -39,6 +44,7 @@ from triage.domain import (
 Picture = NDArray[np.uint8]
 Plane = NDArray[np.float32]
 Colour = tuple[int, int, int]
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 WIDTH, VIEW_HEIGHT, BAND_HEIGHT = 768, 576, 192
 MARGIN_MM = 12.0
@@ -48,6 +54,8 @@ FULL_RED = 0.5
 OPAQUE_MM = 70.0
 """Lung depth from which on the colour is at its strongest; thinner lung fades into the X-ray."""
 
+WINDOW = (-1350, 150)
+"""HU of black and of white: the usual window for lungs."""
 BLACK: Colour = (10, 12, 16)
 WHITE: Colour = (238, 240, 244)
 GREY: Colour = (150, 156, 166)
@@ -61,6 +69,13 @@ GRADE_COLOURS: dict[Grade | None, Colour] = {
     Grade.CT3: (208, 72, 28),
     Grade.CT4: (184, 24, 32),
 }
+
+
+SHOWN: Mapping[ResultKind, tuple[tuple[str, str], str]] = {
+    ResultKind.PICTURE: (("L", "F"), "Lungs coloured by affected share along each ray."),
+    ResultKind.KEY_SLICES: (("L", "P"), "Slices with most lesion in lung window, lesions outlined."),
+}
+"""Where rows and columns of each picture run, and what it shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +145,32 @@ def patient_axes(orientation: tuple[float, ...]) -> tuple[tuple[int, int, int], 
     return (head, back, left), (from_head, from_front, from_right)
 
 
+def upright(plane: NDArray[Pixel], orientation: tuple[float, ...]) -> NDArray[Pixel]:
+    """An axial slice (rows, columns) as it is read: rows run to the back, columns to the patient's left."""
+    (_, back, _), (_, rows, columns) = patient_axes(orientation)
+    return (plane if back == 1 else plane.T)[rows, columns]
+
+
+def windowed(hu: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """Grey values, from black to white over ``WINDOW``."""
+    low, high = WINDOW
+    grey: NDArray[np.uint8] = ((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+    return grey
+
+
 def _box(lung: Mask, spacing: tuple[float, ...]) -> tuple[slice, slice, slice]:
     rows, columns = np.nonzero(lung.any(axis=1))
     if not rows.size:
         raise ValueError("no lungs to draw")
     depths = np.flatnonzero(lung.any(axis=(0, 2)))
     return (
-        _span(rows, round(MARGIN_MM / spacing[0])),
-        _span(depths, 0),
-        _span(columns, round(MARGIN_MM / spacing[2])),
+        span(rows, round(MARGIN_MM / spacing[0])),
+        span(depths, 0),
+        span(columns, round(MARGIN_MM / spacing[2])),
     )
 
 
-def _span(indices: NDArray[np.intp], margin: int) -> slice:
+def span(indices: NDArray[np.intp], margin: int) -> slice:
     return slice(max(0, int(indices.min()) - margin), int(indices.max()) + 1 + margin)
 
 
@@ -184,33 +212,33 @@ def _fit(image: Image.Image, spacing: tuple[float, float]) -> Image.Image:
 def _caption(draw: ImageDraw.ImageDraw, severity: Severity, result: Result) -> None:
     """Sides on the view; below it the figures, the grade, the answer, the scale and what this is not."""
     middle, edge, top = WIDTH // 2, 20, VIEW_HEIGHT
-    draw.text((edge, 12), "R", WHITE, _font(44))
-    draw.text((WIDTH - edge, 12), "L", WHITE, _font(44), anchor="ra")
+    draw.text((edge, 12), "R", WHITE, font(44))
+    draw.text((WIDTH - edge, 12), "L", WHITE, font(44), anchor="ra")
     for name, fraction, x, anchor in (
         ("R", severity.affected_right, edge, "lm"),
         ("L", severity.affected_left, WIDTH - edge, "rm"),
     ):
         if fraction is not None:
-            draw.text((x, top + 44), f"{name} {percent(fraction)}", WHITE, _font(56), anchor=anchor)
+            draw.text((x, top + 44), f"{name} {percent(fraction)}", WHITE, font(56), anchor=anchor)
     draw.rounded_rectangle((middle - 100, top + 8, middle + 100, top + 80), 16, GRADE_COLOURS[severity.grade])
     grade = severity.grade.value if severity.grade else "CT ?"
-    draw.text((middle, top + 44), grade, WHITE, _font(56), anchor="mm")
-    draw.text((middle, top + 110), _answer(result), WHITE, _font(34), anchor="mm")
+    draw.text((middle, top + 44), grade, WHITE, font(56), anchor="mm")
+    draw.text((middle, top + 110), _answer(result), WHITE, font(34), anchor="mm")
     _scale(draw, edge, top + 146, severity)
-    draw.text((middle, top + 176), objects.DISCLAIMER, GREY, _font(22), anchor="mm")
+    draw.text((middle, top + 176), objects.DISCLAIMER, GREY, font(22), anchor="mm")
 
 
 def _scale(draw: ImageDraw.ImageDraw, x: int, y: int, severity: Severity) -> None:
     if severity.affected_fraction is None:
-        draw.text((WIDTH // 2, y), "affected lung: not measured", GREY, _font(22), anchor="mm")
+        draw.text((WIDTH // 2, y), "affected lung: not measured", GREY, font(22), anchor="mm")
         return
     which = "lung" if severity.affected_left is None or severity.affected_right is None else "worse lung"
-    draw.text((x, y), f"{which} {percent(severity.affected_fraction)}", WHITE, _font(24), anchor="lm")
-    draw.text((x + 400, y), "share of ray  0 %", GREY, _font(20), anchor="rm")
+    draw.text((x, y), f"{which} {percent(severity.affected_fraction)}", WHITE, font(24), anchor="lm")
+    draw.text((x + 400, y), "share of ray  0 %", GREY, font(20), anchor="rm")
     for i, colour in enumerate(_ramp(np.linspace(0, FULL_RED, 220, dtype=np.float32))):
         red, green, blue = (int(channel) for channel in colour)
         draw.line((x + 410 + i, y - 9, x + 410 + i, y + 9), (red, green, blue))
-    draw.text((x + 640, y), f"{100 * FULL_RED:.0f} % +", GREY, _font(20), anchor="lm")
+    draw.text((x + 640, y), f"{100 * FULL_RED:.0f} % +", GREY, font(20), anchor="lm")
 
 
 def _answer(result: Result) -> str:
@@ -222,24 +250,33 @@ def _answer(result: Result) -> str:
     return f"{answer}   {kind} {two_decimals(result.probability)}{calibration}"
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
 def write_secondary_capture(
-    picture: Picture, series: Series, result: Result, info: ModelInfo, folder: Path, *, now: datetime
+    picture: Picture,
+    series: Series,
+    result: Result,
+    info: ModelInfo,
+    folder: Path,
+    *,
+    now: datetime,
+    kind: ResultKind = ResultKind.PICTURE,
+    images: Sequence[Instance] = (),
 ) -> ResultObject:
     """Write the picture as a colour Secondary Capture (PS3.3 A.8.1) of the study.
 
-    Raises Retryable when source or disk fail.
+    ``images`` are the slices that a picture of a few shows. Raises Retryable when source or disk fail.
     """
     patient = source.patient(series)
+    patient_orientation, description = SHOWN[kind]
     image = SCImage(
         pixel_array=picture,
         photometric_interpretation="RGB",
         bits_allocated=8,
         coordinate_system="PATIENT",
-        patient_orientation=("L", "F"),
+        patient_orientation=patient_orientation,
         study_instance_uid=result.study_instance_uid,
         patient_id=patient.PatientID,
         patient_birth_date=patient.PatientBirthDate,
@@ -249,25 +286,45 @@ def write_secondary_capture(
         study_date=patient.StudyDate or None,
         study_time=patient.StudyTime or None,
         referring_physician_name=patient.ReferringPhysicianName,
-        **objects.identity(ResultKind.PICTURE, result, info, now),
+        **objects.identity(kind, result, info, now),
     )
-    _describe(image)
-    return objects.write(ResultKind.PICTURE, image, patient, folder, now)
+    _describe(image, description)
+    if images:
+        image.SourceImageSequence = [_source_image(instance) for instance in images]
+    return objects.write(kind, image, patient, folder, now)
 
 
-def _describe(image: Dataset) -> None:
+def _describe(image: Dataset, description: str) -> None:
     """What viewers and archives should know: nothing in it identifies the patient."""
     image.ImageType = ["DERIVED", "SECONDARY"]
     image.ConversionType = ConversionTypeValues.WSD.value
     image.BodyPartExamined = "CHEST"  # without it, Laterality would be demanded
     image.BurnedInAnnotation = "NO"
     image.RecognizableVisualFeatures = "NO"
-    image.DerivationDescription = "Lungs coloured by affected share along each ray. " + objects.DISCLAIMER
+    image.DerivationDescription = f"{description} {objects.DISCLAIMER}"
+
+
+def _source_image(instance: Instance) -> Dataset:
+    """Lets a viewer go from the picture to the slice (PS3.3 C.7.6.1.1.4)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = instance.sop_class_uid
+    item.ReferencedSOPInstanceUID = instance.sop_instance_uid
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
+    return item
 
 
 def write_thumbnail(picture: Picture, path: Path) -> None:
     """Write the picture as PNG of 256 pixels' width. Raises Retryable when the disk refuses."""
     image = Image.fromarray(picture)
+    _write_png(image.resize((256, round(256 * image.height / image.width)), Image.Resampling.LANCZOS), path)
+
+
+def write_png(picture: Picture, path: Path) -> None:
+    """Write the picture as it is. Raises Retryable when the disk refuses."""
+    _write_png(Image.fromarray(picture), path)
+
+
+def _write_png(image: Image.Image, path: Path) -> None:
     buffer = BytesIO()
-    image.resize((256, round(256 * image.height / image.width)), Image.Resampling.LANCZOS).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     write_durably(path, buffer.getbuffer())

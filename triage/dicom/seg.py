@@ -30,7 +30,7 @@ class LesionKind:
     colour: tuple[int, int, int]
 
 
-LESIONS = LesionKind("Lesions", codes.LESION, (220, 40, 40))
+LESIONS = LesionKind("Lesions", codes.LESION, (255, 72, 60))
 """Of a network that does not tell them apart."""
 CLASSES: Mapping[LesionClass, LesionKind] = {
     "ground_glass": LesionKind("Ground glass", codes.GROUND_GLASS, (86, 196, 255)),

@@ -86,7 +86,7 @@ def write(
     received = source.read(series)
     algorithm = _algorithm(info, parameters)
     groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
-    groups = [_study(result, severity, algorithm), *_regions(result, severity, algorithm)]
+    groups = [_study(result, severity, algorithm), *_regions(result, severity)]
     evidence = received.slices
     if lesion_seg is not None:
         groups += _lesions(series, result, severity, algorithm, lesion_seg)
@@ -186,9 +186,7 @@ def _comments(result: Result) -> Iterator[str]:
     yield MUST_READ
 
 
-def _regions(
-    result: Result, severity: Severity, algorithm: AlgorithmIdentification
-) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+def _regions(result: Result, severity: Severity) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """TID 1501 for either lung: the CT severity score of each of its regions."""
     score = severity.ct_severity_score
     if score is None:
@@ -198,7 +196,6 @@ def _regions(
         yield MeasurementsAndQualitativeEvaluations(
             tracking_identifier=TrackingIdentifier(seg.tracking_uid(label, result), label),
             finding_sites=[FindingSite(codes.LUNG, side)],
-            algorithm_id=algorithm,
             measurements=[
                 Measurement(
                     codes.REGION_SCORE,

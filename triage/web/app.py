@@ -94,6 +94,7 @@ def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
         Route("/studies/{study_instance_uid}", pages.study),
         Route("/pictures/{study_instance_uid}.png", pages.picture),
         Route("/pictures/{study_instance_uid}/large.png", pages.large_picture),
+        Route("/pictures/{study_instance_uid}/key_slices.png", pages.key_slices),
         Route("/meshes/{study_instance_uid}.glb", pages.mesh),
         Route("/api/worklist", pages.api_worklist),
         Route("/healthz", pages.health),
@@ -175,6 +176,10 @@ class Pages:
         Image.fromarray(read_capture(path)).save(png, "PNG")
         return Response(png.getvalue(), media_type="image/png")
 
+    def key_slices(self, request: Request) -> Response:
+        """The slices with most lesion, where ``results.key_slices`` was on and there was a lesion."""
+        return FileResponse(self._file_of(request, ResultKind.KEY_SLICES_PNG), media_type="image/png")
+
     def mesh(self, request: Request) -> Response:
         """Surfaces of lungs and infection, where ``results.view_3d`` was on."""
         return FileResponse(self._file_of(request, ResultKind.MESH), media_type="model/gltf-binary")
@@ -238,6 +243,7 @@ class Pages:
         html = self.templates.get_template(template).render(
             now=now,
             picture=self._picture_address,
+            key_slices=self._key_slices_address,
             refresh=self.config.web.refresh_seconds,
             troubles=troubles(self.database, self.config, now),
             **values,
@@ -258,11 +264,17 @@ class Pages:
         return path if path.resolve().is_relative_to(self.config.storage.spool.resolve()) else None
 
     def _picture_address(self, entry: WorklistEntry, large: bool = False) -> str | None:
-        """A new revision has a new address, so that a page which stays open loads the new picture."""
-        if entry.result is None or self._file(entry, ResultKind.THUMBNAIL) is None:
+        return self._address(entry, ResultKind.THUMBNAIL, "/large.png" if large else ".png")
+
+    def _key_slices_address(self, entry: WorklistEntry) -> str | None:
+        return self._address(entry, ResultKind.KEY_SLICES_PNG, "/key_slices.png")
+
+    def _address(self, entry: WorklistEntry, kind: ResultKind, name: str) -> str | None:
+        """Of a picture, where its file is; a new revision has a new one, which an open page then loads."""
+        if entry.result is None or self._file(entry, kind) is None:
             return None
         uid = quote(entry.study.study_instance_uid, safe="")
-        return f"/pictures/{uid}{'/large' if large else ''}.png?revision={entry.result.revision}"
+        return f"/pictures/{uid}{name}?revision={entry.result.revision}"
 
 
 def _unless_known(request: Request, response: Response) -> Response:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from triage.domain import (
+    LUNG_REGIONS,
     Band,
     Delivery,
     DeliveryState,
     Result,
+    ResultKind,
     Status,
     StudyState,
     WorklistEntry,
@@ -35,15 +38,15 @@ STATUSES = {
     Status.FAILED: "Failed",
 }
 
-OBJECTS = {
-    "1.2.840.10008.5.1.4.1.1.66.4": "Segmentation",
-    "1.2.840.10008.5.1.4.1.1.88.22": "Structured report",
-    "1.2.840.10008.5.1.4.1.1.88.33": "Structured report",
-    "1.2.840.10008.5.1.4.1.1.88.34": "Structured report",
-    "1.2.840.10008.5.1.4.1.1.7": "Summary picture",
-    "1.2.840.10008.5.1.4.1.1.7.4": "Summary picture",
+OBJECTS: Mapping[str, str] = {
+    ResultKind.LESION_SEG: "Segmentation",
+    ResultKind.LUNG_SEG: "Segmentation of the lungs",
+    ResultKind.SR: "Structured report",
+    ResultKind.PICTURE: "Summary picture",
+    ResultKind.KEY_SLICES: "Key slices",
+    ResultKind.VIEW_3D: "3D view",
 }
-"""Names of the result objects by SOP Class UID (DICOM PS3.4, annex B.5)."""
+"""Names of the result objects. Their files are named by their kind; pictures share one SOP Class UID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,12 +192,22 @@ def grade(result: Result) -> str:
     return f"{result.grade.value}{' by slice mean' if result.grade_from == 'percent_infection' else ''}"
 
 
+def object_name(delivery: Delivery) -> str:
+    return OBJECTS.get(delivery.path.stem, delivery.sop_class_uid)
+
+
 def severity_score(result: Result) -> str:
     """``14 of 40 (left 6, right 8)``."""
     score = result.ct_severity_score
     if score is None:
         return "unknown"
     return f"{score.total} of 40 (left {sum(score.left)}, right {sum(score.right)})"
+
+
+def regions(result: Result) -> list[tuple[str, int, int]]:
+    """Each region of a lung with the score of the right and of the left one; none where they are unknown."""
+    score = result.ct_severity_score
+    return [] if score is None else list(zip(LUNG_REGIONS, score.right, score.left, strict=True))
 
 
 def millilitres(volume: float | None) -> str:
