@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from triage.domain import Grade, Mask, Volume
+from triage.domain import Grade, LesionClass, Mask, Volume
 
 
 class Diagnosis(StrEnum):
@@ -33,6 +34,8 @@ class Case:
     """Both lungs; None where nobody marked them."""
     lesions: tuple[Mask, ...] = ()
     """Lesions of any kind, a mask for each rater; empty where nobody marked them."""
+    lesion_classes: Mapping[LesionClass, Mask] = field(default_factory=dict)
+    """The lesions in disjoint parts; empty where nobody told them apart."""
     diagnosis: Diagnosis | None = None
     grade: Grade | None = None
     """As a radiologist saw it, not computed from masks."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from triage.domain import Mask, Volume
+from triage.domain import LesionClass, Mask, Volume
 from triage.errors import ConfigError
 from triage.models.preprocessing import (
     CANONICAL,
@@ -38,6 +38,8 @@ class Scan:
     lung: Tensor | None
     lesions: tuple[Tensor, ...] = ()
     """A mask for each rater; training draws one (Goncharov et al., section 4.5)."""
+    lesion_classes: Mapping[LesionClass, Tensor] = field(default_factory=dict)
+    """The lesions in disjoint parts; empty where nobody told them apart."""
     spacing_mm: float = NEIGHBOUR_MM
     """Distance of the slices."""
     diagnosis: Diagnosis | None = None
@@ -51,6 +53,7 @@ class Scan:
             slices=self.slices[box],
             lung=None if self.lung is None else self.lung[box],
             lesions=tuple(lesion[box] for lesion in self.lesions),
+            lesion_classes={kind: part[box] for kind, part in self.lesion_classes.items()},
         )
 
     def to_lungs(self) -> Scan:
@@ -88,6 +91,7 @@ def scan(case: Case, grid: Grid = CANONICAL) -> Scan:
         slices,
         None if case.lung is None else share(case.lung),
         tuple(share(lesion) for lesion in case.lesions),
+        {kind: share(part) for kind, part in case.lesion_classes.items()},
         case.volume.spacing[0],
         case.diagnosis,
         case.cropped,

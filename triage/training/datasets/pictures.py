@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from triage.domain import Volume
+from triage.domain import LesionClass, Mask, Volume
 from triage.training.cases import Case, Diagnosis
 from triage.training.datasets.files import counted, existing, partner, readable, same_shape, wrong_folder
 
@@ -29,6 +29,8 @@ COVIDXCT = "<part>_COVIDx*.txt with lines 'file class xmin ymin xmax ymax', the 
 
 LUNG_WINDOW = (-1400.0, 200.0)
 """HU of black and of white, assumed: the usual window for lungs. Augmentation varies it."""
+SEMISEG_CLASSES: Mapping[LesionClass, tuple[int, int]] = {"ground_glass": (1, 38), "consolidation": (2, 75)}
+"""Numbers of ``GT-multi``: as they are, or as the brightness of their colours."""
 SEMISEG_WINDOW = (-1080.0, 250.0)
 """Where a picture does not show it: the median over COVID-SemiSeg's first 40 training slices."""
 CLEAR_LUNG, MUSCLE = -860.0, 40.0
@@ -63,9 +65,9 @@ Entry = Path | zipfile.Path
 def semiseg(folder: Path) -> Iterator[Case]:
     """COVID-SemiSeg (Fan et al., "Inf-Net", doi:10.1109/TMI.2020.2996645): slices cropped to the lungs.
 
-    ``GT`` marks lesions of any kind; ``Edge`` and ``GT-multi`` may lie beside it. The pictures are stored
-    with the front at the left: turned clockwise the spine lies below. No patient is known, so each picture
-    counts as its own. Raises ConfigError.
+    ``GT`` marks lesions of any kind; ``GT-multi``, which may lie beside it, ground glass and consolidation.
+    ``Edge`` is the outline of ``GT`` and not read. The pictures are stored with the front at the left: turned
+    clockwise the spine lies below. No patient is known, so each picture counts as its own. Raises ConfigError.
     """
     for path in existing(folder, SEMISEG, *(f"Imgs/*{suffix}" for suffix in SUFFIXES)):
         mask_path = partner(folder / "GT" / f"{path.stem}.png", path)
@@ -76,10 +78,20 @@ def semiseg(folder: Path) -> Iterator[Case]:
             patient=f"semiseg_{path.stem}",
             volume=one_slice(np.rot90(image, -1), LUNGS_MM, shown_window(image)),
             lesions=(np.rot90(mask, -1)[None] > 127,),
+            lesion_classes=_semiseg_classes(folder / "GT-multi" / f"{path.stem}.png", image, path),
             diagnosis=Diagnosis.COVID,
             millimetres=False,
             cropped=True,
         )
+
+
+def _semiseg_classes(path: Path, image: Grey, image_path: Path) -> dict[LesionClass, Mask]:
+    """Upright; none where the file is not there."""
+    if not path.exists():
+        return {}
+    labels = _labels(path)
+    same_shape(labels, path, image, image_path)
+    return {kind: np.isin(np.rot90(labels, -1)[None], known) for kind, known in SEMISEG_CLASSES.items()}
 
 
 def sarscov2(path: Path) -> Iterator[Case]:
