@@ -107,21 +107,22 @@ def roi_align(features: Tensor, boxes: Tensor, size: int) -> Tensor:
     Each bin is the mean of ``SAMPLES`` × ``SAMPLES`` points, bilinear between cells; beyond the map is its
     border.
     """
-    count, points = len(boxes), size * SAMPLES
     h, w = features.shape[-2:]
-    steps = (torch.arange(points, device=boxes.device) + 0.5) / points
-    rows, columns = (first[:, None] + steps * (last - first)[:, None] for first, last in _spans(boxes))
-    x = (2 * columns / w - 1)[:, None, :].expand(count, points, points)
-    y = (2 * rows / h - 1)[:, :, None].expand(count, points, points)
-    grid = torch.stack([x, y], dim=-1).reshape(1, count * points, points, 2)
-    seen = F.grid_sample(features[None].float(), grid, "bilinear", "border", align_corners=False)
-    bins: Tensor = F.avg_pool2d(seen[0], SAMPLES).unflatten(1, (count, size)).transpose(0, 1)
-    return bins
+    rows, columns = _shares(boxes[:, 0], boxes[:, 2], size, h), _shares(boxes[:, 1], boxes[:, 3], size, w)
+    of_rows = (rows.flatten(0, 1) @ features.transpose(0, 1).flatten(1)).unflatten(0, (len(boxes), size))
+    bins = of_rows.unflatten(2, (-1, w)).flatten(1, 2) @ columns.transpose(1, 2)
+    return bins.unflatten(1, (size, -1)).transpose(1, 2)
 
 
-def _spans(boxes: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    top, left, bottom, right = boxes.unbind(1)
-    return (top, bottom), (left, right)
+def _shares(first: Tensor, last: Tensor, bins: int, cells: int) -> Tensor:
+    """Of each row (or column) of cells in each bin between two borders (n,): (n, bins, cells).
+
+    What a bin shows is a sum over its rows' shares times its columns': bilinear weights are such products.
+    """
+    steps = (torch.arange(bins * SAMPLES, device=first.device) + 0.5) / (bins * SAMPLES)
+    points = (first[:, None] + steps * (last - first)[:, None] - 0.5).clamp(0, cells - 1)
+    near = 1 - (points[:, :, None] - torch.arange(cells, device=first.device)).abs()
+    return near.clamp(min=0).unflatten(1, (bins, SAMPLES)).mean(2)
 
 
 Place = tuple[slice, slice]

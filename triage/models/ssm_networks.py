@@ -35,7 +35,7 @@ SIZES = (2, 4, 8, 16, 32)
 RATIOS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Of an anchor's height to its width; the paper says how many there are, not which."""
 ANCHORS = len(SIZES) * len(RATIOS)
-BEFORE, PROPOSALS = 1000, 256
+BEFORE, PROPOSALS = 512, 256
 """Best boxes of the RPN before and after overlapping ones are removed."""
 OVERLAP = 0.75
 """IoU above which proposals, and rows for module S, are removed."""
@@ -293,9 +293,9 @@ class SsmNet(nn.Module):
     ) -> Iterator[Tensor]:
         """Boxes (n, 4) of each slice, at least one."""
         for scores, code in zip(logits, codes, strict=True):
-            best = scores.argsort(descending=True, stable=True)[:BEFORE]
-            boxes = box.cut(box.decode(code[best], anchors[best], PLAIN), size)
-            yield boxes[box.nms(boxes, scores[best], OVERLAP)[:PROPOSALS]]
+            best = scores.topk(min(BEFORE, len(scores)))
+            boxes = box.cut(box.decode(code[best.indices], anchors[best.indices], PLAIN), size)
+            yield boxes[box.nms(boxes, best.values, OVERLAP)[:PROPOSALS]]
 
     def aligned(self, features: Tensor, boxes: Tensor, bins: int) -> Tensor:
         """Features (C, h, w) of one slice in boxes (n, 4): (n, C, bins, bins)."""

@@ -30,7 +30,7 @@ from triage.training import augment
 from triage.training.baselines import with_lungs
 from triage.training.cases import Diagnosis
 from triage.training.scans import Scan
-from triage.training.tasks import Draw, dice, forward, on_canvas, whole
+from triage.training.tasks import Draw, Placed, dice, forward, on_canvas, whole
 
 SMOOTH = 1.0
 """s of equation 5."""
@@ -55,11 +55,23 @@ class Sample:
 def samples(scans: Iterable[Scan]) -> Iterator[Sample]:
     """Every slice of which the data says whether it is positive (section 3.1.3)."""
     for scan in with_lungs(s for s in scans if labels(s) is not None):
-        positive, shown = labels(scan), _inside(scan).flatten(1).any(1)
+        positive, shown = labels(scan), inside(scan).flatten(1).any(1)
         if positive is not None:
             cut = scan.to_lungs()
             first = int(shown.nonzero()[0])
             yield from (Sample(cut, int(z) - first, int(positive[z])) for z in shown.nonzero())
+
+
+def varied(sample: Sample, canvas: tuple[int, int], rng: np.random.Generator) -> Placed:
+    """A slice, changed at random, on a canvas; lesions outside the lungs are left out: nobody sees them."""
+    placed = on_canvas(sample.scan, [sample.index], canvas, rng)
+    slices, lesion = placed.slices, placed.lesion
+    if not sample.scan.cropped:
+        slices = augment.dependent(slices, placed.lung, rng)
+    if sample.label and not sample.scan.cropped:
+        slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
+    slices = augment.intensity(slices, rng, picture=sample.scan.cropped)
+    return Placed(slices, placed.lung, lesion * (placed.lung > 0.5))
 
 
 def labels(scan: Scan) -> Tensor | None:
@@ -75,7 +87,7 @@ def labels(scan: Scan) -> Tensor | None:
     return torch.full((len(scan.slices),), scan.diagnosis is Diagnosis.COVID)
 
 
-def _inside(scan: Scan) -> Tensor:
+def inside(scan: Scan) -> Tensor:
     """Where lung is (z, h, w)."""
     return torch.zeros_like(scan.slices, dtype=torch.bool) if scan.lung is None else scan.lung > 0.5
 
@@ -152,15 +164,9 @@ class DcnSlicesTask:
         )
 
     def _slice(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """What the network sees and what it shall find; lesions outside the lungs it cannot see."""
-        placed = on_canvas(sample.scan, [sample.index], self.canvas, rng)
-        slices, lesion, lung = placed.slices, placed.lesion, placed.lung > 0.5
-        if not sample.scan.cropped:
-            slices = augment.dependent(slices, placed.lung, rng)
-        if sample.label and not sample.scan.cropped:
-            slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
-        slices = augment.intensity(slices, rng, picture=sample.scan.cropped)
-        return masked(slices, lung), lesion * lung
+        """What the network sees and what it shall find."""
+        placed = varied(sample, self.canvas, rng)
+        return masked(placed.slices, placed.lung > 0.5), placed.lesion
 
     def score(self, network: Any, scan: Scan) -> float | None:
         """Dice at 2 mm, mean over raters; None where no lesions were drawn or no lungs are found."""
@@ -168,7 +174,7 @@ class DcnSlicesTask:
         if not found:
             return None
         cut = found[0].to_lungs()
-        logits = whole(network, replace(cut, slices=masked(cut.slices, _inside(cut))))
+        logits = whole(network, replace(cut, slices=masked(cut.slices, inside(cut))))
         return float(np.mean([dice(logits, lesion) for lesion in cut.lesions]))
 
 
@@ -219,7 +225,7 @@ class DcnStudyTask:
         rows: tuple[list[Judged], list[Judged]] = ([], [])
         with torch.inference_mode():
             for sample in samples(self.scans):
-                slices = masked(sample.scan.slices[sample.index], _inside(sample.scan)[sample.index])
+                slices = masked(sample.scan.slices[sample.index], inside(sample.scan)[sample.index])
                 seen = forward(network, pad(slices[None, None], network.stride))
                 rows[sample.label].append((seen.logits.float().sigmoid(), seen.features.float()))
         negative, positive = (_joined(row) for row in rows)

@@ -24,8 +24,10 @@ from triage.training.baselines import Resnet50Task, Unet2dPlusTask, Unet2dTask, 
 from triage.training.cascade import CascadeLungsTask, CascadeTask
 from triage.training.datasets import DATASETS, cases
 from triage.training.dcn import DcnSlicesTask, DcnStudyTask
+from triage.training.infnet import InfNetTask, InpaintingTask
 from triage.training.recipe import Recipe
 from triage.training.scans import Split, scan, split
+from triage.training.ssm import SsmTask
 from triage.training.tasks import LungsTask, MultitaskTask, Task
 from triage.training.trainer import Progress, Trainer
 
@@ -40,6 +42,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "cascade": CascadeTask,
     "dcn_slices": DcnSlicesTask,
     "dcn_study": DcnStudyTask,
+    "infnet": InfNetTask,
+    "infnet_inpainting": InpaintingTask,
+    "ssm": SsmTask,
 }
 """What a recipe's ``task`` names; made with the scans to learn from and the recipe's network and options."""
 GRIDS = {"cascade_lungs": cascade.GRID, "cascade": cascade.GRID}
@@ -117,8 +122,7 @@ def _identity(run: Run, parts: Split) -> dict[str, Any]:
     learned = run.recipe.model_dump(mode="json", include=set(LEARNED))
     learned["schedule"] = {k: v for k, v in learned["schedule"].items() if (k, v) not in LATER.items()}
     identity = {**learned, "validation": [*run.validation], "test": [*run.test], "scans": scans}
-    before = _before(run)
-    return {**identity, "after": _identity(before, parts)} if before else identity
+    return {**identity, **{how: _identity(before, parts) for how, before in _before(run).items()}}
 
 
 def _refuse_another(run: Run, identity: dict[str, Any]) -> None:
@@ -182,10 +186,9 @@ def package(
         "recipe": {r.name: _in_words(r) for r in chain(recipe)},
         **recipe.card,
     }
-    files = {_role(r, recipe): outcome_of(replace(run, recipe=r)) for r in chain(recipe) if r.task in TASKS}
     if recipe.task in SEARCHES:
         card["parameters"] = json.loads(outcome_of(run).read_text(encoding="utf-8"))
-    return packages.write(folder, card, files, text)
+    return packages.write(folder, card, model_files(run), text)
 
 
 def learned_from(run: Run) -> list[str]:
@@ -233,15 +236,32 @@ def kinds(run: Run) -> list[str]:
 
 
 def chain(recipe: Recipe) -> list[Recipe]:
-    """The recipe and, before it, the one whose lungs it needs, and the one that it comes after.
+    """The recipe and, before it, those whose lungs it needs, that it comes after, and that it begins with.
 
     Raises ConfigError where it changes parts that it does not build on.
     """
-    before = [recipe.part(name) for name in (recipe.lungs, recipe.after) if name]
+    before = [recipe.part(name) for name in (recipe.lungs, recipe.after, recipe.start) if name]
     unknown = {*recipe.parts} - {part.name for part in before}
     if unknown:
         raise ConfigError(f"recipe {recipe.name}, parts: it does not build on {', '.join(sorted(unknown))}")
     return [*before, recipe]
+
+
+def given(run: Run) -> Run:
+    """The run, with lungs of a shipped package where its recipe has some to spare and no data for its own."""
+    recipe = run.recipe
+    if recipe.lungs is None or recipe.spare_lungs is None:
+        return run
+    missing = {*recipe.part(recipe.lungs).data} - {*run.sources}
+    return replace(run, recipe=recipe.without_lungs()) if missing else run
+
+
+def model_files(run: Run) -> dict[str, Path]:
+    """Weights of the networks that make the model, by their role; not those that one only began with."""
+    recipe = run.recipe
+    start = recipe.part(recipe.start).name if recipe.start else None
+    own = [part for part in chain(recipe) if part.task in TASKS and part.name != start]
+    return {_role(part, recipe): outcome_of(replace(run, recipe=part)) for part in own}
 
 
 def _role(part: Recipe, recipe: Recipe) -> str:
@@ -256,24 +276,24 @@ def outcome_of(run: Run) -> Path:
     return run.output / name / file
 
 
-def _before(run: Run) -> Run | None:
-    """The run that this one's recipe comes after."""
-    return replace(run, recipe=run.recipe.part(run.recipe.after)) if run.recipe.after else None
+def _before(run: Run) -> dict[str, Run]:
+    """The runs of the networks that this one's recipe comes ``after``, and that it is to ``start`` with."""
+    names = {"after": run.recipe.after, "start": run.recipe.start}
+    return {how: replace(run, recipe=run.recipe.part(name)) for how, name in names.items() if name}
 
 
 def _made(run: Run, parts: Split) -> Task | None:
-    """The task of the run's recipe; one that comes after another is told where that one's weights will be."""
-    before = _before(run)
-    return _task(run.recipe, parts, **({"after": outcome_of(before)} if before else {}))
+    """The task of the run's recipe; one that builds on another is told where that one's weights will be."""
+    return _task(run.recipe, parts, **{how: outcome_of(before) for how, before in _before(run).items()})
 
 
-def _task(recipe: Recipe, parts: Split, **after: Path) -> Task | None:
+def _task(recipe: Recipe, parts: Split, **before: Path) -> Task | None:
     """None where nothing is trained, only searched for."""
     if recipe.task in SEARCHES:
         return None
     torch.manual_seed(recipe.schedule.seed)
     try:
-        return TASKS[recipe.task](parts.train, **after, **recipe.network, **recipe.options)
+        return TASKS[recipe.task](parts.train, **before, **recipe.network, **recipe.options)
     except TypeError as error:
         raise ConfigError(f"recipe {recipe.name}, network or options: {error}") from error
 

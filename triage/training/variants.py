@@ -15,7 +15,7 @@ from triage.errors import ConfigError
 from triage.training import evaluation, folds, making, tables
 from triage.training.making import Watch
 from triage.training.recipe import Recipe
-from triage.training.run import TASKS, Run, chain, held_out, outcome_of
+from triage.training.run import Run, given, held_out, model_files
 from triage.training.scores import Score
 from triage.training.summary import Summary, summarise
 from triage.training.wording import value
@@ -23,8 +23,8 @@ from triage.training.wording import value
 FILE = "variants.json"
 """Every figure of every variant, beside their folders."""
 EVERY = "all"
-MEASURED = ("running_mean", "running_var", "num_batches_tracked")
-"""What batch normalisation counts: in the weights' file, but not learned."""
+MEASURED = ("running_mean", "running_var", "num_batches_tracked", ".losses", ".lowest", ".seen")
+"""What batch normalisation and ``CopiedBranch`` count: in the weights' file, but not learned."""
 
 COLUMNS = {
     "lungs_dice": "lungs, Dice",
@@ -37,6 +37,13 @@ COLUMNS = {
     "accuracy": "studies, accuracy",
     "auc_others": "studies, AUC",
     "pictures_dice": "pictures, Dice",
+    "pictures_dice_threshold_averaged": "threshold-averaged",
+    "pictures_ground_glass_dice": "ground glass, Dice",
+    "pictures_ground_glass_dice_threshold_averaged": "threshold-averaged",
+    "pictures_consolidation_dice": "consolidation, Dice",
+    "pictures_consolidation_dice_threshold_averaged": "threshold-averaged",
+    "pictures_loss_single": "loss, single",
+    "pictures_loss_multi": "loss, multi",
     "seconds": "seconds a volume",
 }
 """Figure of ``FIGURES`` → heading; the table shows those that some variant has."""
@@ -80,6 +87,7 @@ def compare(run: Run, names: Sequence[str], watch: Watch, asked: int | Path | No
     several variants have alike, such as the lungs' network, is trained once. ``variants.json`` is written.
     Raises ConfigError.
     """
+    run = given(run)
     runs = [
         replace(
             run,
@@ -116,13 +124,17 @@ def _measured_on(run: Run) -> str:
 def _train(name: str, run: Run, watch: Watch, asked: Path | None, jobs: int) -> Trained:
     folder = making.make(run, watch, asked, jobs)
     if asked is None:
-        volumes = making.judge_with(folder, run, run.test or run.validation)
+        volumes = _judged(folder, run, run.test or run.validation)
     else:
         volumes = evaluation.from_json((run.output / making.LEFT_OUT).read_text(encoding="utf-8"))
-    pictures: list[Score] = making.judge_with(folder, run, held_out(run))
-    own = [replace(run, recipe=part) for part in chain(run.recipe)[bool(run.recipe.lungs) :]]
-    parameters = sum(_count(outcome_of(one)) for one in own if one.recipe.task in TASKS)
+    pictures = _judged(folder, run, held_out(run))
+    parameters = sum(_count(path) for role, path in model_files(run).items() if role != "lungs")
     return Trained(name, folder, parameters, summarise([*volumes, *pictures]))
+
+
+def _judged(folder: Path, run: Run, names: Sequence[str]) -> list[Score]:
+    """Nobody where none are named."""
+    return making.judge_with(folder, run, names) if names else []
 
 
 def _count(path: Path) -> int:
