@@ -6,11 +6,11 @@ For tests of what happens around the network; the real ones are tested with thei
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from triage.domain import Findings, ModelInfo, Volume
+from triage.domain import DetectedLesion, Findings, ModelInfo, Volume
 
 
 @dataclass
@@ -19,6 +19,8 @@ class Boxes:
 
     affected: float = 0.4
     lungs: int = 2
+    tells_apart: bool = False
+    """Calls the lowest four tenths of the lesion consolidation, and detects its front half in each slice."""
     margin: int = 2
     """Slices above and below the lungs."""
     settings: Mapping[str, str | float] = field(default_factory=dict)
@@ -40,4 +42,18 @@ class Boxes:
         lesion = np.zeros_like(lung)
         diseased = round((slices - 2 * self.margin) * self.affected)
         lesion[self.margin : self.margin + diseased, span, right] = True
-        return Findings(min(1.0, 2 * self.affected), "score", False, lung, lesion)
+        findings = Findings(min(1.0, 2 * self.affected), "score", False, lung, lesion)
+        if not self.tells_apart:
+            return findings
+        consolidation = lesion.copy()
+        consolidation[self.margin + 4 * diseased // 10 :] = False
+        box = (rows // 4, right.start, rows // 2, right.stop)
+        filled = np.ones((box[2] - box[0], box[3] - box[1]), dtype=bool)
+        return replace(
+            findings,
+            detected=tuple(
+                DetectedLesion(index, box, 0.75, filled)
+                for index in range(self.margin, self.margin + diseased)
+            ),
+            lesion_classes={"ground_glass": lesion & ~consolidation, "consolidation": consolidation},
+        )

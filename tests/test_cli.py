@@ -23,7 +23,7 @@ PROMISED = {
     *("study_instance_uid", "series_instance_uid", "patient_id", "status", "reason", "probability"),
     *("calibrated", "affected_fraction", "affected_left", "affected_right", "grade", "lung_volume_ml"),
     *("lesion_volume_ml", "percent_infection", "ct_severity_score", "ct_severity_left", "model"),
-    *("model_version", "seconds", "files"),
+    *("ground_glass_ml", "consolidation_ml", "model_version", "seconds", "files"),
 }
 
 
@@ -53,7 +53,8 @@ def test_predict_orders_the_real_studies_and_writes_everything(tmp_path: Path) -
     assert "missing slices" in acrin["reason"]
     assert ricord["calibrated"] is False
     assert {"index", "read", "predict", "seg", "sr", "picture", "total"} <= ricord["seconds"].keys()
-    assert {"lesion_seg", "sr", "picture", "thumbnail"} == ricord["files"].keys()
+    files = {"lesion_seg", "sr", "picture", "key_slices", "key_slices_png", "thumbnail"}
+    assert files == ricord["files"].keys()
     assert all(Path(file).exists() for file in ricord["files"].values())
     with (tmp_path / "out" / "summary.csv").open() as file:
         assert [line["status"] for line in csv.DictReader(file)] == [row["status"] for row in rows]

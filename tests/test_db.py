@@ -58,6 +58,8 @@ def an_answer(study: str = "1.2", key: str = "k1", status: Status = Status.POSIT
         probability=0.9,
         affected_fraction=0.3,
         grade=Grade.CT2,
+        ground_glass_ml=812.5,
+        consolidation_ml=0.0,
         percent_infection=0.25,
         ct_severity_score=CtSeverityScore((1,) * 10, (0, 0, 0, 0, 0, 0, 0, 0, 2, 2)),
         content_key=key,

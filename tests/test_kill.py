@@ -68,7 +68,7 @@ def is_delivered(settings: Config) -> bool:
     return (
         entry is not None
         and entry.study.state is StudyState.ANALYZED
-        and entry.deliveries == {DeliveryState.SENT: 3}
+        and entry.deliveries == {DeliveryState.SENT: 4}
     )
 
 
@@ -94,7 +94,7 @@ def test_the_list_and_the_pacs_end_the_same(tmp_path: Path, point: str) -> None:
     assert entry.priority.reason == "right lung 38 % affected, score 0.80"
     delivered = {instance.sop_instance_uid: instance for instance in received}
     classes = Counter(instance.sop_class_uid for instance in delivered.values())
-    assert classes == {SEG: 1, SR: 1, PICTURE: 1}
+    assert classes == {SEG: 1, SR: 1, PICTURE: 2}
     assert (
-        len({(i.sop_instance_uid, i.digest) for i in received}) == 3
+        len({(i.sop_instance_uid, i.digest) for i in received}) == 4
     )  # sent again, if at all, byte for byte

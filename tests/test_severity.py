@@ -1,5 +1,7 @@
 """Severity: worked examples, and rules that hold for any masks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,6 +64,19 @@ def test_the_larger_lung_fraction_counts_and_sides_are_the_patients() -> None:
     assert severity.lung_volume_ml == pytest.approx(LUNGS.sum() * 0.045)
     assert severity.lesion_volume_ml == pytest.approx(lesion.sum() * 0.045)
     assert severity.grade is Grade.CT2
+
+
+def test_kinds_of_lesion_are_measured_inside_the_lungs_where_they_are_told_apart() -> None:
+    lesion = ON_THE_PICTURES_LEFT.copy()
+    consolidation = lesion.copy()
+    consolidation[6:] = False
+    plain = findings(lesion)
+    assert measure(volume(), plain, 0.001).consolidation_ml is None
+    parts = {"ground_glass": lesion & ~consolidation, "consolidation": consolidation | ~LUNGS}
+    severity = measure(volume(), replace(plain, lesion_classes=parts), 0.001)
+    assert severity.consolidation_ml == pytest.approx(consolidation.sum() * 0.045)
+    assert severity.ground_glass_ml == pytest.approx((lesion & ~consolidation).sum() * 0.045)
+    assert severity.ground_glass_ml + severity.consolidation_ml == pytest.approx(severity.lesion_volume_ml)
 
 
 def test_a_prone_or_mirrored_image_still_names_the_patients_sides() -> None:

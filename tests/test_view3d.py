@@ -366,7 +366,7 @@ def test_switched_on_it_is_delivered_and_the_page_has_the_mesh(tmp_path: Path) -
         entry = here.entry(uid)
         assert entry.result is not None
         files = entry.result.files
-        assert entry.deliveries == {DeliveryState.SENT: 4}
+        assert entry.deliveries == {DeliveryState.SENT: 5}
         assert entry.result.seconds["view_3d"] > 0
         (view,) = (i for i in received if i.sop_class_uid == "1.2.840.10008.5.1.4.1.1.7.4")
         assert view.number_of_frames == FRAMES
@@ -438,7 +438,7 @@ def test_orthanc_keeps_it_and_shows_each_frame(tmp_path: Path) -> None:
     ):
         uid = judge_a_phantom(here, tmp_path / "study")
         entry = here.entry(uid)
-        assert entry.deliveries == {DeliveryState.SENT: 4}
+        assert entry.deliveries == {DeliveryState.SENT: 5}
         assert entry.result is not None
         drawn = dcmread(entry.result.files[ResultKind.VIEW_3D]).pixel_array
         (kept,) = (i for i in pacs.get("/instances") if shows_frames(pacs, i))

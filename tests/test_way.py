@@ -19,6 +19,7 @@ from triage.config import Assemble
 from triage.dicom import phantom
 from triage.domain import Band, DeliveryState, Findings, Instance, ResultKind, Series, StudyState, Volume
 from triage.errors import DeviceLost, Rejected, Retryable
+from triage.rows import entry_row
 
 PHANTOM = {"slices": 30, "rows": 64, "slice_spacing": 8.0}
 
@@ -52,15 +53,18 @@ def test_received_judged_and_delivered(ward: tuple[Hospital, list[Instance]], st
     entry = here.entry(uid_of(study))
     assert entry.study.state is StudyState.ANALYZED
     assert entry.priority.band is Band.SEVERE
-    assert entry.deliveries == {DeliveryState.SENT: 3}
+    assert entry.deliveries == {DeliveryState.SENT: 4}
     assert entry.result is not None
     assert set(entry.result.files) == {
         ResultKind.LESION_SEG,
         ResultKind.SR,
         ResultKind.PICTURE,
         ResultKind.THUMBNAIL,
+        ResultKind.KEY_SLICES,
+        ResultKind.KEY_SLICES_PNG,
     }
-    assert set(entry.result.seconds) == {"read", "predict", "measure", "seg", "sr", "picture", "total"}
+    stages = ("read", "predict", "measure", "seg", "sr", "picture", "key_slices", "total")
+    assert tuple(entry.result.seconds) == stages
     assert {i.study_instance_uid for i in pacs} == {uid_of(study)}
 
 
@@ -83,8 +87,8 @@ def test_our_own_results_coming_back_change_nothing(
     here.work()
     after = here.entry(uid_of(study))
     assert after == before
-    assert len(here.db.instances(uid_of(study))) == before.images + 3
-    assert len(pacs) == 3
+    assert len(here.db.instances(uid_of(study))) == before.images + 4
+    assert len(pacs) == 4
 
 
 def test_late_slices_supersede_the_earlier_result(
@@ -117,7 +121,9 @@ def test_late_slices_supersede_the_earlier_result(
     assert Counter(i.sop_class_uid for i in pacs)["1.2.840.10008.5.1.4.1.1.88.34"] == 2
 
 
-def test_a_negative_study_sends_no_seg(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
+def test_a_study_without_lesion_sends_neither_seg_nor_key_slices(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
     here, pacs = ward
     here.model.affected = 0.0  # type: ignore[attr-defined]
     peers.scan(study, here.config)
@@ -127,6 +133,34 @@ def test_a_negative_study_sends_no_seg(ward: tuple[Hospital, list[Instance]], st
     assert entry.result.status == "negative"
     assert entry.priority.band is Band.ROUTINE
     assert len(pacs) == 2
+    assert not {ResultKind.LESION_SEG, ResultKind.KEY_SLICES, ResultKind.KEY_SLICES_PNG} & set(
+        entry.result.files
+    )
+
+
+def test_what_a_network_tells_apart_reaches_pacs_and_list(
+    ward: tuple[Hospital, list[Instance]], study: Path
+) -> None:
+    here, pacs = ward
+    here.model = Boxes(tells_apart=True)
+    peers.scan(study, here.config)
+    here.work()
+    entry = here.entry(uid_of(study))
+    result = entry.result
+    assert result is not None
+    assert result.ground_glass_ml == pytest.approx(6 * result.lesion_volume_ml / 10)
+    assert result.consolidation_ml == pytest.approx(4 * result.lesion_volume_ml / 10)
+    row = entry_row(entry, here.now)
+    assert (row["ground_glass_ml"], row["consolidation_ml"]) == (
+        result.ground_glass_ml,
+        result.consolidation_ml,
+    )
+    by_class = {instance.sop_class_uid: dcmread(instance.path) for instance in pacs}
+    seg = by_class["1.2.840.10008.5.1.4.1.1.66.4"]
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["Ground glass", "Consolidation"]
+    report = str(by_class["1.2.840.10008.5.1.4.1.1.88.34"])
+    for told in ("Ground glass opacity", "Lung consolidation", f"{result.consolidation_ml:.1f}"):
+        assert told in report
 
 
 class _Broken:
@@ -294,7 +328,7 @@ def test_settings_changed_and_changed_back_supersede_each_time(
     ]
     assert [r.supersedes for r in results[:2]] == [r.sr_sop_instance_uid for r in results[1:]]
     assert pacs[-1].study_instance_uid == uid_of(study)
-    assert len({i.sop_instance_uid for i in pacs}) == len(pacs) == 9
+    assert len({i.sop_instance_uid for i in pacs}) == len(pacs) == 12
 
 
 def test_a_tidied_spool_does_not_stop_a_judgement(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
@@ -373,7 +407,7 @@ def test_a_destination_that_is_away_holds_up_nobody_and_gets_everything_later(
         with hospital(tmp_path / "daemon", delivery={"destinations": destinations}) as here:
             peers.scan(study, here.config)
             here.work()
-            assert len(received) == 3
+            assert len(received) == 4
             owed = [d for d in here.db.deliveries(uid_of(study)) if d.state is DeliveryState.PENDING]
             assert {d.destination for d in owed} == {"AWAY"}
             assert all("127.0.0.1" in d.last_error for d in owed)
@@ -382,7 +416,7 @@ def test_a_destination_that_is_away_holds_up_nobody_and_gets_everything_later(
                 assert late == []  # not before its time
                 here.pass_time(here.config.delivery.first_retry_seconds)
                 here.deliver()
-                assert len(late) == 3
+                assert len(late) == 4
 
 
 def test_an_undeliverable_result_is_given_up_after_days_and_says_so(tmp_path: Path, study: Path) -> None:
@@ -391,7 +425,7 @@ def test_an_undeliverable_result_is_given_up_after_days_and_says_so(tmp_path: Pa
         here.work()
         here.pass_time(here.config.delivery.give_up_hours * 3600)
         here.deliver()
-        assert here.entry(uid_of(study)).deliveries == {DeliveryState.GIVEN_UP: 3}
+        assert here.entry(uid_of(study)).deliveries == {DeliveryState.GIVEN_UP: 4}
 
 
 def test_what_would_be_refused_again_is_tried_rarely_and_holds_up_nothing(
@@ -405,7 +439,7 @@ def test_what_would_be_refused_again_is_tried_rarely_and_holds_up_nothing(
     seg = next(d for d in here.db.deliveries(uid_of(study)) if d.path.name == "lesion_seg.dcm")
     seg.path.write_bytes(b"damaged")
     here.deliver()
-    assert len(pacs) == 2
+    assert len(pacs) == 3
     settings = here.config.delivery
     here.pass_time(settings.longest_retry_seconds - 1)
     assert here.db.due_deliveries("PACS", here.now) == []

@@ -41,6 +41,7 @@ PAGES = (
     "/studies/1.1",
     "/pictures/1.1.png",
     "/pictures/1.1/large.png",
+    "/pictures/1.1/key_slices.png",
     "/api/worklist",
 )
 
@@ -201,6 +202,12 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     shown = text(browse(ward).get("/studies/1.2"))
     assert "Slice mean 31 % CT severity score 21 of 40 (left 6, right 15)" in shown
     assert "Grade CT-2 Slice mean" in shown
+    assert "Region Right Left Apical 2 1 Upper anterior 2 1" in shown
+    assert "Lower posterior medial 1 0 Lower posterior lateral 0 0" in shown
+    assert "by region" not in text(browse(ward).get("/studies/1.3"))
+    assert "Ground glass" not in shown
+    ward.judge("1.3", ground_glass_ml=812.4, consolidation_ml=0.0)
+    assert "Ground glass 812 ml Consolidation 0 ml" in text(browse(ward).get("/studies/1.3"))
     ward.judge("1.2", percent_infection=0.31, ct_severity_score=score, grade_from="percent_infection")
     assert "Worse lung 47 % · CT-2 by slice mean" in finding(browse(ward).get("/"), "1.2")
     assert "Grade CT-2 by slice mean Slice mean 31 %" in text(browse(ward).get("/studies/1.2"))
@@ -332,6 +339,21 @@ def test_the_large_picture_is_the_one_in_the_pacs(ward: Ward) -> None:
     assert np.array_equal(np.asarray(Image.open(BytesIO(shown.content))), pixels)
     path.write_bytes(b"not DICOM")
     assert browse(ward).get("/pictures/1.1/large.png").status_code == 503
+
+
+def test_the_key_slices_of_a_study(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", Status.NEGATIVE)
+    assert "Key slices" not in text(browse(ward).get("/studies/1.1"))
+    assert browse(ward).get("/pictures/1.1/key_slices.png").status_code == 404
+    ward.arrive("1.1")
+    ward.judge("1.1", files={ResultKind.KEY_SLICES_PNG: ward.png("key.png")})
+    page = browse(ward).get("/studies/1.1")
+    assert "Key slices The slices with most lesion, outlined" in text(page)
+    assert '<img src="/pictures/1.1/key_slices.png?revision=2"' in page.text
+    shown = browse(ward).get("/pictures/1.1/key_slices.png?revision=2")
+    assert shown.headers["content-type"] == "image/png"
+    assert shown.content == (ward.config.storage.spool / "key.png").read_bytes()
 
 
 def test_only_pictures_in_the_spool_are_served(ward: Ward, tmp_path: Path) -> None:
@@ -516,7 +538,9 @@ def test_a_lost_database_is_said_and_not_taken_for_an_empty_list(ward: Ward) -> 
 
 def test_every_page_needs_the_token(ward: Ward) -> None:
     ward.arrive("1.1")
-    ward.judge("1.1", picture=ward.png())
+    ward.judge(
+        "1.1", files={ResultKind.THUMBNAIL: ward.png(), ResultKind.KEY_SLICES_PNG: ward.png("key.png")}
+    )
     client = guarded(ward)
     for address in PAGES:
         refused = client.get(address)

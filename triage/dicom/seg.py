@@ -34,7 +34,7 @@ LESIONS = LesionKind("Lesions", codes.LESION, (255, 72, 60))
 """Of a network that does not tell them apart."""
 CLASSES: Mapping[LesionClass, LesionKind] = {
     "ground_glass": LesionKind("Ground glass", codes.GROUND_GLASS, (86, 196, 255)),
-    "consolidation": LesionKind("Consolidation", codes.CONSOLIDATION, (255, 96, 56)),
+    "consolidation": LesionKind("Consolidation", codes.CONSOLIDATION, (255, 146, 40)),
 }
 BLUES = {codes.RIGHT: CIELabColor.from_rgb(70, 130, 220), codes.LEFT: CIELabColor.from_rgb(120, 190, 240)}
 
