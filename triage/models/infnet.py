@@ -71,8 +71,8 @@ class SelfSupervised(Pipeline):
             lung = everywhere if lung_mask is None else shrink(lung_mask, volume)
             lesions = self._lesions(slices, lung, volume)
             share = self._consolidation(slices, lung, lesions)
-        maps = {"ground_glass": lesions * (1 - share), "consolidation": lesions * share}
-        return {kind: spread(maps[kind], volume) for kind in CLASSES}
+        whole, dense = spread(lesions, volume), spread(share, volume)
+        return {"ground_glass": whole * (1 - dense), "consolidation": whole * dense}
 
     def _find(self, slices: Tensor, _lung: Mask, _spacing: Vector) -> Tensor:
         single = self.network.single

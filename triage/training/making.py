@@ -36,6 +36,7 @@ from triage.training.run import (
     chain,
     check_card,
     fingerprints,
+    given,
     held_out,
     kinds,
     package,
@@ -77,6 +78,7 @@ def make(run: Run, watch: Watch, asked: int | Path | None = None, jobs: int = 1)
     ``jobs`` at a time. The lesion threshold is chosen on the patients left out, else on the validation
     patients, else it is the recipe's own. Raises ConfigError.
     """
+    run = given(run)
     refuse(run, asked)
     planned = None if asked is None else plan(run, asked, [run.recipe])
     left_out = cross_validate(run, planned, jobs, watch) if planned else []

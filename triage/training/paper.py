@@ -177,3 +177,15 @@ DCN_CORRECTED = (
     "93.59, as in its table 3; and for studies with attention only a sensitivity of 94.67 and a specificity "
     "of 93.75, which are 71 of its 75 controls and 45 of its 48 patients: exchanged."
 )
+
+INFNET: dict[tuple[bool, float], Cells] = {
+    (False, 0.0): ("7.95", "1.17"),
+    (False, 0.2): ("3.87", "0.78"),
+    (False, 0.4): ("5.09", "0.71"),
+    (False, 0.5): ("5.09", "0.66"),
+    (True, 0.0): ("–", "–"),
+    (True, 0.5): ("–", "–"),
+}
+"""(self-supervised, share that is cut out) → test loss of Single and Multi Inf-Net (Fung et al., table I).
+
+The last two rows are empty in the paper, which does not give the share of the last."""

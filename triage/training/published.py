@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -37,6 +38,15 @@ COPIED = (
 CONTROLS = (
     "The paper's controls are healthy; ours are all patients without COVID-19. AA is the mean of sensitivity "
     "and specificity. Accuracy is (TP + TN)/N: the TP + FP of the paper's equation 12 is a misprint."
+)
+
+LOSSES = (
+    "The paper's losses are of other pictures, and of sums that it does not spell out; ours are its equation "
+    "2 and the cross-entropy of three classes. Compare the order of rows, not the numbers."
+)
+THRESHOLDS = (
+    "Threshold-averaged: each map stretched to 0…1 and the Dice averaged over 256 thresholds, as Inf-Net's "
+    "authors do; beside it Dice at the fixed threshold, as the product decides."
 )
 
 
@@ -286,6 +296,54 @@ def _auc(evaluation: Evaluation, name: str) -> str:
     return value(evaluation.summary.figures[name])
 
 
+def fung(ours: Sequence[Evaluation]) -> list[Published]:
+    """Table I of Fung et al., also its rows that were left empty."""
+
+    def cells(evaluation: Evaluation) -> list[str]:
+        figures = evaluation.summary.figures
+        return [value(figures[f"pictures_{name}"]) for name in INFNET]
+
+    known = {
+        key: (_infnet_row(*key), (*theirs, *(NOTHING,) * (len(INFNET) - len(theirs))))
+        for key, theirs in paper.INFNET.items()
+    }
+    return [
+        Published(
+            title="Fung et al., table I, what cut-out and self-supervision are worth",
+            columns=tuple(INFNET.values()),
+            rows=tuple(_beside(known, ours, _infnet_ways, cells)),
+            notes=(LOSSES, THRESHOLDS),
+        )
+    ]
+
+
+INFNET = {
+    "loss_single": "single, test loss",
+    "loss_multi": "multi, test loss",
+    "dice": "lesions, Dice",
+    "dice_threshold_averaged": "lesions, threshold-averaged",
+    "ground_glass_dice": "ground glass, Dice",
+    "ground_glass_dice_threshold_averaged": "ground glass, threshold-averaged",
+    "consolidation_dice": "consolidation, Dice",
+    "consolidation_dice_threshold_averaged": "consolidation, threshold-averaged",
+}
+"""Figure of pictures → heading."""
+
+
+def _infnet_row(self_supervised: bool, cut: float) -> str:
+    augmented = f" + data aug ({cut:g})" if cut else ""
+    return ("Self-super" if self_supervised else "SInfNet") + augmented
+
+
+def _infnet_ways(evaluation: Evaluation) -> tuple[bool, float] | None:
+    """How a network learned; None where it was shown changes that the paper does not have."""
+    recipe = json.loads(evaluation.networks.get("infnet", {}).get("recipe", "{}"))
+    options = recipe.get("options", {})
+    cut = float(options.get("cut_out", 0))
+    plain = bool(options.get("augmented", True)) == bool(cut) and not options.get("varied", False)
+    return (bool(recipe.get("start")), cut) if plain else None
+
+
 def _beside(
     known: Mapping[Key, tuple[str, Sequence[str]]],
     ours: Sequence[Evaluation],
@@ -335,5 +393,6 @@ def _percent_r(figure: Figure, n: int | None = None) -> str:
 TABLES: dict[str, Callable[[Sequence[Evaluation]], list[Published]]] = {
     "cascade": qiblawey,
     "dcn": gao,
+    "infnet": fung,
 }
 """The card's ``system`` → the tables of its paper, beside which such networks are printed."""

@@ -16,7 +16,9 @@ RECIPES = Path(__file__).parent / "recipes"
 
 VariantName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Overrides = Mapping[Literal["network", "options", "schedule"], Mapping[str, Any]]
-VariantOverrides = Mapping[Literal["network", "options", "schedule", "parts"], Mapping[str, Any]]
+VariantOverrides = Mapping[
+    Literal["network", "options", "schedule", "parts", "start"], Mapping[str, Any] | str | None
+]
 
 
 class Recipe(BaseModel):
@@ -42,6 +44,10 @@ class Recipe(BaseModel):
     """The recipe of the network that finds the lungs for this one."""
     after: str | None = None
     """The recipe of the network whose answers this one learns from."""
+    start: str | None = None
+    """The recipe of the network whose weights this one's begin with; no part of the model."""
+    spare_lungs: str | None = None
+    """The shipped package whose network finds the lungs where the data of ``lungs`` is not given."""
     system: str | None = None
     """What the finished networks make together, when they are a model of their own (see ``SYSTEMS``)."""
     lesion_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -57,12 +63,19 @@ class Recipe(BaseModel):
     parts: Mapping[str, Overrides] = {}
     """Name of a recipe that this one builds on → what it changes there."""
     variants: Mapping[VariantName, VariantOverrides] = {}
-    """Name → what it changes: trained alike and compared, as in a paper's table. ``{}``: as the recipe is."""
+    """Name → what it changes: trained alike and compared, as in a paper's table. ``{}``: as the recipe is.
+
+    ``start: null`` is without one.
+    """
 
     def variant(self, name: str) -> Recipe:
         """The recipe that one of ``variants`` is; its model is called after both."""
         card = {**self.card, "name": f"{self.card.get('name', self.name)}-{name}"}
         return self._changed(self.variants[name], card=card, variants={})
+
+    def without_lungs(self) -> Recipe:
+        """The same with the lungs' network of a shipped package, as ``spare_lungs`` says."""
+        return self._changed({}, lungs=None, spare_lungs=None, card={**self.card, "lungs": self.spare_lungs})
 
     def part(self, name: str) -> Recipe:
         """A recipe that this one builds on, as it changes it. Raises ConfigError."""
@@ -74,9 +87,12 @@ class Recipe(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"recipe {self.name}, parts.{recipe.name}: {_explain(error)}") from error
 
-    def _changed(self, overrides: Mapping[Any, Mapping[str, Any]], **keys: Any) -> Recipe:
+    def _changed(self, overrides: Mapping[Any, Any], **keys: Any) -> Recipe:
         mine = {**self.model_dump(), "text": self.text, **keys}
-        merged = {key: {**mine[key], **values} for key, values in overrides.items()}
+        merged = {
+            key: {**mine[key], **values} if isinstance(values, Mapping) else values
+            for key, values in overrides.items()
+        }
         return Recipe.model_validate({**mine, **merged})
 
     @model_validator(mode="after")

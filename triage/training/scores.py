@@ -48,6 +48,17 @@ class SliceAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceLesions:
+    """The lesions that were found in a slice one by one, the best first, and how they lie on those drawn."""
+
+    drawn: int
+    """How many."""
+    scores: tuple[float, ...] = ()
+    ious: tuple[tuple[float, ...], ...] = ()
+    """Of each found with each drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extent:
     """How much of the lungs is affected, by one pair of masks; fractions in [0, 1]."""
 
@@ -88,10 +99,14 @@ class Score:
     lesions_by_slice: BySlice | None = None
     slices: tuple[SliceAnswer, ...] = ()
     """Of a network that judges slices, where lesions were drawn."""
+    instances: tuple[SliceLesions, ...] = ()
+    """Of slices with lung, where lesions were drawn; a network that finds none one by one has found none."""
     attention: Mapping[str, float] = field(default_factory=dict)
     """Map → its Dice with the lesions drawn, of a network that tells where it looked (see ``attention``)."""
     threshold_averaged_dice: float | None = None
     """Pictures only: Inf-Net's measure."""
+    own: Mapping[str, float] = field(default_factory=dict)
+    """Pictures only: figures of Inf-Net alone (see ``infnet.measured``)."""
     drawn: Extent | None = None
     found: Extent | None = None
     histograms: tuple[Histogram, ...] = ()

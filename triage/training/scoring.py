@@ -14,7 +14,8 @@ from triage.config import Analysis
 from triage.domain import Findings, Mask, Severity, Status
 from triage.errors import Rejected
 from triage.models import Model, pipeline
-from triage.training import attention, metrics
+from triage.models.infnet import SelfSupervised
+from triage.training import attention, infnet, instances, metrics
 from triage.training.cases import Case
 from triage.training.gallery import Gallery
 from triage.training.scores import BySlice, Extent, Overlap, Score, SliceAnswer
@@ -81,6 +82,7 @@ class _Judge:
         missed = _mean_overlap([_missed(case, drawn) for drawn in case.lesions])
         score = replace(
             score,
+            instances=instances.by_slice(case, Findings(0.0, "score", False, nothing, nothing)),
             lesions=missed,
             lesions_by_slice=_missed_slices(case),
             threshold_averaged_dice=averaged,
@@ -106,6 +108,8 @@ class _Judge:
             return score
         found = probability > threshold
         score = replace(score, probability=pipeline.score(float(found.mean())))
+        if isinstance(self.model, SelfSupervised) and case.lesions:
+            score = replace(score, own=infnet.measured(self.model, case))
         return self._lesions(case, score, found, probability, everywhere)
 
     def _volume(self, case: Case, score: Score) -> Score:
@@ -123,6 +127,7 @@ class _Judge:
             lungs=None if case.lung is None else _overlap(case, findings.lung_mask, case.lung),
             lungs_by_slice=None if case.lung is None else _by_slice(findings.lung_mask, [case.lung]),
             slices=_slices(case, findings),
+            instances=instances.by_slice(case, findings),
             attention=_attention(case, findings),
             found=_extent([_both(measured, findings)], self.analysis, findings),
             drawn=self._drawn(

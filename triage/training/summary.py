@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from triage.domain import Grade, Status
-from triage.training import metrics
+from triage.domain import Grade, LesionClass, Status
+from triage.training import instances, metrics
 from triage.training.cases import Diagnosis
 from triage.training.metrics import Figure
 from triage.training.scores import BySlice, Overlap, Score
@@ -35,7 +35,7 @@ class Summary:
     @property
     def applicable(self) -> Mapping[str, Figure]:
         """Without those that this kind of network never has: not what the data could not tell."""
-        return {key: figure for key, figure in self.figures.items() if figure.reason != JUDGES_NO_SLICES}
+        return {k: figure for k, figure in self.figures.items() if figure.reason not in NEVER}
 
 
 FIGURES = {
@@ -69,6 +69,12 @@ FIGURES = {
     "slices_f1": "Slices, F1",
     "slices_specificity": "Slices, specificity",
     "slices_auc": "Slices, ROC AUC",
+    "detected_ap": "Lesions one by one, AP (IoU 0.5 to 0.95)",
+    "detected_ap_50": "Lesions one by one, AP at IoU 0.5",
+    "detected_ap_75": "Lesions one by one, AP at IoU 0.75",
+    "detected_slices_ap": "Lesions one by one, mean AP of slices (IoU 0.5 to 0.95; empty = 1)",
+    "detected_slices_ap_50": "Lesions one by one, mean AP of slices at IoU 0.5 (empty = 1)",
+    "detected_slices_ap_75": "Lesions one by one, mean AP of slices at IoU 0.75 (empty = 1)",
     "fraction_error": "Affected fraction, mean error",
     "fraction_error_worst": "Affected fraction, largest error of a volume",
     "fraction_bias": "Affected fraction, found − drawn",
@@ -82,9 +88,22 @@ FIGURES = {
     "pictures_iou": "Pictures, IoU",
     "pictures_ece": "Pictures, calibration error (ECE)",
     "pictures_auc": "Pictures, ROC AUC slice by slice",
+    "pictures_ground_glass_dice": "Pictures, ground glass, Dice at the fixed threshold",
+    "pictures_ground_glass_dice_threshold_averaged": "Pictures, ground glass, threshold-averaged Dice",
+    "pictures_consolidation_dice": "Pictures, consolidation, Dice at the fixed threshold",
+    "pictures_consolidation_dice_threshold_averaged": "Pictures, consolidation, threshold-averaged Dice",
+    "pictures_loss_single": "Pictures, loss of Single Inf-Net",
+    "pictures_loss_multi": "Pictures, loss of Multi Inf-Net",
     "seconds": "Seconds a volume",
 }
 """Key → name for people, in the order in which they are printed."""
+
+OWN = (
+    *(f"{kind}_dice{how}" for kind in get_args(LesionClass) for how in ("", "_threshold_averaged")),
+    "loss_single",
+    "loss_multi",
+)
+"""Of ``Score.own``."""
 
 _Of = Callable[[Score], float | None]
 
@@ -106,6 +125,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
         **_by_slice("lungs", volumes, lambda s: s.lungs_by_slice),
         **_by_slice("lesions", volumes, lambda s: s.lesions_by_slice),
         **_slices(scores),
+        **_detected(scores),
         **_severity(volumes),
         "ece": _ece(volumes),
         "pictures_dice": _mean(pictures, _lesions_dice, NO_PICTURES),
@@ -113,6 +133,7 @@ def summarise(scores: Sequence[Score]) -> Summary:
         "pictures_iou": _mean(pictures, lambda s: None if s.lesions is None else s.lesions.iou, NO_PICTURES),
         "pictures_ece": _ece(pictures),
         "pictures_auc": _pictures_auc(pictures),
+        **{f"pictures_{name}": _mean(pictures, _own(name), NOT_TOLD) for name in OWN},
         "seconds": _mean(volumes, lambda s: s.seconds, "no volume was judged", "s"),
     }
     return Summary(
@@ -126,6 +147,9 @@ def summarise(scores: Sequence[Score]) -> Summary:
 NO_PICTURES = "no picture with lesions drawn and found"
 NO_MASKS = "no volume with both drawn and found"
 JUDGES_NO_SLICES = "the network judges no slices"
+NOT_TOLD = "nobody told kinds of lesion apart in pictures: network, data or both"
+DETECTS_NONE = "the network finds no lesions one by one"
+NEVER = (JUDGES_NO_SLICES, DETECTS_NONE, NOT_TOLD)
 NO_MILLIMETRES = "no volume of known spacing with both drawn and found"
 
 
@@ -135,6 +159,10 @@ def _lungs_dice(score: Score) -> float | None:
 
 def _lesions_dice(score: Score) -> float | None:
     return None if score.lesions is None else score.lesions.dice
+
+
+def _own(name: str) -> _Of:
+    return lambda score: score.own.get(name)
 
 
 def _is_small(score: Score) -> bool:
@@ -225,6 +253,23 @@ def _slices(scores: Sequence[Score]) -> dict[str, Figure]:
             for name in names
         }
     return {f"slices_{name}": Figure(value=None, reason=why_not) for name in names}
+
+
+def _detected(scores: Sequence[Score]) -> dict[str, Figure]:
+    """Average precision over all slices together and slice by slice; see ``instances``."""
+    known = [(s, one) for s in scores for one in s.instances]
+    slices, patients = [one for _, one in known], [s.patient for s, _ in known]
+    at = {"": instances.THRESHOLDS, "_50": (0.5,), "_75": (0.75,)}
+    ways = {"detected_ap": instances.coco, "detected_slices_ap": instances.of_slices}
+    if not any(one.scores for one in slices):
+        why_not = DETECTS_NONE if any(s.lesions for s in scores) else NO_MASKS
+        return {f"{name}{end}": Figure(value=None, reason=why_not) for name in ways for end in at}
+    where = _where(s for s, _ in known)
+    return {
+        f"{name}{end}": replace(way(slices, patients, thresholds), where=where)
+        for name, way in ways.items()
+        for end, thresholds in at.items()
+    }
 
 
 def _identification(volumes: Sequence[Score]) -> dict[str, Figure]:

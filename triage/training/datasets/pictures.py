@@ -66,8 +66,9 @@ def semiseg(folder: Path) -> Iterator[Case]:
     """COVID-SemiSeg (Fan et al., "Inf-Net", doi:10.1109/TMI.2020.2996645): slices cropped to the lungs.
 
     ``GT`` marks lesions of any kind; ``GT-multi``, which may lie beside it, ground glass and consolidation.
-    ``Edge`` is the outline of ``GT`` and not read. The pictures are stored with the front at the left: turned
-    clockwise the spine lies below. No patient is known, so each picture counts as its own. Raises ConfigError.
+    ``Edge`` is the outline of ``GT`` and not read. The pictures are stored with the front at the left:
+    turned clockwise the spine lies below. No patient is known, so each picture counts as its own. Raises
+    ConfigError.
     """
     for path in existing(folder, SEMISEG, *(f"Imgs/*{suffix}" for suffix in SUFFIXES)):
         mask_path = partner(folder / "GT" / f"{path.stem}.png", path)
