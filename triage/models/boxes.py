@@ -111,7 +111,8 @@ def roi_align(features: Tensor, boxes: Tensor, size: int) -> Tensor:
     rows, columns = _shares(boxes[:, 0], boxes[:, 2], size, h), _shares(boxes[:, 1], boxes[:, 3], size, w)
     of_rows = (rows.flatten(0, 1) @ features.transpose(0, 1).flatten(1)).unflatten(0, (len(boxes), size))
     bins = of_rows.unflatten(2, (-1, w)).flatten(1, 2) @ columns.transpose(1, 2)
-    return bins.unflatten(1, (size, -1)).transpose(1, 2)
+    aligned: Tensor = bins.unflatten(1, (size, -1)).transpose(1, 2)
+    return aligned
 
 
 def _shares(first: Tensor, last: Tensor, bins: int, cells: int) -> Tensor:
@@ -122,7 +123,8 @@ def _shares(first: Tensor, last: Tensor, bins: int, cells: int) -> Tensor:
     steps = (torch.arange(bins * SAMPLES, device=first.device) + 0.5) / (bins * SAMPLES)
     points = (first[:, None] + steps * (last - first)[:, None] - 0.5).clamp(0, cells - 1)
     near = 1 - (points[:, :, None] - torch.arange(cells, device=first.device)).abs()
-    return near.clamp(min=0).unflatten(1, (bins, SAMPLES)).mean(2)
+    shares: Tensor = near.clamp(min=0).unflatten(1, (bins, SAMPLES)).mean(2)
+    return shares
 
 
 Place = tuple[slice, slice]

@@ -6,7 +6,7 @@ so shares are Wilson intervals over patients and all other intervals are bootstr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from typing import Any
@@ -184,6 +184,26 @@ def measures(
         return bootstrap(table, list(totals), lambda rows: getattr(Counts(*rows.sum(axis=0)), name), seed)
 
     return {name: replace(figure(name), n=len(found)) for name in MEASURES}
+
+
+def weighted_f1(
+    found: Sequence[int], truth: Sequence[int], patients: Sequence[str], weights: Mapping[int, float]
+) -> Figure:
+    """Mean of the F1 of each class that is there, so weighted, over all answers, bootstrapped by patient."""
+    pairs = np.array([found, truth]).T
+
+    def statistic(rows: NDArray[Any]) -> float:
+        classes = [c for c in weights if (rows == c).any()]
+        f1 = [Counts(*_counts(rows[:, 0] == c, rows[:, 1] == c)).f1 for c in classes]
+        return float(np.average(f1, weights=[weights[c] for c in classes]))
+
+    return bootstrap(pairs, patients, statistic)
+
+
+def _counts(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """Of ``Counts``."""
+    tp, fp, fn = _overlap(found, truth)
+    return tp, fp, fn, len(found) - tp - fp - fn
 
 
 def slice_mean(values: Sequence[float], slices: Sequence[int], patients: Sequence[str]) -> Figure:

@@ -189,3 +189,45 @@ INFNET: dict[tuple[bool, float], Cells] = {
 """(self-supervised, share that is cut out) → test loss of Single and Multi Inf-Net (Fung et al., table I).
 
 The last two rows are empty in the paper, which does not give the share of the last."""
+
+SSM_WAYS = {"single": "SSM", "parallel": "SSM²", "scratch": "SSM^S"}
+"""How it was trained → the paper's name."""
+
+Ssm = tuple[str, str, int]
+"""Way of training, encoder, and how many of its blocks."""
+
+SSM_LESIONS: dict[Ssm, Cells] = {
+    ("single", "resnet18", 2): ("0.4585", "0.3175", "0.3516"),
+    ("single", "resnet18", 3): ("0.4253", "0.3222", "0.3415"),
+    ("single", "resnet34", 2): ("0.5635", "0.3942", "0.3993"),
+    ("single", "resnet34", 3): ("0.5243", "0.2984", "0.3565"),
+    ("parallel", "resnet18", 2): ("0.4741", "0.3910", "0.3856"),
+    ("parallel", "resnet18", 3): ("0.4835", "0.3851", "0.3870"),
+    ("parallel", "resnet34", 2): ("0.5607", "0.3978", "0.4021"),
+    ("parallel", "resnet34", 3): ("0.5952", "0.4164", "0.4381"),
+    ("scratch", "resnet18", 2): ("0.5095", "0.3927", "0.3923"),
+    ("scratch", "resnet18", 3): ("0.5799", "0.3828", "0.4245"),
+    ("scratch", "resnet34", 2): ("0.6291", "0.4648", "0.4535"),
+    ("scratch", "resnet34", 3): ("0.5152", "0.3381", "0.3579"),
+}
+"""AP at IoU 0.5, at 0.75, and from 0.5 to 0.95, by the authors' rule (Ter-Sarkisov, table 2): 100 slices."""
+
+SSM_CLASSES: dict[Ssm, Cells] = {
+    ("single", "resnet18", 2): ("90.20", "89.52", "89.34", "89.58", "0.8969"),
+    ("single", "resnet18", 3): ("83.00", "89.55", "98.62", "92.25", "0.9220"),
+    ("single", "resnet34", 2): ("88.70", "83.35", "94.54", "89.43", "0.8941"),
+    ("single", "resnet34", 3): ("87.13", "96.75", "88.04", "91.23", "0.9138"),
+    ("parallel", "resnet18", 2): ("83.76", "78.65", "87.58", "83.67", "0.8370"),
+    ("parallel", "resnet18", 3): ("84.38", "78.22", "88.76", "84.18", "0.8417"),
+    ("parallel", "resnet34", 2): ("85.48", "81.80", "79.39", "81.47", "0.8166"),
+    ("parallel", "resnet34", 3): ("85.07", "78.07", "91.04", "85.28", "0.8528"),
+    ("scratch", "resnet18", 2): ("93.16", "95.68", "96.18", "95.38", "0.9542"),
+    ("scratch", "resnet18", 3): ("93.00", "96.53", "98.64", "96.75", "0.9676"),
+    ("scratch", "resnet34", 2): ("89.62", "89.99", "96.76", "92.93", "0.9293"),
+    ("scratch", "resnet34", 3): ("91.44", "95.33", "92.48", "93.26", "0.9333"),
+}
+"""Sensitivity to COVID-19, common pneumonia and normal slices, accuracy, F1 (Ter-Sarkisov, table 3): 21,192
+slices."""
+
+SSM_WEIGHTS = {0: 0.45, 1: 0.35, 2: 0.2}
+"""Of normal, common pneumonia and COVID-19 in the F1: their shares of those slices."""

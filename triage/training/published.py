@@ -344,6 +344,79 @@ def _infnet_ways(evaluation: Evaluation) -> tuple[bool, float] | None:
     return (bool(recipe.get("start")), cut) if plain else None
 
 
+AP_RULES = (
+    "First the authors' AP, beside which the paper's stand: the mean over slices of each slice's own; where "
+    "nothing is drawn 1 if nothing is found, else 0. Then COCO's, of all slices together. Lesions of less "
+    "than 49 mm², about 100 of the paper's pixels, are left out."
+)
+TWO_CLASSES = (
+    "Ours: slices in which lesions were drawn, and the other slices of the same patients; none of common "
+    "pneumonia. F1 is the mean over classes, weighted 0.45 (normal), 0.35 and 0.2 (COVID-19); ours over two."
+)
+
+
+def ter_sarkisov(ours: Sequence[Evaluation]) -> list[Published]:
+    """Tables 2 and 3 of Ter-Sarkisov."""
+    return [_instances(ours), _classes(ours)]
+
+
+def _instances(ours: Sequence[Evaluation]) -> Published:
+    ends = ("_50", "_75", "")
+
+    def cells(evaluation: Evaluation) -> list[str]:
+        names = [f"{name}{end}" for name in ("detected_slices_ap", "detected_ap") for end in ends]
+        return [value(evaluation.summary.figures[name]) for name in names]
+
+    headings = ("AP@0.5", "AP@0.75", "AP@0.5:0.95")
+    known = {key: (_ssm_row(*key), (*theirs, *[NOTHING] * 3)) for key, theirs in paper.SSM_LESIONS.items()}
+    return Published(
+        title="Ter-Sarkisov, table 2, lesions one by one",
+        columns=(*headings, *(f"{name}, COCO" for name in headings)),
+        rows=tuple(_beside(known, ours, _ssm, cells)),
+        notes=(AP_RULES,),
+    )
+
+
+def _classes(ours: Sequence[Evaluation]) -> Published:
+    def cells(evaluation: Evaluation) -> list[str]:
+        figures = evaluation.summary.figures
+        covid, normal, overall = (
+            _percent(figures[f"slices_{name}"]) for name in ("sensitivity", "specificity", "accuracy")
+        )
+        return [covid, NOT_MEASURABLE, normal, overall, value(weighted_f1(evaluation.scores))]
+
+    known = {key: (_ssm_row(*key), theirs) for key, theirs in paper.SSM_CLASSES.items()}
+    return Published(
+        title="Ter-Sarkisov, table 3, classes of slices",
+        columns=("COVID-19, %", "common pneumonia, %", "normal, %", "overall, %", "F1"),
+        rows=tuple(_beside(known, ours, _ssm, cells)),
+        notes=(TWO_CLASSES,),
+    )
+
+
+def weighted_f1(scores: Sequence[Score]) -> Figure:
+    """Of slices called COVID-19 or normal, against what was drawn in them; weighted as the paper's."""
+    known = [(s.patient, answer) for s in scores for answer in s.slices]
+    if not known:
+        return Figure(value=None)
+    found = [2 * int(answer.score > 0.5) for _, answer in known]
+    truth = [2 * int(answer.drawn) for _, answer in known]
+    return metrics.weighted_f1(found, truth, [patient for patient, _ in known], paper.SSM_WEIGHTS)
+
+
+def _ssm_row(way: str, encoder: str, blocks: int) -> str:
+    return f"{paper.SSM_WAYS[way]} ({encoder.replace('resnet', 'ResNet')}+FPN), {blocks} blocks"
+
+
+def _ssm(evaluation: Evaluation) -> paper.Ssm:
+    """Way of training, encoder and blocks of a network."""
+    facts = evaluation.networks.get("ssm", {})
+    options = json.loads(facts.get("recipe", "{}")).get("options", {})
+    pretrained = "single" if facts.get("branches") == "1" else "parallel"
+    way = pretrained if options.get("pretrain") else "scratch"
+    return way, facts.get("encoder", ""), int(facts.get("blocks", "0"))
+
+
 def _beside(
     known: Mapping[Key, tuple[str, Sequence[str]]],
     ours: Sequence[Evaluation],
@@ -393,6 +466,7 @@ def _percent_r(figure: Figure, n: int | None = None) -> str:
 TABLES: dict[str, Callable[[Sequence[Evaluation]], list[Published]]] = {
     "cascade": qiblawey,
     "dcn": gao,
+    "ssm": ter_sarkisov,
     "infnet": fung,
 }
 """The card's ``system`` → the tables of its paper, beside which such networks are printed."""

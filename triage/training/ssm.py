@@ -1,8 +1,8 @@
 """What the single-shot model learns from (Ter-Sarkisov, sections 2 to 4; Mask R-CNN, He et al. 2017).
 
 One step shows lesions, the next one the classes of slices. From scratch, the classification branch is given
-the segmentation branch's weights whenever the mean loss over 100 steps is lower than ever before; with
-``pretrain``, so many steps of lesions come first, then the weights are copied once, or with one branch shared.
+the segmentation branch's weights whenever the mean loss over 100 steps is lower than ever before. With
+``pretrain``, so many steps of lesions come first; then the weights are copied once, or shared by one branch.
 
 Departures from the paper, for want of its data: several images a step, since batch normalisation needs them;
 a higher learning rate, and far fewer steps; two classes where nobody has slices of other pneumonia, COVID-19
@@ -18,26 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
 from triage.errors import ConfigError
 from triage.models import boxes as box
-from triage.models.preprocessing import SPACING_MM, pad
+from triage.models.preprocessing import SPACING_MM, bounding_box, pad
 from triage.models.ssm import Looked, lesion_probability
 from triage.models.ssm_networks import BINS, MASK, MASK_BINS, PLAIN, SCALED, Seen, SsmNet
-from triage.training.attention import PIXEL_MM2
 from triage.training.baselines import with_lungs
 from triage.training.cases import Diagnosis
 from triage.training.dcn import Sample, inside, samples, varied
+from triage.training.instances import LEAST_MM2, parts
 from triage.training.scans import Scan
 from triage.training.tasks import Draw, dice, forward, mixed
 
-LEAST_MM2 = 100 * PIXEL_MM2
-"""Lesions below 100 of the paper's pixels are no instances (section 4)."""
 LEAST_PIXELS = round(LEAST_MM2 / SPACING_MM**2)
-"""The same of canonical slices: 12 pixels."""
+"""Of canonical slices, that an instance has: 12 stand for 100 of the paper's."""
 RPN_OVERLAP, ROI_OVERLAP = (0.3, 0.7), (0.5, 0.5)
 """IoU with a lesion below which a box is background, and from which on it is the lesion."""
 RPN_BATCH, ROI_BATCH = (256, 0.5), (128, 0.25)
@@ -60,15 +57,12 @@ class Instances:
 
 def instances(lesion: Tensor) -> Instances:
     """Connected parts of a lesion mask (h, w) of at least ``LEAST_PIXELS`` (section 4)."""
-    labels, _ = ndimage.label((lesion > 0.5).numpy())
-    parts = [(k, place) for k, place in enumerate(ndimage.find_objects(labels), 1)]
-    large = [(k, place) for k, place in parts if (labels[place] == k).sum() >= LEAST_PIXELS]
-    corners = [(y.start, x.start, y.stop, x.stop) for _, (y, x) in large]
-    masks = [torch.from_numpy(labels == k) for k, _ in large]
-    empty = lesion.new_zeros(0, *lesion.shape)
+    masks = parts((lesion > 0.5).numpy(), LEAST_PIXELS)
+    places = [bounding_box(mask[None])[1:] for mask in masks]
+    corners = [(y.start, x.start, y.stop, x.stop) for y, x in places]
+    stacked = np.stack(masks) if masks else np.zeros((0, *lesion.shape))
     return Instances(
-        torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
-        torch.stack(masks).float() if masks else empty,
+        torch.tensor(corners, dtype=torch.float32).reshape(-1, 4), torch.from_numpy(stacked).float()
     )
 
 

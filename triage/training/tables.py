@@ -23,7 +23,9 @@ NOT_RUN = "not run"
 
 def _noun(key: str) -> str:
     """What a figure counts."""
-    return "picture" if key.startswith("pictures_") else "slice" if "slices_" in key else "volume"
+    if key.startswith("pictures_"):
+        return "picture"
+    return "slice" if "slices_" in key or key.startswith("detected_") else "volume"
 
 
 VOLUME_COLUMNS = ("volume", "patient", "lungs", "lesions", "drawn", "found", "CT", "P", "answer")
