@@ -507,6 +507,8 @@ class TestPictures:
         case = cases[0]
         assert case.volume.array.shape == (1, 16, 12)
         assert np.array_equal(case.lesions[0][0], np.rot90(SPOT, -1))
+        assert np.array_equal(case.lesion_classes["ground_glass"], case.lesions[0])
+        assert not case.lesion_classes["consolidation"].any()
         expected = -1080 + np.rot90(GREY, -1) / 255 * 1330
         assert np.abs(case.volume.array[0] - expected).max() < 20
         assert prepare(case.volume).shape == (1, round(16 * 145 / 12), 145)
@@ -811,6 +813,10 @@ class TestRealData:
         cases = read("semiseg", DATA / "train" / "semiseg50")
         assert len({case.patient for case in cases}) == 50
         assert all(case.lesions[0].any() for case in cases)
+        for case in cases:
+            glass, dense = (case.lesion_classes[kind] for kind in ("ground_glass", "consolidation"))
+            assert not (glass & dense).any()
+            assert np.array_equal(glass | dense, case.lesions[0])
         assert (
             np.mean([np.subtract(*case.volume.array.shape[:0:-1]) for case in cases]) > 0
         )  # wider than high
