@@ -153,7 +153,7 @@ class TestAveragePrecision:
         assert instances.hits(SliceLesions(0, (0.4,), ((),)), 0.5) == [False]
 
     def test_the_authors_rule_by_hand(self):
-        """One of two found, one of one; nothing there and nothing found, nothing there and something found."""
+        """One of two, one of one; nothing drawn and nothing found, nothing drawn and something found."""
         slices = [A, B, SliceLesions(0), SliceLesions(0, (0.8,), ((),))]
         figure = instances.of_slices(slices, list("abcd"), (0.5,))
         assert figure.value == pytest.approx((0.5 + 1 + 1 + 0) / 4)
