@@ -190,6 +190,16 @@ class TestEquations:
         reported = severity.percent_infection(lung, lesion) or 0.0
         assert cascade.percent_infection(lung, lesion) == pytest.approx(reported)
 
+    def test_the_tip_of_a_lung_says_nothing_of_its_slice(self):
+        """Below a twentieth of the fullest slice's lung: 4 of 100 pixels, not 5."""
+        lung, lesion = np.zeros((2, 3, 10, 10), bool)
+        lung[0] = lung[1].flat[:4] = lung[2].flat[:5] = True
+        lesion[0].flat[:20] = lesion[1].flat[:4] = lesion[2].flat[:5] = True
+        assert cascade.percent_infection(lung, lesion) == pytest.approx((0.2 + 1) / 2)
+        assert severity.percent_infection(lung, lesion) == pytest.approx((0.2 + 1) / 2)
+        scores = cascade.slice_scores(torch.from_numpy(lesion).float(), lung, 1)
+        assert scores.tolist() == [1, 0, 1]
+
     def test_a_slice_is_positive_from_the_first_pixel_in_the_lungs(self):
         probability = torch.zeros(5, 3, 3)
         lung = np.ones((5, 3, 3), bool)
