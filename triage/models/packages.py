@@ -25,6 +25,7 @@ from triage.errors import ConfigError
 PACKAGES = Path(__file__).parent / "packages"
 MODELS: dict[str, Path] = {
     "multitask": PACKAGES / "multitask",
+    "cascade": PACKAGES / "cascade",
 }
 """The packages that ship, by the name that ``analysis.model`` gives them."""
 
