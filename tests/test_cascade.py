@@ -100,11 +100,6 @@ class TestNetworks:
         with pytest.raises(ConfigError, match=r"decoder 'unet3'.*unet, fpn"):
             EncoderDecoder("resnet18", "unet3")
 
-    def test_the_shipped_variant_is_small(self, tmp_path):
-        recipe = {"network": "cascade", "encoder": "resnet18", "decoder": "fpn", "width": "0.5"}
-        weights.save(weights.build(recipe), recipe, tmp_path / "w.safetensors")
-        assert (tmp_path / "w.safetensors").stat().st_size <= 15e6
-
 
 def torchvision_names(network):
     """A classifier's state dict as torchvision names it."""
@@ -189,6 +184,16 @@ class TestEquations:
         lung, lesion = np.random.default_rng(seed).random((2, 5, 4, 4)) > 0.6
         reported = severity.percent_infection(lung, lesion) or 0.0
         assert cascade.percent_infection(lung, lesion) == pytest.approx(reported)
+
+    def test_the_tip_of_a_lung_says_nothing_of_its_slice(self):
+        """Below a twentieth of the fullest slice's lung: 4 of 100 pixels, not 5."""
+        lung, lesion = np.zeros((2, 3, 10, 10), bool)
+        lung[0] = lung[1].flat[:4] = lung[2].flat[:5] = True
+        lesion[0].flat[:20] = lesion[1].flat[:4] = lesion[2].flat[:5] = True
+        assert cascade.percent_infection(lung, lesion) == pytest.approx((0.2 + 1) / 2)
+        assert severity.percent_infection(lung, lesion) == pytest.approx((0.2 + 1) / 2)
+        scores = cascade.slice_scores(torch.from_numpy(lesion).float(), lung, 1)
+        assert scores.tolist() == [1, 0, 1]
 
     def test_a_slice_is_positive_from_the_first_pixel_in_the_lungs(self):
         probability = torch.zeros(5, 3, 3)

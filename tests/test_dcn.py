@@ -106,6 +106,22 @@ class TestDcn(test_models.TestContract):
             assert not maps[~lung].any()
             assert maps[lung].max() > 100
 
+    def test_the_tips_of_the_lungs_are_not_judged(self, model):
+        """Neither a slice with little lung nor what it shows changes the answer of the study."""
+        volume = phantom()
+        y, x = np.meshgrid(np.linspace(-1, 1, 220), np.linspace(-1, 1, 260), indexing="ij")
+        tip = ((x - 0.42) / 0.33) ** 2 + (y / 0.55) ** 2 < 0.06
+        volume.array[0][(volume.array[0] < -300) & ((x / 0.9) ** 2 + (y / 0.75) ** 2 < 1) & ~tip] = 40
+        findings = model.predict(volume)
+        lung = findings.lung_mask.sum(axis=(1, 2))
+        assert 0 < lung[0] < 0.05 * lung.max()
+        assert findings.slice_scores[0] == 0
+        assert (findings.slice_scores[1:] > 0).all()
+        without = volume.array.copy()
+        without[0] = 40
+        expected = model.predict(replace(volume, array=without)).probability
+        assert findings.probability == pytest.approx(expected, abs=1e-5)
+
     def test_maps_and_scores_go_with_the_slices_however_they_are_stored(self, model):
         upright = phantom()
         findings = model.predict(upright)
@@ -279,13 +295,6 @@ class TestNetwork:
         kinds = [type(part).__name__ for part in UNet((4, 8)).up[0]]
         assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
 
-    def test_the_variant_that_is_trained_is_small(self, tmp_path):
-        for name in ("dcn_slices", "dcn"):
-            recipe = recipes.load(name)
-            size = {key: str(value) for key, value in recipe.network.items()}
-            weights.save(weights.build({"network": recipe.task, **size}), {}, tmp_path / name)
-        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 15e6
-
 
 def blank(patient, drawn, slices=6, **changes):
     """Lung everywhere; lesions drawn in these slices."""
@@ -316,6 +325,13 @@ class TestSamples:
     def test_of_an_ill_patient_without_drawings_no_slice_is_known_of_a_healthy_one_every(self):
         ill, healthy = (blank(d, [], lesions=(), diagnosis=d) for d in (Diagnosis.COVID, Diagnosis.HEALTHY))
         assert {(s.scan.patient, s.label) for s in dcn.samples([ill, healthy])} == {("healthy", 0)}
+
+    def test_tips_of_lungs_teach_nothing(self):
+        scan = blank("p", (1, 2))
+        lung = torch.zeros_like(scan.slices)
+        lung[1:5] = 1
+        lung[1], lung[1, 0, 0] = 0, 1
+        assert [s.index for s in dcn.samples([replace(scan, lung=lung)])] == [1, 2, 3]
 
     def test_slices_without_lung_are_left_out_and_the_others_keep_their_marks(self):
         whole = blank("a", [3])

@@ -15,6 +15,7 @@ from pydicom import dcmread
 from tests import peers
 from tests.needs import DATA, needs_data, needs_dicom3tools
 from triage.db import Database
+from triage.domain import Status, WorklistEntry
 from triage.models import MODELS
 
 DEMO = Path(__file__).parents[1] / "deploy" / "demo.py"
@@ -27,53 +28,70 @@ VIEW_3D = "1.2.840.10008.5.1.4.1.1.7.4"
 STUDIES = ("lidc_0001", "covid_ricord_1012", "acrin_013_gap")
 
 
-@needs_data
-@needs_dicom3tools
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("model", MODELS)
-def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(
-    tmp_path: Path, model: str
-) -> None:
-    """With every network that ships; the cascade's results have the 3D view among them."""
-    (tmp_path / "triage").mkdir()  # the README's newcomer stands beside the clone
-    folders = [str(DATA / "dicom" / name) for name in STUDIES]
-    options = ["--model", model, *(["--view-3d"] if model == "cascade" else [])]
-    command = [sys.executable, str(DEMO), "--once", "--folder", str(tmp_path / "demo"), *options, *folders]
+def shown(folder: Path, studies: tuple[str, ...], *options: str) -> tuple[dict[str, WorklistEntry], str]:
+    """The demo run to its end: its list by the patients' first letters, and what it said."""
+    (folder / "triage").mkdir()  # the README's newcomer stands beside the clone
+    inputs = [str(DATA / "dicom" / name) for name in studies]
+    command = [sys.executable, str(DEMO), "--once", "--folder", str(folder / "demo"), *options, *inputs]
     ended = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "COLUMNS": "200"},
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    db = Database(f"sqlite:///{tmp_path}/demo/triage.db")
+    db = Database(f"sqlite:///{folder}/demo/triage.db")
     entries = db.worklist(peers.now(), "deadline", 7)
     db.close()
-    names = [entry.study.patient_id[:5] for entry in entries]
-    answers = {name: entry.result for name, entry in zip(names, entries, strict=True)}
-    assert names[0] == "MIDRC"
-    assert {name: answer.status.value for name, answer in answers.items() if answer} == {
+    return {entry.study.patient_id[:5]: entry for entry in entries}, ended.stdout
+
+
+def check_delivered(pacs: Path, entry: WorklistEntry, also: dict[str, int]) -> None:
+    """The PACS has every object that the answer asks for, each without an error."""
+    assert entry.result is not None
+    judged = entry.result.status is not Status.NOT_ANALYSABLE
+    has_lesion = bool(entry.result.lesion_volume_ml)
+    expected = {SR: 1, PICTURE: 1 + has_lesion, **also} if judged else {}
+    delivered = list((pacs / entry.study.study_instance_uid).rglob("*.dcm"))
+    classes = Counter(dcmread(path, stop_before_pixels=True).SOPClassUID for path in delivered)
+    assert classes == {**expected, **({SEG: 1} if has_lesion else {})}
+    for path in delivered:
+        checked = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+        assert "Error" not in checked.stderr, checked.stderr
+
+
+@needs_data
+@needs_dicom3tools
+@pytest.mark.timeout(600)
+def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp_path: Path) -> None:
+    entries, said = shown(tmp_path, STUDIES)
+    assert next(iter(entries)) == "MIDRC"
+    answers = {name: entry.result for name, entry in entries.items() if entry.result}
+    assert {name: answer.status.value for name, answer in answers.items()} == {
         "MIDRC": "positive",
         "LIDC-": "negative",
         "ACRIN": "not_analysable",
     }
-    assert answers["ACRIN"] is not None
     assert "missing slices" in answers["ACRIN"].reason
-    assert "missing slices" in ended.stdout
-    for name, entry in zip(names, entries, strict=True):
-        has_lesion = bool(entry.result and entry.result.lesion_volume_ml)
-        judged = name != "ACRIN"
-        expected = {SR: 1, PICTURE: 1 + has_lesion} if judged else {}
-        if judged and model == "cascade":
-            expected[VIEW_3D] = 1
-        delivered = list((tmp_path / "demo" / "pacs" / entry.study.study_instance_uid).rglob("*.dcm"))
-        classes = Counter(dcmread(path, stop_before_pixels=True).SOPClassUID for path in delivered)
-        assert classes == {**expected, **({SEG: 1} if has_lesion else {})}
-        for path in delivered:
-            checked = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
-            assert "Error" not in checked.stderr, checked.stderr
+    assert "missing slices" in said
+    for entry in entries.values():
+        check_delivered(tmp_path / "demo" / "pacs", entry, {})
+
+
+@needs_data
+@needs_dicom3tools
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "multitask"])
+def test_the_daemon_runs_with_every_network_that_ships(tmp_path: Path, model: str) -> None:
+    """On a real study, with the 3D view among the results."""
+    entries, _ = shown(tmp_path, ("lidc_0001",), "--model", model, "--view-3d")
+    answer = entries["LIDC-"].result
+    assert answer is not None
+    assert answer.model == model
+    assert answer.status is Status.NEGATIVE
+    check_delivered(tmp_path / "demo" / "pacs", entries["LIDC-"], {VIEW_3D: 1})
 
 
 @pytest.mark.parametrize("inputs", ["home", "home/study", "."])

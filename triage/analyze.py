@@ -40,7 +40,7 @@ from triage.models import Model
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 6
+ANSWER_VERSION = 7
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 LONGEST_RETRY = timedelta(minutes=15)
 

@@ -25,6 +25,8 @@ from triage.domain import (
     Status,
     Vector,
     Volume,
+    areas,
+    judged_slices,
 )
 
 PlaneMask = NDArray[np.bool_]
@@ -137,13 +139,12 @@ def answer(
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:
     """PI: infected over lung pixels of a slice, averaged over the slices that contain lung; in [0, 1].
 
-    Qiblawey et al., section 2.4 and figure 3. A slice counts as much as any other, however little lung it
-    shows. None where no slice shows any.
+    Qiblawey et al., section 2.4 and figure 3. Every slice counts the same, unlike theirs without the tips of
+    the lungs: a few pixels of one would count as much as a whole slice. None where no slice shows any lung.
     """
-    lung = _areas(lung_mask)
-    infected = _areas(lesion_mask & lung_mask)
-    shown = lung > 0
-    return float(np.mean(infected[shown] / lung[shown])) if shown.any() else None
+    shown = judged_slices(lung_mask)
+    lung, infected = areas(lung_mask)[shown], areas(lesion_mask & lung_mask)[shown]
+    return float(np.mean(infected / lung)) if shown.any() else None
 
 
 def ct_severity_score(
@@ -209,11 +210,6 @@ def _columns(mask: Mask) -> NDArray[np.uint16]:
     return columns
 
 
-def _areas(mask: Mask) -> NDArray[np.intp]:
-    """Voxels of each slice, (z,); slice by slice is ten times faster than along two axes."""
-    return np.array([np.count_nonzero(part) for part in mask])
-
-
 def _ten_fractions(
     volume: Volume, lung: Mask, lesion: Mask, side: PlaneMask, lateral: int
 ) -> NDArray[np.float64] | None:
@@ -223,7 +219,7 @@ def _ten_fractions(
     lung = lung[:, *box] & side[box]
     lesion = lesion[:, *box] & lung
     shown, affected = np.zeros((2, len(LUNG_REGIONS)))
-    for band, chosen in enumerate(_bands(_areas(lung), volume.orientation)):
+    for band, chosen in enumerate(_bands(areas(lung), volume.orientation)):
         lung_columns, lesion_columns = _columns(lung[chosen]), _columns(lesion[chosen])
         y, x = np.nonzero(lung_columns)
         mass = lung_columns[y, x]
@@ -279,7 +275,7 @@ def _class_ml(volume: Volume, findings: Findings, name: LesionClass) -> float | 
 
 
 def _cut_off(lung: Mask) -> str:
-    area = _areas(lung)
+    area = areas(lung)
     return CUT_OFF if max(area[0], area[-1]) > END_SHARE * area.max(initial=0) else ""
 
 

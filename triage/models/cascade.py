@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triage.config import Analysis
-from triage.domain import Mask, Vector
+from triage.domain import Mask, Vector, areas, judged_slices
 from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.decoders import DECODERS
@@ -86,24 +86,24 @@ def conclude(found: Found, minimum_area: int) -> Conclusion:
 
 
 def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float:
-    """PI, section 2.4: infected over lung pixels, mean over the slices (z, y, x) that contain lung.
+    """PI, section 2.4: infected over lung pixels, mean over the slices (z, y, x) that are judged.
 
     In [0, 1]; 0 without any lung. ``triage.severity`` reports the same figure.
     """
-    pairs = zip(lung_mask, lesion_mask & lung_mask, strict=True)
-    areas = [(np.count_nonzero(infected), np.count_nonzero(lung)) for lung, infected in pairs]
-    shares = [infected / lung for infected, lung in areas if lung]
+    shown = judged_slices(lung_mask)
+    shares = areas(lesion_mask & lung_mask)[shown] / areas(lung_mask)[shown]
     return fsum(shares) / max(1, len(shares))  # exact, so that their order does not matter
 
 
 def slice_scores(probability: Tensor, lung: Mask, minimum_area: int) -> NDArray[np.float32]:
     """Above 0.5 where so many pixels of lung are above 0.5, the paper's rule (section 2.4) with an area.
 
-    Of each slice (z, h, w) the probability that so many pixels of its lung reach; 0 where less lung is.
+    Of each slice (z, h, w) the probability that so many pixels of its lung reach; 0 where less lung is, and
+    where only a tip is.
     """
     inside = (probability.float() * torch.from_numpy(lung)).flatten(1)
     scores: NDArray[np.float32] = inside.topk(minimum_area, dim=1).values[:, -1].numpy()
-    return scores
+    return scores * judged_slices(lung)
 
 
 def load(package: Package, analysis: Analysis) -> Pipeline:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triage.config import Analysis
-from triage.domain import Findings, Mask, ModelInfo, Vector, Volume
+from triage.domain import Findings, Mask, ModelInfo, Vector, Volume, judged_slices
 from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.compute import Compute
@@ -57,6 +57,8 @@ class Looked:
     """Probability (z, h, w), 0 in slices without lung."""
     positive: Tensor
     """Probability of a positive slice (n,)."""
+    judged: Tensor
+    """Whether a slice shows more than a tip of the lungs (n,): the study is judged by these."""
     attention: tuple[Tensor, ...]
     """Maps in [0, 1], as coarse as they were made; none of a network without attention."""
     features: Tensor
@@ -86,8 +88,7 @@ class DualBranch(InLungs):
                 raise Rejected("no lungs found")
             box = bounding_box(lung, self.grid.margin)
             looked = self._look(slices[box], lung[box])
-            (logit,) = self.compute.map(lambda p: self.study(p, looked.features), [looked.positive])
-            probability = float(logit.float().sigmoid())
+            probability = self._study(looked)
             lesions = torch.zeros_like(slices)
             lesions[box] = looked.lesions
             lesion_mask = restore(lesions, self.lesion_threshold, volume) & lung_mask
@@ -101,6 +102,11 @@ class DualBranch(InLungs):
             slice_scores=stored_order(scores, volume),
             attention={name: stored_order(maps, volume) for name, maps in attention.items()},
         )
+
+    def _study(self, looked: Looked) -> float:
+        features = looked.features[looked.judged]
+        (logit,) = self.compute.map(lambda p: self.study(p, features), [looked.positive[looked.judged]])
+        return float(logit.float().sigmoid())
 
     def _find(self, slices: Tensor, lung: Mask, _spacing: Vector) -> Tensor:
         return self._look(slices, lung).lesions
@@ -117,12 +123,13 @@ class DualBranch(InLungs):
         logit_map, *maps = (p.unflatten(1, size) for p, size in zip(planes, sizes, strict=True))
         lesions = torch.zeros_like(slices)
         lesions[index] = logit_map[:, :h, :w].sigmoid()
-        return Looked(index, lesions, logits[:, 0].sigmoid(), tuple(maps), features)
+        judged = torch.from_numpy(judged_slices(lung))[index]
+        return Looked(index, lesions, logits[:, 0].sigmoid(), judged, tuple(maps), features)
 
     def _scores(self, looked: Looked, box: Box, slices: Tensor) -> NDArray[np.float32]:
-        """Of all canonical slices (z,); 0 where no lung is."""
+        """Of all canonical slices (z,); 0 where no lung is, or only a tip."""
         scores = np.zeros(len(slices), np.float32)
-        scores[looked.index + box[0].start] = looked.positive
+        scores[looked.index + box[0].start] = looked.positive * looked.judged
         return scores
 
     def _attention(self, looked: Looked, box: Box, slices: Tensor) -> dict[str, NDArray[np.uint8]]:

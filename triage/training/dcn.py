@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triage.domain import judged_slices
 from triage.errors import ConfigError
 from triage.models import weights
 from triage.models.dcn import masked
@@ -53,12 +54,12 @@ class Sample:
 
 
 def samples(scans: Iterable[Scan]) -> Iterator[Sample]:
-    """Every slice of which the data says whether it is positive (section 3.1.3)."""
+    """Every slice of which the data says whether it is positive (section 3.1.3); no tips of lungs."""
     for scan in with_lungs(s for s in scans if labels(s) is not None):
-        positive, shown = labels(scan), inside(scan).flatten(1).any(1)
+        positive, lung = labels(scan), inside(scan)
         if positive is not None:
-            cut = scan.to_lungs()
-            first = int(shown.nonzero()[0])
+            cut, shown = scan.to_lungs(), torch.from_numpy(judged_slices(lung.numpy()))
+            first = int(lung.flatten(1).any(1).nonzero()[0])
             yield from (Sample(cut, int(z) - first, int(positive[z])) for z in shown.nonzero())
 
 
@@ -181,8 +182,9 @@ class DcnSlicesTask:
 class DcnStudyTask:
     """Studies of single slices, drawn at random: no data set at hand has enough studies of either kind.
 
-    A positive study has some share of positive slices, a negative one none. A trained slice network, which is
-    not changed, judges the slices; it has learned from the same ones, so that the study network knows
+    A positive study has some share of positive slices, a negative one few or none: of unknown patients the
+    slice network will take some slices for positive that are not. A trained slice network, which is not
+    changed, judges the slices; it has learned from the same ones, so that the study network knows
     probabilities more certain than those of unknown patients. Nothing can validate it.
     """
 
@@ -194,12 +196,16 @@ class DcnStudyTask:
         mapping: bool = True,
         batch: int = 16,
         slices: tuple[int, int] = (20, 120),
-        share: tuple[float, float] = (0.1, 1.0),
+        share: tuple[float, float] = (0.2, 1.0),
+        mistaken: tuple[float, float] = (0.0, 0.1),
     ) -> None:
-        """``after``: weights of the slice network; ``slices``: of a study; ``share``: of positive ones."""
+        """``after``: weights of the slice network; ``slices``: of a study.
+
+        ``share`` of them is positive in a positive study, ``mistaken`` in a negative one.
+        """
         self.network = StudyNet(width, mapping)
         self.scans, self.after = scans, after
-        self.batch, self.slices, self.share = batch, slices, share
+        self.batch, self.slices, self.shares = batch, slices, (mistaken, share)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
         """Binary cross-entropy (section 2.5)."""
@@ -209,7 +215,7 @@ class DcnStudyTask:
 
     def _study(self, label: int, rng: np.random.Generator) -> Judged:
         count = int(rng.integers(*self.slices, endpoint=True))
-        positive = max(1, round(count * rng.uniform(*self.share))) if label else 0
+        positive = max(label, round(count * rng.uniform(*self.shares[label])))
         parts = []
         for (p, features), wanted in zip(self._judged, (count - positive, positive), strict=True):
             index = torch.from_numpy(rng.integers(len(p), size=wanted)).to(p.device)
