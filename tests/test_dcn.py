@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
@@ -248,6 +250,15 @@ class TestEquations:
             (128, 256),
             (1, 128),
         ]
+
+    @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(0, 99))
+    @settings(deadline=None, max_examples=50)
+    def test_a_study_never_falls_where_its_slices_rise(self, pairs, seed):
+        torch.manual_seed(seed)
+        study = StudyNet(TINY)
+        low, high = torch.tensor([sorted(pair) for pair in pairs]).T
+        features = torch.rand(len(pairs), 128)
+        assert study(high, features) >= study(low, features) - 1e-5
 
 
 class TestNetwork:
