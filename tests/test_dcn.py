@@ -306,6 +306,13 @@ class TestNetwork:
         kinds = [type(part).__name__ for part in UNet((4, 8)).up[0]]
         assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
 
+    def test_the_variant_that_is_trained_is_small(self, tmp_path):
+        for name in ("dcn_slices", "dcn"):
+            recipe = recipes.load(name)
+            size = {key: str(value) for key, value in recipe.network.items()}
+            weights.save(weights.build({"network": recipe.task, **size}), {}, tmp_path / name)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 15e6
+
 
 def blank(patient, drawn, slices=6, **changes):
     """Lung everywhere; lesions drawn in these slices."""
