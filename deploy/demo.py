@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from triage.config import Destination
+from triage.config import Analysis, Destination
 from triage.config import Listener as ListenerSettings
 from triage.dicom import phantom, sender
 from triage.dicom.header import find_instances
@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
         "folders", nargs="*", type=Path, metavar="DIR", help="real studies instead of made-up ones"
     )
     parser.add_argument("--once", action="store_true", help="end when everything is delivered")
-    parser.add_argument("--model", default="multitask", help="the network; triage models lists them")
+    parser.add_argument("--model", default=Analysis().model, help="the network; triage models lists them")
     parser.add_argument("--view-3d", action="store_true", help="with the 3D view among the results")
     parser.add_argument(
         "--folder", type=Path, default=DEFAULT_FOLDER, help="emptied, then everything lies here"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from rich.progress import Progress
 from torch import nn
@@ -249,6 +251,15 @@ class TestEquations:
             (1, 128),
         ]
 
+    @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(0, 99))
+    @settings(deadline=None, max_examples=50)
+    def test_a_study_never_falls_where_its_slices_rise(self, pairs, seed):
+        torch.manual_seed(seed)
+        study = StudyNet(TINY)
+        low, high = torch.tensor([sorted(pair) for pair in pairs]).T
+        features = torch.rand(len(pairs), 128)
+        assert study(high, features) >= study(low, features) - 1e-5
+
 
 class TestNetwork:
     @pytest.mark.parametrize(("attention", "scales"), [(True, [4, 4, 8, 16]), (False, [])])
@@ -294,6 +305,13 @@ class TestNetwork:
     def test_a_block_is_convolution_normalisation_relu_convolution(self):
         kinds = [type(part).__name__ for part in UNet((4, 8)).up[0]]
         assert kinds == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d"]
+
+    def test_the_variant_that_is_trained_is_small(self, tmp_path):
+        for name in ("dcn_slices", "dcn"):
+            recipe = recipes.load(name)
+            size = {key: str(value) for key, value in recipe.network.items()}
+            weights.save(weights.build({"network": recipe.task, **size}), {}, tmp_path / name)
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 15e6
 
 
 def blank(patient, drawn, slices=6, **changes):

@@ -34,7 +34,18 @@ def areas(mask: Mask) -> NDArray[np.intp]:
 
 def judged_slices(lung_mask: Mask) -> NDArray[np.bool_]:
     """Which slices (z,) show lung, and more than a tip of it: what is said slice by slice counts these."""
+    return _more_than_tips(areas(lung_mask))
+
+
+def infected_shares(lung_mask: Mask, lesion_mask: Mask) -> NDArray[np.float64]:
+    """Of each judged slice, how much of its lung is lesion, in [0, 1]; empty without any lung."""
     lung = areas(lung_mask)
+    shown = _more_than_tips(lung)
+    shares: NDArray[np.float64] = areas(lesion_mask & lung_mask)[shown] / lung[shown]
+    return shares
+
+
+def _more_than_tips(lung: NDArray[np.intp]) -> NDArray[np.bool_]:
     shown: NDArray[np.bool_] = (lung > 0) & (lung >= TIP_SHARE * lung.max(initial=0))
     return shown
 

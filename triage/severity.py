@@ -26,7 +26,7 @@ from triage.domain import (
     Vector,
     Volume,
     areas,
-    judged_slices,
+    infected_shares,
 )
 
 PlaneMask = NDArray[np.bool_]
@@ -142,9 +142,8 @@ def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float | None:
     Qiblawey et al., section 2.4 and figure 3. Every slice counts the same, unlike theirs without the tips of
     the lungs: a few pixels of one would count as much as a whole slice. None where no slice shows any lung.
     """
-    shown = judged_slices(lung_mask)
-    lung, infected = areas(lung_mask)[shown], areas(lesion_mask & lung_mask)[shown]
-    return float(np.mean(infected / lung)) if shown.any() else None
+    shares = infected_shares(lung_mask, lesion_mask)
+    return float(np.mean(shares)) if len(shares) else None
 
 
 def ct_severity_score(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from triage.config import Analysis
-from triage.domain import Mask, Vector, areas, judged_slices
+from triage.domain import Mask, Vector, infected_shares, judged_slices
 from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.decoders import DECODERS
@@ -90,8 +90,7 @@ def percent_infection(lung_mask: Mask, lesion_mask: Mask) -> float:
 
     In [0, 1]; 0 without any lung. ``triage.severity`` reports the same figure.
     """
-    shown = judged_slices(lung_mask)
-    shares = areas(lesion_mask & lung_mask)[shown] / areas(lung_mask)[shown]
+    shares = infected_shares(lung_mask, lesion_mask)
     return fsum(shares) / max(1, len(shares))  # exact, so that their order does not matter
 
 
