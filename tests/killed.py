@@ -17,7 +17,7 @@ from tests import peers
 from tests.boxes import Boxes
 from triage import analyze, assemble, config, daemon, deliver, models
 from triage.db import Database
-from triage.dicom import pictures, seg, sender, spool, sr, volume
+from triage.dicom import key_slices, pictures, seg, sender, spool, sr, volume
 
 POINTS: dict[str, tuple[Any, str, str, int]] = {
     "before a slice is on the disk": (spool, "file", "before", 12),
@@ -32,12 +32,13 @@ POINTS: dict[str, tuple[Any, str, str, int]] = {
     "after the SEG": (seg, "write_lesions", "after", 1),
     "after the SR": (sr, "write", "after", 1),
     "after the picture": (pictures, "write_thumbnail", "after", 1),
+    "after the key slices": (key_slices, "write", "after", 1),
     "before the result is on record": (Database, "finish", "before", 1),
     "after the result is on record": (Database, "finish", "after", 1),
     "before sending": (sender, "send", "before", 1),
     "after sending, before it is marked": (sender, "send", "after", 1),
-    "one of three marked": (Database, "mark_sent", "after", 1),
-    "all marked": (Database, "mark_sent", "after", 3),
+    "one of four marked": (Database, "mark_sent", "after", 1),
+    "all marked": (Database, "mark_sent", "after", 4),
 }
 """{point: (where, function, when, at which call)}"""
 

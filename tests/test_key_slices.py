@@ -200,6 +200,20 @@ def test_detected_lesions_are_boxed_in_their_own_slice_with_their_score() -> Non
     assert np.array_equal(elsewhere[:-LEGEND_HEIGHT], plain)
 
 
+def test_detected_lesions_that_touch_are_parted() -> None:
+    scanned, findings = chest(RIGHT_BACK)
+    box = (33, 12, 43, 27)
+    whole = DetectedLesion(20, box, 0.9, np.ones((10, 15), bool))
+    upper, lower = (replace(whole, mask=np.arange(10)[:, None] // 5 == np.full(15, half)) for half in (0, 1))
+    one = drawn(scanned, replace(findings, detected=(whole, whole)))[:-LEGEND_HEIGHT].astype(int)
+    two = drawn(scanned, replace(findings, detected=(upper, lower)))[:-LEGEND_HEIGHT].astype(int)
+    mm = PANEL[0] / (80 * 3.0 + 2 * MARGIN_MM)
+    border, left, right = ((MARGIN_MM + at) * mm for at in (23 * 4, 2 * 3, 17 * 3))
+    top, first, bottom, last = extent((one != two).any(axis=-1))
+    assert (top, bottom) == pytest.approx((border, border), abs=4)
+    assert (first, last) == pytest.approx((left, right), abs=4)
+
+
 @given(st.integers(15, 44), st.integers(10, 44))
 @settings(deadline=None, max_examples=10)
 def test_a_single_voxel_is_outlined(row: int, column: int) -> None:
@@ -232,6 +246,25 @@ def test_titles_tell_slices_and_their_own_numbers_apart() -> None:
         for first_number in (None, 1, 100)
     }
     assert len(titles) == 9
+
+
+def test_without_numbers_slices_are_counted_from_the_head() -> None:
+    """As viewers order them, whichever way the series is stored."""
+    scanned, findings = chest(RIGHT_BACK)
+    stored = stored_as(scanned, findings, True, False, False, False)
+    numbered = drawn(scanned, findings, first_number=1)[:TITLE_HEIGHT]
+    assert np.array_equal(drawn(scanned, findings)[:TITLE_HEIGHT], drawn(*stored)[:TITLE_HEIGHT])
+    assert not np.array_equal(drawn(scanned, findings)[:TITLE_HEIGHT], numbered)
+
+
+def test_a_title_tells_what_share_of_the_lung_is_lesion() -> None:
+    scanned, findings = chest(RIGHT_BACK)
+    assert findings.lesion_mask is not None
+    beyond = findings.lesion_mask.copy()
+    beyond[20, :10] = True  # in front of the lungs
+    other = drawn(scanned, replace(findings, lesion_mask=beyond))
+    assert np.array_equal(other[:TITLE_HEIGHT], drawn(scanned, findings)[:TITLE_HEIGHT])
+    assert not np.array_equal(other, drawn(scanned, findings))
 
 
 # --- its way ----------------------------------------------------------------------------------
@@ -273,6 +306,22 @@ def test_it_is_delivered_and_the_page_shows_the_same(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(BytesIO(served.content))), pixels)
         assert f'src="/pictures/{uid}/key_slices.png?revision=1"' in get(here, f"/studies/{uid}").text
         assert "Key slices" in get(here, f"/studies/{uid}").text
+
+
+def test_an_answer_goes_without_key_slices_that_cannot_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("triage.dicom.key_slices.draw", fail)
+    with hospital(tmp_path / "daemon") as here:
+        uid = judge_a_phantom(here, tmp_path / "study")
+        result = here.entry(uid).result
+        assert result is not None
+        assert {ResultKind.LESION_SEG, ResultKind.SR, ResultKind.PICTURE} <= result.files.keys()
+        assert not result.files.keys() & {ResultKind.KEY_SLICES, ResultKind.KEY_SLICES_PNG}
+        assert f"study {uid} goes without key slices" in caplog.text
 
 
 def test_switched_off_there_is_none(tmp_path: Path) -> None:

@@ -215,6 +215,7 @@ def test_regions_of_either_lung_are_scored(study: Series, tmp_path: Path) -> Non
         assert {site.laterality.meaning for site in sites} == {name}
         assert [site.topographical_modifier.meaning.lower() for site in sites] == list(LUNG_REGIONS)
         assert [measurement.value for measurement in scored] == list(values)
+        assert {measurement.method for measurement in scored} == {codes.BY_SHAPE}
     assert sum(m.value for scored in told.values() for m in scored) == total.value == 25
 
 

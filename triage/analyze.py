@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 ANSWER_VERSION = 7
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 LONGEST_RETRY = timedelta(minutes=15)
+UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
+"""What drawing may raise: an answer never waits for key slices or a view that cannot be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,7 @@ def judge(
     previous: Result | None = None,
     also: Callable[[Case], None] | None = None,
 ) -> Judgement:
-    """Judge one series and write SEG and key slices (where there is a lesion), SR, picture and 3D view.
-
-    All into ``folder``.
+    """Judge one series and write its objects into ``folder``: SEG, SR, pictures and 3D view.
 
     ``previous`` is the answer that this one supersedes; ``also`` is given the judged series at the end, and
     its time is not counted. Raises Rejected when the series cannot be judged, Retryable when disk, memory or
@@ -290,9 +290,7 @@ def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
 def _write(
     case: Case, settings: Results, watch: Stopwatch
 ) -> tuple[tuple[ResultObject, ...], dict[ResultKind, Path]]:
-    """Lesion SEG and key slices (none where there is no lesion), lungs SEG, SR, picture, 3D view; and the
-    page's files.
-    """
+    """SEG of lesions and of lungs, SR, picture, key slices, 3D view; and beside them the page's files."""
     files.make_folder(case.folder)
     with watch("seg"):
         lesions = _lesion_seg(case, settings)
@@ -321,16 +319,16 @@ def _write(
             if settings.picture
             else None
         )
-    marked, turning = None, None
+    slices, turning = None, None
     if settings.key_slices:
         with watch("key_slices"):
-            marked, pngs = _key_slices(case)
+            slices, pngs = _key_slices(case)
         beside |= pngs
     if settings.view_3d:
         with watch("view_3d"):
             turning, surfaces = _view_3d(case)
         beside |= surfaces
-    return tuple(o for o in (lesions, lungs, report, capture, marked, turning) if o is not None), beside
+    return tuple(o for o in (lesions, lungs, report, capture, slices, turning) if o is not None), beside
 
 
 def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
@@ -365,11 +363,15 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
 
 
 def _key_slices(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:
-    """The slices with most lesion as one picture, and the same as PNG; none where there is no lesion."""
+    """The slices with most lesion as one picture, and the same as PNG; neither where there is no lesion."""
     shown = key_slices.choose(case.volume, case.findings)
     if not shown:
         return None, {}
-    drawn = key_slices.draw(case.series, case.volume, case.findings, shown)
+    try:
+        drawn = key_slices.draw(case.series, case.volume, case.findings, shown)
+    except UNDRAWABLE as error:
+        _go_without("key slices", case, error)
+        return None, {}
     path = case.folder / f"{ResultKind.KEY_SLICES.value}.png"
     pictures.write_png(drawn, path)
     written = key_slices.write(drawn, case.series, shown, case.answer, case.info, case.folder, now=case.now)
@@ -377,12 +379,16 @@ def _key_slices(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]
 
 
 def _view_3d(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:
-    """The view and its mesh, or neither: an answer never waits for what cannot be drawn."""
+    """The view and its mesh, or neither."""
     try:
         frames = view3d.render(case.volume, case.findings)
         surfaces = {ResultKind.MESH: mesh.write(case.series, case.findings, case.folder)}
-    except (ValueError, RuntimeError, MemoryError) as error:
-        uid, what = case.answer.study_instance_uid, type(error).__name__
-        log.warning("study %s goes without a 3D view, which could not be drawn: %s", uid, what)
+    except UNDRAWABLE as error:
+        _go_without("a 3D view", case, error)
         return None, {}
     return view3d.write(frames, case.series, case.answer, case.info, case.folder, now=case.now), surfaces
+
+
+def _go_without(what: str, case: Case, error: Exception) -> None:
+    uid, kind = case.answer.study_instance_uid, type(error).__name__
+    log.warning("study %s goes without %s, which could not be drawn: %s", uid, what, kind)

@@ -256,7 +256,6 @@ class Findings:
     attention: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Name → where the network looked, 0 to 255, (z, h, w): slice by slice as the volume's, coarser in
     plane, and turned as an axial CT is read."""
-
     detected: tuple[DetectedLesion, ...] = ()
     """Lesions one by one, of a network that detects them."""
     lesion_classes: Mapping[LesionClass, Mask] = field(default_factory=dict)

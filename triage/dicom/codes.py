@@ -23,7 +23,7 @@ def private_scheme() -> CodingSchemeIdentificationItem:
 
 # What made the objects, and of what.
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
-SOURCE_IMAGE = Code("121322", "DCM", "Source of Image Processing Operation")
+SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 CT_CHEST = Code("169069000", "SCT", "CT of chest")
 LUNG = Code("39607008", "SCT", "Lung")
 LEFT = Code("7771000", "SCT", "Left")
@@ -67,6 +67,7 @@ REGIONS = tuple(
     Code(f"region-{number}", PRIVATE, name.capitalize()) for number, name in enumerate(LUNG_REGIONS, 1)
 )
 """Parts of either lung, which no standard code names: they are cut by its shape, not by its segments."""
+BY_SHAPE = Code("by-shape", PRIVATE, "Regions cut by the shape of each lung")
 LESION_VOLUME = Code("lesion-volume", PRIVATE, "Volume of all lesions")
 VOLUME = Code("118565006", "SCT", "Volume")
 PERCENT = Code("%", "UCUM", "percent")

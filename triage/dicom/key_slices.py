@@ -1,8 +1,8 @@
 """The key slices: the few axial slices with most lesion, in lung window, with what was found drawn on them.
 
 A picture of its own, turned as an axial CT is read and cut to the lungs: lesions are outlined, each kind
-in its colour where the network tells kinds apart, and lesions that it detects one by one are boxed with
-their score. The original images are never marked.
+in its colour where the network tells kinds apart, and lesions that it detects one by one are outlined and
+boxed one by one, with their score. The original images are never marked.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from triage.dicom import objects, pictures, seg
 from triage.dicom.pictures import BLACK, GREY, WHITE, Colour, Picture, Pixel, font
 from triage.domain import (
+    DetectedLesion,
     Findings,
     Mask,
     ModelInfo,
@@ -39,7 +40,7 @@ LEAST_SHARE = 0.05
 MARGIN_MM = 12.0
 """Around the lungs: the chest wall helps to find one's way."""
 PANEL = (576, 448)
-"""Most room of one slice: width and height; the width is always taken."""
+"""Width of a slice's panel, and the greatest height of the slice in it, in pixels."""
 TITLE_HEIGHT, LEGEND_HEIGHT, GAP = 34, 72, 8
 FINE = 2
 """Lines are drawn so much larger, and smooth when made smaller."""
@@ -127,9 +128,11 @@ def _panel(series: Series, volume: Volume, findings: Findings, index: int, view:
     left = (PANEL[0] - drawn.width) // 2
     panel.paste(drawn, (left, TITLE_HEIGHT))
     pen = ImageDraw.Draw(panel)
-    for line, score in _boxes(findings, index, view):
-        x, y = left + min(x for x, _ in line), TITLE_HEIGHT + min(y for _, y in line)
-        pen.text((x, y - 3), two_decimals(score), BOXES, font(16), "ls", stroke_width=2, stroke_fill=BLACK)
+    for lesion in _detected(findings, index):
+        for line in view.lines(view.of(_box(lesion, findings))):
+            x, y = left + min(x for x, _ in line), TITLE_HEIGHT + min(y for _, y in line)
+            score = two_decimals(lesion.score)
+            pen.text((x, y - 3), score, BOXES, font(16), "ls", stroke_width=2, stroke_fill=BLACK)
     pen.text((PANEL[0] // 2, TITLE_HEIGHT // 2), _title(series, findings, index), WHITE, font(19), "mm")
     for letter, x, anchor in (("R", 8, "la"), ("L", PANEL[0] - 8, "ra")):
         pen.text((x, TITLE_HEIGHT + 4), letter, WHITE, font(30), anchor, stroke_width=2, stroke_fill=BLACK)
@@ -141,11 +144,18 @@ def _slice(volume: Volume, findings: Findings, index: int, view: View) -> Image.
     large = (FINE * view.size[0], FINE * view.size[1])
     drawn = grey.resize(large, Image.Resampling.BICUBIC).convert("RGB")
     pen = ImageDraw.Draw(drawn)
-    for kind, mask in _parts(findings, index):
+
+    def outline(mask: Mask, colour: Colour, width: int) -> None:
         for line in view.lines(view.of(mask)):
-            pen.line([(FINE * x, FINE * y) for x, y in line], kind.colour, 2 * FINE, "curve")
-    for line, _ in _boxes(findings, index, view):
-        pen.line([(FINE * x, FINE * y) for x, y in line], BOXES, FINE)
+            pen.line([(FINE * x, FINE * y) for x, y in line], colour, width * FINE, "curve")
+
+    detected = _detected(findings, index)
+    for lesion in detected:  # below the outline of all, where they part one lesion from the next
+        outline(_placed(lesion, lesion.mask, findings), BOXES, 1)
+    for kind, mask in _parts(findings, index):
+        outline(mask, kind.colour, 2)
+    for lesion in detected:
+        outline(_box(lesion, findings), BOXES, 1)
     return drawn.reduce(FINE)
 
 
@@ -157,23 +167,35 @@ def _parts(findings: Findings, index: int) -> list[tuple[seg.LesionKind, Mask]]:
     return seg.lesion_parts(findings.lesion_mask[index], classes)
 
 
-def _boxes(findings: Findings, index: int, view: View) -> Iterator[tuple[Line, float]]:
-    """Around each lesion detected in a slice, and its score."""
-    for lesion in findings.detected:
-        if lesion.slice_index == index:
-            top, left, bottom, right = lesion.box
-            inside = np.zeros(findings.lung_mask.shape[1:], bool)
-            inside[top:bottom, left:right] = True
-            yield from ((line, lesion.score) for line in view.lines(view.of(inside)))
+def _detected(findings: Findings, index: int) -> list[DetectedLesion]:
+    return [lesion for lesion in findings.detected if lesion.slice_index == index]
+
+
+def _box(lesion: DetectedLesion, findings: Findings) -> Mask:
+    return _placed(lesion, np.ones_like(lesion.mask), findings)
+
+
+def _placed(lesion: DetectedLesion, mask: Mask, findings: Findings) -> Mask:
+    """A mask of the lesion's box on a slice of the volume."""
+    top, left, bottom, right = lesion.box
+    plane = np.zeros(findings.lung_mask.shape[1:], dtype=bool)
+    plane[top:bottom, left:right] = mask
+    return plane
 
 
 def _title(series: Series, findings: Findings, index: int) -> str:
-    """Which slice it is: counted as the series lies in space, and its own number, which viewers show."""
+    """Which slice it is, by the number that viewers show, and how much of its lung is affected."""
     number = series.instances[index].instance_number
-    image = "" if number is None else f" (image {number})"
-    lung = int(np.count_nonzero(findings.lung_mask[index]))
-    lesion = sum(int(np.count_nonzero(mask)) for _, mask in _parts(findings, index))
-    return f"slice {index + 1} of {len(series.instances)}{image}: {percent(lesion / max(1, lung))} of lung"
+    name = f"slice {_from_head(series, index)} from the head" if number is None else f"image {number}"
+    lung = findings.lung_mask[index]
+    lesion = sum(int(np.count_nonzero(mask & lung)) for _, mask in _parts(findings, index))
+    return f"{name}: {percent(lesion / max(1, np.count_nonzero(lung)))} of lung affected"
+
+
+def _from_head(series: Series, index: int) -> int:
+    """Counted from 1, whichever way the series is stored."""
+    _, (from_head, _, _) = pictures.patient_axes(series.orientation)
+    return range(len(series.instances))[from_head].index(index) + 1
 
 
 def _legend(canvas: Image.Image, top: int, findings: Findings, shown: Sequence[int]) -> None:
@@ -181,7 +203,7 @@ def _legend(canvas: Image.Image, top: int, findings: Findings, shown: Sequence[i
     found = {kind for index in shown for kind, _ in _parts(findings, index)}
     colours = {kind.label: kind.colour for kind in (seg.LESIONS, *seg.CLASSES.values()) if kind in found}
     if any(lesion.slice_index in shown for lesion in findings.detected):
-        colours["Detected, with score"] = BOXES
+        colours["Detected, score"] = BOXES
     pen = ImageDraw.Draw(canvas)
     x = 16.0
     for label, colour in colours.items():

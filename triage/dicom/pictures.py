@@ -305,7 +305,7 @@ def _describe(image: Dataset, description: str) -> None:
 
 
 def _source_image(instance: Instance) -> Dataset:
-    """Lets a viewer go from the picture to the slice (PS3.3 C.7.6.1.1.4)."""
+    """Lets a viewer go from the picture to the slice (General Reference, PS3.3 C.12.4)."""
     item = Dataset()
     item.ReferencedSOPClassUID = instance.sop_class_uid
     item.ReferencedSOPInstanceUID = instance.sop_instance_uid
@@ -316,15 +316,12 @@ def _source_image(instance: Instance) -> Dataset:
 def write_thumbnail(picture: Picture, path: Path) -> None:
     """Write the picture as PNG of 256 pixels' width. Raises Retryable when the disk refuses."""
     image = Image.fromarray(picture)
-    _write_png(image.resize((256, round(256 * image.height / image.width)), Image.Resampling.LANCZOS), path)
+    size = (256, round(256 * image.height / image.width))
+    write_png(np.asarray(image.resize(size, Image.Resampling.LANCZOS)), path)
 
 
 def write_png(picture: Picture, path: Path) -> None:
     """Write the picture as it is. Raises Retryable when the disk refuses."""
-    _write_png(Image.fromarray(picture), path)
-
-
-def _write_png(image: Image.Image, path: Path) -> None:
     buffer = BytesIO()
-    image.save(buffer, "PNG")
+    Image.fromarray(picture).save(buffer, "PNG")
     write_durably(path, buffer.getbuffer())

@@ -86,7 +86,7 @@ def write(
     received = source.read(series)
     algorithm = _algorithm(info, parameters)
     groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
-    groups = [_study(result, severity, algorithm), *_regions(result, severity)]
+    groups = [_study(result, severity, algorithm), *_regions(result, severity, algorithm)]
     evidence = received.slices
     if lesion_seg is not None:
         groups += _lesions(series, result, severity, algorithm, lesion_seg)
@@ -160,7 +160,9 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
         yield Measurement(codes.SLICE_MEAN, value, codes.PERCENT, finding_sites=[both])
     if severity.ct_severity_score is not None:
         value = severity.ct_severity_score.total
-        yield Measurement(codes.CT_SEVERITY_SCORE, value, codes.NO_UNITS, finding_sites=[both])
+        yield Measurement(
+            codes.CT_SEVERITY_SCORE, value, codes.NO_UNITS, method=codes.BY_SHAPE, finding_sites=[both]
+        )
     yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
     if severity.lesion_volume_ml is not None:
         value = round(severity.lesion_volume_ml, 1)
@@ -186,7 +188,9 @@ def _comments(result: Result) -> Iterator[str]:
     yield MUST_READ
 
 
-def _regions(result: Result, severity: Severity) -> Iterator[MeasurementsAndQualitativeEvaluations]:
+def _regions(
+    result: Result, severity: Severity, algorithm: AlgorithmIdentification
+) -> Iterator[MeasurementsAndQualitativeEvaluations]:
     """TID 1501 for either lung: the CT severity score of each of its regions."""
     score = severity.ct_severity_score
     if score is None:
@@ -196,11 +200,13 @@ def _regions(result: Result, severity: Severity) -> Iterator[MeasurementsAndQual
         yield MeasurementsAndQualitativeEvaluations(
             tracking_identifier=TrackingIdentifier(seg.tracking_uid(label, result), label),
             finding_sites=[FindingSite(codes.LUNG, side)],
+            algorithm_id=algorithm,
             measurements=[
                 Measurement(
                     codes.REGION_SCORE,
                     value,
                     codes.NO_UNITS,
+                    method=codes.BY_SHAPE,
                     finding_sites=[FindingSite(codes.LUNG, side, topographical_modifier=region)],
                 )
                 for region, value in zip(codes.REGIONS, values, strict=True)
