@@ -2,7 +2,8 @@
 
 Slices are the canonical ones, not the paper's 512 × 512: 2 mm a pixel, cut to the box of the lungs and black
 outside them; the network enlarges them, three times at full size, to about the paper's pixels. Instance masks
-give the lesion mask; the study's score is the mean of the upper half of its slices' scores for COVID-19.
+give the lesion mask; the study's score is the mean of the upper half of its slices' scores for COVID-19, tips
+of lungs left out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triage.config import Analysis
-from triage.domain import DetectedLesion, Findings, Mask, ModelInfo, Vector, Volume
+from triage.domain import DetectedLesion, Findings, Mask, ModelInfo, Vector, Volume, judged_slices
 from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.boxes import paste
@@ -57,7 +58,7 @@ class SingleShot(InLungs):
         self.network = network
 
     def predict(self, volume: Volume) -> Findings:
-        """See ``triage.models.Model``. The probability is ``pooled`` from the slices' scores."""
+        """See ``triage.models.Model``. The probability is ``pooled`` from the scores of judged slices."""
         with self.compute.running():
             slices = prepare(volume)
             lung, lung_mask = self._lungs(slices, volume)
@@ -68,16 +69,16 @@ class SingleShot(InLungs):
             lesions, scores = torch.zeros_like(slices), np.zeros(len(slices), np.float32)
             lesions[box] = lesion_probability(looked, lung[box].shape)
             lesion_mask = restore(lesions, self.lesion_threshold, volume) & lung_mask
-            covid = looked.seen.classes[:, -1].numpy()
-            scores[looked.index + box[0].start] = covid
+            scores[looked.index + box[0].start] = looked.seen.classes[:, -1].numpy()
+            judged = judged_slices(lung)
             detected = self._detected(looked, box, lesion_mask, volume, slices)
         return Findings(
-            pooled(covid),
+            pooled(scores[judged]),
             "score",
             self.info.calibrated,
             lung_mask,
             lesion_mask,
-            slice_scores=stored_order(scores, volume),
+            slice_scores=stored_order(scores * judged, volume),
             detected=tuple(sorted(detected, key=lambda one: (one.slice_index, -one.score))),
         )
 
