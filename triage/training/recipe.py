@@ -89,10 +89,7 @@ class Recipe(BaseModel):
 
     def _changed(self, overrides: Mapping[Any, Any], **keys: Any) -> Recipe:
         mine = {**self.model_dump(), "text": self.text, **keys}
-        merged = {
-            key: {**mine[key], **values} if isinstance(values, Mapping) else values
-            for key, values in overrides.items()
-        }
+        merged = {key: _merged(mine[key], values) for key, values in overrides.items()}
         return Recipe.model_validate({**mine, **merged})
 
     @model_validator(mode="after")
@@ -108,6 +105,11 @@ class Recipe(BaseModel):
             except ValidationError as error:
                 raise ValueError(f"variants.{name}: {_explain(error)}") from error
         return self
+
+
+def _merged(mine: Any, theirs: Any) -> Any:
+    """Keys of both, theirs first; what has no keys takes the other's place."""
+    return {**mine, **theirs} if isinstance(mine, Mapping) and isinstance(theirs, Mapping) else theirs
 
 
 def names() -> list[str]:
