@@ -96,10 +96,10 @@ def stages(encoder: str, width: float, inputs: int, weights: str | Path | None =
     return of_resnet(network) if isinstance(network, ResNet) else _of_densenet(network)
 
 
-def check_known(what: str, name: str, known: Iterable[str]) -> None:
-    """Raises ConfigError for a name that is not among those known."""
-    if name not in known:
-        raise ConfigError(f"{what} {name!r}: there are {', '.join(known)}")
+def check_known(what: str, value: str | int, known: Iterable[str | int]) -> None:
+    """Raises ConfigError for a name or number that is not among those known."""
+    if value not in known:
+        raise ConfigError(f"{what} {value!r}: there are {', '.join(map(str, known))}")
 
 
 def channels(stage: nn.Module) -> int:

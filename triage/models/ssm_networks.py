@@ -15,16 +15,15 @@ are what its table 1 adds up to: 128 units a branch, a mask head of 128 channels
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triage.errors import ConfigError
 from triage.models import boxes as box
-from triage.models.encoders import RESNET_WIDTHS, of_resnet, resnet, scaled
+from triage.models.encoders import RESNET_WIDTHS, check_known, of_resnet, resnet, scaled
 
 LAYERS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 """Basic blocks of the four stages (He et al. 2016a, table 1); the last one or two are left out."""
@@ -227,11 +226,11 @@ class SsmNet(nn.Module):
         zoom: int = 3,
     ) -> None:
         super().__init__()
-        _check("encoder", encoder, LAYERS)
+        check_known("encoder", encoder, LAYERS)
         for what, number, known in (
             ("blocks", blocks, (2, 3)), ("branches", branches, (1, 2)), ("classes", classes, (2, 3)),
         ):  # fmt: skip
-            _check(what, number, known)
+            check_known(what, number, known)
         self.classes, self.zoom = classes, zoom
         widths = [scaled(channels, width) for channels in RESNET_WIDTHS]
         channels, units = scaled(FEATURES, width), scaled(UNITS, width)
@@ -328,8 +327,3 @@ def _filled(values: Tensor) -> Tensor:
     filled = values.new_zeros(DETECTIONS, *values.shape[1:])
     filled[: len(values)] = values
     return filled
-
-
-def _check(what: str, value: str | int, known: Iterable[str | int]) -> None:
-    if value not in known:
-        raise ConfigError(f"{what} {value!r}: there are {', '.join(map(str, known))}")
