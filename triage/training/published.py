@@ -347,7 +347,8 @@ def _infnet_ways(evaluation: Evaluation) -> tuple[bool, float] | None:
 AP_RULES = (
     "First the authors' AP, beside which the paper's stand: the mean over slices of each slice's own; where "
     "nothing is drawn 1 if nothing is found, else 0. Then COCO's, of all slices together. Lesions of less "
-    "than 49 mm², about 100 of the paper's pixels, are left out."
+    "than 49 mm², about 100 of the paper's pixels, are left out. Ours are found where their score is above "
+    "the lesion threshold: no fainter one adds to either AP."
 )
 TWO_CLASSES = (
     "Ours: slices in which lesions were drawn, and the other slices of the same patients; none of common "

@@ -225,8 +225,8 @@ class SsmTask:
             return None
         cut = found[0].to_lungs()
         masked = cut.slices * inside(cut)
-        parts = [forward(network, pad(some[:, None], network.stride)) for some in masked.split(16)]
-        seen = Seen(*(torch.cat(part).float().cpu() for part in zip(*parts, strict=True)))
+        told = [forward(network, pad(some[:, None], network.stride)) for some in masked.split(16)]
+        seen = Seen(*(torch.cat(part).float().cpu() for part in zip(*told, strict=True)))
         probability = lesion_probability(Looked(torch.arange(len(masked)), seen), tuple(masked.shape))
         return float(np.mean([dice(probability - 0.5, lesion) for lesion in cut.lesions]))
 
@@ -247,11 +247,9 @@ def by_class(every: Iterable[Sample], classes: int) -> Mapping[str, list[list[Sa
     kinds: dict[str, list[list[Sample]]] = defaultdict(lambda: [[] for _ in range(classes)])
     for sample in every:
         kinds[sample.scan.data][class_of(sample, classes)].append(sample)
-    complete = {kind: parts for kind, parts in kinds.items() if all(parts)}
+    complete = {kind: each for kind, each in kinds.items() if all(each)}
     if not complete:
-        had = ", ".join(
-            f"{kind} {'/'.join(str(len(part)) for part in parts)}" for kind, parts in kinds.items()
-        )
+        had = ", ".join(f"{kind} {'/'.join(str(len(one)) for one in each)}" for kind, each in kinds.items())
         raise ConfigError(
             f"not measurable here: ssm learns {classes} classes of slices from data that shows all of them; "
             f"slices of each: {had or 'none'}; covidxct has three"
