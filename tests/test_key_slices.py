@@ -210,7 +210,7 @@ def test_detected_lesions_that_touch_are_parted() -> None:
     mm = PANEL[0] / (80 * 3.0 + 2 * MARGIN_MM)
     border, left, right = ((MARGIN_MM + at) * mm for at in (23 * 4, 2 * 3, 17 * 3))
     top, first, bottom, last = extent((one != two).any(axis=-1))
-    assert (top, bottom) == pytest.approx((border, border), abs=4)
+    assert (top, bottom) == pytest.approx((border, border), abs=6)
     assert (first, last) == pytest.approx((left, right), abs=4)
 
 

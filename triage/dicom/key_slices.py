@@ -189,7 +189,7 @@ def _title(series: Series, findings: Findings, index: int) -> str:
     name = f"slice {_from_head(series, index)} from the head" if number is None else f"image {number}"
     lung = findings.lung_mask[index]
     lesion = sum(int(np.count_nonzero(mask & lung)) for _, mask in _parts(findings, index))
-    return f"{name}: {percent(lesion / max(1, np.count_nonzero(lung)))} of lung affected"
+    return f"{name}: {percent(lesion / max(1, int(np.count_nonzero(lung))))} of lung affected"
 
 
 def _from_head(series: Series, index: int) -> int:
