@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from tests import test_models
 from tests.test_baselines import card
-from tests.test_dcn import blank
+from tests.test_dcn import blank, leave_a_tip
 from tests.test_models import loaded, phantom
 from tests.test_training import write_volume
 from triage import models
@@ -95,6 +95,7 @@ class TestNetwork:
             ({"blocks": 4}, "blocks 4: there are 2, 3"),
             ({"branches": 3}, "branches"),
             ({"classes": 1}, "classes"),
+            ({"zoom": 0}, "zoom 0: there are 1, 2, 3, 4"),
         ],
     )
     def test_what_is_not_there_is_told(self, what, match):
@@ -209,9 +210,7 @@ class TestSsm(test_models.TestContract):
     def test_it_judges_slices_with_more_than_a_tip_of_lung(self, model):
         volume = phantom((12, 220, 260))
         volume.array[:3] = 40  # no lung there
-        y, x = np.meshgrid(np.linspace(-1, 1, 220), np.linspace(-1, 1, 260), indexing="ij")
-        tip = ((x - 0.42) / 0.33) ** 2 + (y / 0.55) ** 2 < 0.06
-        volume.array[3][(volume.array[3] < -300) & ((x / 0.9) ** 2 + (y / 0.75) ** 2 < 1) & ~tip] = 40
+        leave_a_tip(volume.array[3])
         findings = model.predict(volume)
         lung = findings.lung_mask.sum(axis=(1, 2))
         assert not lung[:3].any()
@@ -330,6 +329,17 @@ class TestLosses:
         monkeypatch.setattr(made.network, "classify", lambda s: torch.tensor([[log(3), -log(3)]] * len(s)))
         right, wrong = 2 * log(4 / 3), 2 * log(4)  # both logits
         assert made._classes(Draw(1, 0)).item() == pytest.approx((right + wrong) / 4)
+
+    def test_lesions_are_enlarged_with_the_slices_and_their_masks_are_not(self, few, monkeypatch):
+        lesion, seen = torch.zeros(48, 64), []
+        lesion[8:28, 10:40] = 1
+        made = task(few, zoom=2)
+        monkeypatch.setattr(ssm, "rpn_loss", lambda *args: seen.append(args[3].tolist()) or torch.zeros(()))
+        monkeypatch.setattr(ssm, "mask_loss", lambda *args: seen.append(args[1].tolist()) or args[0].sum())
+        made._of_lesions(torch.rand(1, 1, 48, 64), [ssm.instances(lesion)])
+        truth, with_masks = seen
+        assert truth == [[16, 20, 56, 80]]
+        assert [8, 10, 28, 40] in with_masks
 
     def test_a_slice_without_lesions_left_has_a_loss_too(self, few):
         made = task(few)

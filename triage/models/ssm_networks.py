@@ -229,6 +229,7 @@ class SsmNet(nn.Module):
         check_known("encoder", encoder, LAYERS)
         for what, number, known in (
             ("blocks", blocks, (2, 3)), ("branches", branches, (1, 2)), ("classes", classes, (2, 3)),
+            ("zoom", zoom, (1, 2, 3, 4)),
         ):  # fmt: skip
             check_known(what, number, known)
         self.classes, self.zoom = classes, zoom

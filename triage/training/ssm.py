@@ -6,7 +6,8 @@ the segmentation branch's weights whenever the mean loss over 100 steps is lower
 
 Departures from the paper, for want of its data: several images a step, since batch normalisation needs them;
 a higher learning rate, and far fewer steps; two classes where nobody has slices of other pneumonia, COVID-19
-and all that is not. Slices are masked by the lungs and varied as for ``dcn``.
+and all that is not. Slices are masked by the lungs and varied as for ``dcn``. Weight decay is AdamW's, apart
+from the gradient, as of all our networks.
 """
 
 from __future__ import annotations
