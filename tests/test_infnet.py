@@ -497,6 +497,10 @@ class TestSelfSupervision:
         for name, value in whole.averaged.state_dict().items():
             assert torch.equal(second.averaged.state_dict()[name], value), name
 
+    def test_nobody_who_learns_is_told(self, pictures, tmp_path):
+        with pytest.raises(ConfigError, match="at least one of them must be 1"):
+            self.trainer(pictures, tmp_path, coach_steps=0, network_steps=0)
+
     def test_the_network_sees_what_the_coach_leaves(self, pictures, tmp_path):
         network = self.trainer(pictures, tmp_path).task.network.eval()
         seen, shown = torch.rand(1, 1, 32, 32), []

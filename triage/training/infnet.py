@@ -285,7 +285,9 @@ class InpaintingTask:
         network_steps: int = 10,
         **ways: Any,
     ) -> None:
-        """``coach_steps`` and ``network_steps`` in turn, the coach's first."""
+        """``coach_steps`` and ``network_steps`` in turn, the coach's first. Raises ConfigError for none."""
+        if coach_steps + network_steps < 1:
+            raise ConfigError("coach_steps and network_steps: at least one of them must be 1 or more")
         self.network = Inpainting(encoder, width, multi_width, size, coach_width, encoder_weights)
         self.slices = Slices(scans, batch, pictures, Ways(**ways))
         self.coach_steps, self.network_steps = coach_steps, network_steps
