@@ -248,13 +248,17 @@ def test_titles_tell_slices_and_their_own_numbers_apart() -> None:
     assert len(titles) == 9
 
 
-def test_without_numbers_slices_are_counted_from_the_head() -> None:
+def test_without_numbers_of_their_own_slices_are_counted_from_the_head() -> None:
     """As viewers order them, whichever way the series is stored."""
     scanned, findings = chest(RIGHT_BACK)
     stored = stored_as(scanned, findings, True, False, False, False)
     numbered = drawn(scanned, findings, first_number=1)[:TITLE_HEIGHT]
-    assert np.array_equal(drawn(scanned, findings)[:TITLE_HEIGHT], drawn(*stored)[:TITLE_HEIGHT])
-    assert not np.array_equal(drawn(scanned, findings)[:TITLE_HEIGHT], numbered)
+    counted = drawn(scanned, findings)[:TITLE_HEIGHT]
+    assert np.array_equal(counted, drawn(*stored)[:TITLE_HEIGHT])
+    assert not np.array_equal(counted, numbered)
+    series = series_of(scanned)
+    alike = replace(series, instances=tuple(replace(i, instance_number=1) for i in series.instances))
+    assert np.array_equal(key_slices.draw(alike, scanned, findings, [20])[:TITLE_HEIGHT], counted)
 
 
 def test_a_title_tells_what_share_of_the_lung_is_lesion() -> None:

@@ -185,11 +185,12 @@ def _placed(lesion: DetectedLesion, mask: Mask, findings: Findings) -> Mask:
 
 def _title(series: Series, findings: Findings, index: int) -> str:
     """Which slice it is, by the number that viewers show, and how much of its lung is affected."""
-    number = series.instances[index].instance_number
-    name = f"slice {_from_head(series, index)} from the head" if number is None else f"image {number}"
+    numbers = [instance.instance_number for instance in series.instances]
+    known = numbers[index] is not None and numbers.count(numbers[index]) == 1
+    name = f"image {numbers[index]}" if known else f"slice {_from_head(series, index)} from the head"
     lung = findings.lung_mask[index]
     lesion = sum(int(np.count_nonzero(mask & lung)) for _, mask in _parts(findings, index))
-    return f"{name}: {percent(lesion / max(1, int(np.count_nonzero(lung))))} of lung affected"
+    return f"{name}: {percent(lesion / max(1, int(np.count_nonzero(lung))))} of its lung affected"
 
 
 def _from_head(series: Series, index: int) -> int:
