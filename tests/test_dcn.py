@@ -1,8 +1,9 @@
 """The dual-branch system (Gao et al.): equations by hand, branches apart, maps where they belong."""
 
+import copy
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, pairwise
 from math import log
 
 import numpy as np
@@ -205,6 +206,7 @@ class TestEquations:
             def __init__(self):
                 super().__init__()
                 self.unused = nn.Parameter(torch.zeros(1))
+                self.segmentation = nn.Identity()
 
             def forward(self, slices):
                 ones = torch.ones(len(slices))
@@ -259,6 +261,15 @@ class TestEquations:
         low, high = torch.tensor([sorted(pair) for pair in pairs]).T
         features = torch.rand(len(pairs), 128)
         assert study(high, features) >= study(low, features) - 1e-5
+
+    def test_a_study_is_never_like_one_with_less(self):
+        """However far its units are below 0."""
+        study, features = StudyNet(TINY), torch.rand(30, 128)
+        for layer in study.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.constant_(layer.bias, -1.0)
+        logits = [study(torch.full((30,), p), features).item() for p in (0.0, 0.05, 0.1, 0.9, 1.0)]
+        assert all(a < b for a, b in pairwise(logits))
 
 
 class TestNetwork:
@@ -399,6 +410,10 @@ class TestEpochs:
             self.epochs(3, 0)
 
 
+def changed(before, after):
+    return any(not torch.equal(value, after[name]) for name, value in before.items())
+
+
 class TestTraining:
     @staticmethod
     def trainer(scans, folder):
@@ -421,6 +436,18 @@ class TestTraining:
         for name, value in whole.averaged.state_dict().items():
             assert torch.equal(second.averaged.state_dict()[name], value), name
 
+    def test_the_segmentation_branch_rests_after_its_steps(self, few, tmp_path):
+        trainer = self.trainer(few, tmp_path)
+        trainer.task.segmentation_steps = 2
+        kept = []
+        for _ in range(4):
+            trainer.take_step()
+            network = trainer.task.network
+            kept.append([copy.deepcopy(part.state_dict()) for part in (network.segmentation, network.joins)])
+        lesions, joins = zip(*kept, strict=True)
+        assert [changed(a, b) for a, b in pairwise(lesions)] == [True, False, False]
+        assert all(changed(a, b) for a, b in pairwise(joins))
+
     def test_the_study_network_learns_what_the_slices_say(self, few, tmp_path):
         """Slices judged as they are labelled: a study is positive where some of its slices are."""
         torch.manual_seed(0)
@@ -437,7 +464,7 @@ class TestTraining:
     def test_it_learns_from_what_a_frozen_network_says(self, few, tmp_path):
         path = tmp_path / "dcn_slices.safetensors"
         weights.save(DualBranchNet(TINY), {"network": "dcn_slices", "width": str(TINY)}, path)
-        task = dcn.DcnStudyTask(few, path, TINY)
+        task = dcn.DcnStudyTask(few, path, TINY, canvas=(48, 64))
         (negative, _), (positive, features) = task._judged
         assert (len(negative), len(positive)) == (11, 6)
         assert features.shape == (6, 128)

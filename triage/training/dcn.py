@@ -26,12 +26,11 @@ from triage.errors import ConfigError
 from triage.models import weights
 from triage.models.dcn import masked
 from triage.models.dcn_networks import DualBranchNet, StudyNet
-from triage.models.preprocessing import pad
 from triage.training import augment
 from triage.training.baselines import with_lungs
 from triage.training.cases import Diagnosis
 from triage.training.scans import Scan
-from triage.training.tasks import Draw, dice, forward, on_canvas, whole
+from triage.training.tasks import Draw, Placed, dice, forward, on_canvas, whole
 
 SMOOTH = 1.0
 """s of equation 5."""
@@ -56,11 +55,23 @@ class Sample:
 def samples(scans: Iterable[Scan]) -> Iterator[Sample]:
     """Every slice of which the data says whether it is positive (section 3.1.3); no tips of lungs."""
     for scan in with_lungs(s for s in scans if labels(s) is not None):
-        positive, inside = labels(scan), _inside(scan)
+        positive, lung = labels(scan), inside(scan)
         if positive is not None:
-            cut, shown = scan.to_lungs(), torch.from_numpy(judged_slices(inside.numpy()))
-            first = int(inside.flatten(1).any(1).nonzero()[0])
+            cut, shown = scan.to_lungs(), torch.from_numpy(judged_slices(lung.numpy()))
+            first = int(lung.flatten(1).any(1).nonzero()[0])
             yield from (Sample(cut, int(z) - first, int(positive[z])) for z in shown.nonzero())
+
+
+def varied(sample: Sample, canvas: tuple[int, int], rng: np.random.Generator) -> Placed:
+    """A slice, changed at random, on a canvas; lesions outside the lungs are left out: nobody sees them."""
+    placed = on_canvas(sample.scan, [sample.index], canvas, rng)
+    slices, lesion = placed.slices, placed.lesion
+    if not sample.scan.cropped:
+        slices = augment.dependent(slices, placed.lung, rng)
+    if sample.label and not sample.scan.cropped:
+        slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
+    slices = augment.intensity(slices, rng, picture=sample.scan.cropped)
+    return Placed(slices, placed.lung, lesion * (placed.lung > 0.5))
 
 
 def labels(scan: Scan) -> Tensor | None:
@@ -76,7 +87,7 @@ def labels(scan: Scan) -> Tensor | None:
     return torch.full((len(scan.slices),), scan.diagnosis is Diagnosis.COVID)
 
 
-def _inside(scan: Scan) -> Tensor:
+def inside(scan: Scan) -> Tensor:
     """Where lung is (z, h, w)."""
     return torch.zeros_like(scan.slices, dtype=torch.bool) if scan.lung is None else scan.lung > 0.5
 
@@ -122,7 +133,9 @@ def weighted_dice(logits: Tensor, truth: Tensor) -> Tensor:
 class DcnSlicesTask:
     """Lesions and labels of single slices.
 
-    ``batch`` of them from scans with lesions drawn, ``pictures`` from those with a label only.
+    ``batch`` of them from scans with lesions drawn, ``pictures`` from those with a label only. After
+    ``segmentation_steps`` the segmentation branch rests and the classification branch, which needs more of
+    them, learns on alone; by default it never does.
     """
 
     def __init__(
@@ -133,35 +146,33 @@ class DcnSlicesTask:
         canvas: tuple[int, int] = (128, 176),
         batch: int = 8,
         pictures: int = 4,
+        segmentation_steps: int | None = None,
     ) -> None:
         self.network = DualBranchNet(width, attention)
-        self.canvas = canvas
+        self.canvas, self.segmentation_steps = canvas, segmentation_steps
         every = list(samples(scans))
         told = [s for s in every if not s.scan.lesions]
         self.parts = [(Epochs([s for s in every if s.scan.lesions]), batch)]
         self.parts += [(Epochs(told), pictures)] if told else []
 
     def loss(self, rng: Draw) -> Tensor:
-        """Equation 8."""
+        """Equation 8; of a resting segmentation branch there is none."""
+        learns = self.segmentation_steps is None or rng.step < self.segmentation_steps
+        self.network.segmentation.train(learns).requires_grad_(learns)
         batch = [s for epochs, size in self.parts for s in epochs.batch(rng.seed, rng.step, size)]
         slices, truth = (torch.cat(part) for part in zip(*(self._slice(s, rng) for s in batch), strict=True))
         seen = forward(self.network, slices)
         label = torch.tensor([float(s.label) for s in batch], device=seen.logits.device)
+        classification = F.binary_cross_entropy_with_logits(seen.logits.float(), label)
+        if not learns:
+            return classification
         segmentation = weighted_dice(seen.lesions.float(), truth.to(label.device))
-        return segmentation + CLASSIFICATION_WEIGHT * F.binary_cross_entropy_with_logits(
-            seen.logits.float(), label
-        )
+        return segmentation + CLASSIFICATION_WEIGHT * classification
 
     def _slice(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """What the network sees and what it shall find; lesions outside the lungs it cannot see."""
-        placed = on_canvas(sample.scan, [sample.index], self.canvas, rng)
-        slices, lesion, lung = placed.slices, placed.lesion, placed.lung > 0.5
-        if not sample.scan.cropped:
-            slices = augment.dependent(slices, placed.lung, rng)
-        if sample.label and not sample.scan.cropped:
-            slices, lesion = augment.opacities(slices, lesion, placed.lung, rng)
-        slices = augment.intensity(slices, rng, picture=sample.scan.cropped)
-        return masked(slices, lung), lesion * lung
+        """What the network sees and what it shall find."""
+        placed = varied(sample, self.canvas, rng)
+        return masked(placed.slices, placed.lung > 0.5), placed.lesion
 
     def score(self, network: Any, scan: Scan) -> float | None:
         """Dice at 2 mm, mean over raters; None where no lesions were drawn or no lungs are found."""
@@ -169,7 +180,7 @@ class DcnSlicesTask:
         if not found:
             return None
         cut = found[0].to_lungs()
-        logits = whole(network, replace(cut, slices=masked(cut.slices, _inside(cut))))
+        logits = whole(network, replace(cut, slices=masked(cut.slices, inside(cut))))
         return float(np.mean([dice(logits, lesion) for lesion in cut.lesions]))
 
 
@@ -178,8 +189,8 @@ class DcnStudyTask:
 
     A positive study has some share of positive slices, a negative one few or none: of unknown patients the
     slice network will take some slices for positive that are not. A trained slice network, which is not
-    changed, judges the slices; it has learned from the same ones, so that the study network knows
-    probabilities more certain than those of unknown patients. Nothing can validate it.
+    changed, judges the slices, varied as it learned from them. They are the same ones, so that the study
+    network knows probabilities more certain than those of unknown patients. Nothing can validate it.
     """
 
     def __init__(
@@ -188,6 +199,7 @@ class DcnStudyTask:
         after: Path,
         width: float = 1.0,
         mapping: bool = True,
+        canvas: tuple[int, int] = (128, 176),
         batch: int = 16,
         slices: tuple[int, int] = (20, 120),
         share: tuple[float, float] = (0.2, 1.0),
@@ -198,7 +210,7 @@ class DcnStudyTask:
         ``share`` of them is positive in a positive study, ``mistaken`` in a negative one.
         """
         self.network = StudyNet(width, mapping)
-        self.scans, self.after = scans, after
+        self.scans, self.after, self.canvas = scans, after, canvas
         self.batch, self.slices, self.shares = batch, slices, (mistaken, share)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
@@ -223,10 +235,11 @@ class DcnStudyTask:
         network, _ = weights.read(self.after, DualBranchNet)
         network = network.to(device)
         rows: tuple[list[Judged], list[Judged]] = ([], [])
-        with torch.inference_mode():
-            for sample in samples(self.scans):
-                slices = masked(sample.scan.slices[sample.index], _inside(sample.scan)[sample.index])
-                seen = forward(network, pad(slices[None, None], network.stride))
+        with torch.inference_mode(), torch.random.fork_rng():
+            for number, sample in enumerate(samples(self.scans)):
+                torch.manual_seed(number)  # whatever step asks first, the slices are varied alike
+                placed = varied(sample, self.canvas, np.random.default_rng(number))
+                seen = forward(network, masked(placed.slices, placed.lung > 0.5))
                 rows[sample.label].append((seen.logits.float().sigmoid(), seen.features.float()))
         negative, positive = (_joined(row) for row in rows)
         return negative, positive
