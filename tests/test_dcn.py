@@ -1,6 +1,5 @@
 """The dual-branch system (Gao et al.): equations by hand, branches apart, maps where they belong."""
 
-import copy
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import chain, pairwise
@@ -206,7 +205,6 @@ class TestEquations:
             def __init__(self):
                 super().__init__()
                 self.unused = nn.Parameter(torch.zeros(1))
-                self.segmentation = nn.Identity()
 
             def forward(self, slices):
                 ones = torch.ones(len(slices))
@@ -410,10 +408,6 @@ class TestEpochs:
             self.epochs(3, 0)
 
 
-def changed(before, after):
-    return any(not torch.equal(value, after[name]) for name, value in before.items())
-
-
 class TestTraining:
     @staticmethod
     def trainer(scans, folder):
@@ -435,18 +429,6 @@ class TestTraining:
         second.train([])
         for name, value in whole.averaged.state_dict().items():
             assert torch.equal(second.averaged.state_dict()[name], value), name
-
-    def test_the_segmentation_branch_rests_after_its_steps(self, few, tmp_path):
-        trainer = self.trainer(few, tmp_path)
-        trainer.task.segmentation_steps = 2
-        kept = []
-        for _ in range(4):
-            trainer.take_step()
-            network = trainer.task.network
-            kept.append([copy.deepcopy(part.state_dict()) for part in (network.segmentation, network.joins)])
-        lesions, joins = zip(*kept, strict=True)
-        assert [changed(a, b) for a, b in pairwise(lesions)] == [True, False, False]
-        assert all(changed(a, b) for a, b in pairwise(joins))
 
     def test_the_study_network_learns_what_the_slices_say(self, few, tmp_path):
         """Slices judged as they are labelled: a study is positive where some of its slices are."""

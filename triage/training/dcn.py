@@ -133,9 +133,7 @@ def weighted_dice(logits: Tensor, truth: Tensor) -> Tensor:
 class DcnSlicesTask:
     """Lesions and labels of single slices.
 
-    ``batch`` of them from scans with lesions drawn, ``pictures`` from those with a label only. After
-    ``segmentation_steps`` the segmentation branch rests and the classification branch, which needs more of
-    them, learns on alone; by default it never does.
+    ``batch`` of them from scans with lesions drawn, ``pictures`` from those with a label only.
     """
 
     def __init__(
@@ -146,28 +144,24 @@ class DcnSlicesTask:
         canvas: tuple[int, int] = (128, 176),
         batch: int = 8,
         pictures: int = 4,
-        segmentation_steps: int | None = None,
     ) -> None:
         self.network = DualBranchNet(width, attention)
-        self.canvas, self.segmentation_steps = canvas, segmentation_steps
+        self.canvas = canvas
         every = list(samples(scans))
         told = [s for s in every if not s.scan.lesions]
         self.parts = [(Epochs([s for s in every if s.scan.lesions]), batch)]
         self.parts += [(Epochs(told), pictures)] if told else []
 
     def loss(self, rng: Draw) -> Tensor:
-        """Equation 8; of a resting segmentation branch there is none."""
-        learns = self.segmentation_steps is None or rng.step < self.segmentation_steps
-        self.network.segmentation.train(learns).requires_grad_(learns)
+        """Equation 8."""
         batch = [s for epochs, size in self.parts for s in epochs.batch(rng.seed, rng.step, size)]
         slices, truth = (torch.cat(part) for part in zip(*(self._slice(s, rng) for s in batch), strict=True))
         seen = forward(self.network, slices)
         label = torch.tensor([float(s.label) for s in batch], device=seen.logits.device)
-        classification = F.binary_cross_entropy_with_logits(seen.logits.float(), label)
-        if not learns:
-            return classification
         segmentation = weighted_dice(seen.lesions.float(), truth.to(label.device))
-        return segmentation + CLASSIFICATION_WEIGHT * classification
+        return segmentation + CLASSIFICATION_WEIGHT * F.binary_cross_entropy_with_logits(
+            seen.logits.float(), label
+        )
 
     def _slice(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """What the network sees and what it shall find."""
