@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, pairwise
 from math import log
 
 import numpy as np
@@ -265,6 +265,15 @@ class TestEquations:
         features = torch.rand(len(pairs), 128)
         assert study(high, features) >= study(low, features) - 1e-5
 
+    def test_a_study_is_never_like_one_with_less(self):
+        """However far its units are below 0."""
+        study, features = StudyNet(TINY), torch.rand(30, 128)
+        for layer in study.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.constant_(layer.bias, -1.0)
+        logits = [study(torch.full((30,), p), features).item() for p in (0.0, 0.05, 0.1, 0.9, 1.0)]
+        assert all(a < b for a, b in pairwise(logits))
+
 
 class TestNetwork:
     @pytest.mark.parametrize(("attention", "scales"), [(True, [4, 4, 8, 16]), (False, [])])
@@ -442,7 +451,7 @@ class TestTraining:
     def test_it_learns_from_what_a_frozen_network_says(self, few, tmp_path):
         path = tmp_path / "dcn_slices.safetensors"
         weights.save(DualBranchNet(TINY), {"network": "dcn_slices", "width": str(TINY)}, path)
-        task = dcn.DcnStudyTask(few, path, TINY)
+        task = dcn.DcnStudyTask(few, path, TINY, canvas=(48, 64))
         (negative, _), (positive, features) = task._judged
         assert (len(negative), len(positive)) == (11, 6)
         assert features.shape == (6, 128)

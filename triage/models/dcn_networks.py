@@ -29,6 +29,9 @@ UNET_WIDTHS = (64, 128, 256, 512, 1024)
 CURVE = 100
 """Values that a study's slices are mapped to, however many there are (section 2.4)."""
 HIDDEN = (256, 128)
+LEAK = 0.1
+"""Slope of the study network's units below 0. With none there, all studies below those that it learned from
+are alike."""
 
 
 class LesionAttention(nn.Module):
@@ -183,8 +186,8 @@ class Rising(nn.Linear):
 class StudyNet(nn.Module):
     """From all slices of a study to its logit: by their mapped probabilities (section 2.4).
 
-    Unlike the paper's it cannot fall where a slice's probability rises: the curves of unknown patients are
-    not those that it learned from, and free weights gave a hazy lung less than a clear one. Without
+    Unlike the paper's it rises wherever a slice's probability does: the curves of unknown patients are not
+    those that it learned from, and free weights gave a hazy lung less than a clear one. Without
     ``mapping``, the ablation: by the maxima of their features over the slices (section 3.4.4).
     """
 
@@ -194,7 +197,7 @@ class StudyNet(nn.Module):
         features = EXPANSION * round(width * RESNET_WIDTHS[-1])
         sizes = (CURVE, *HIDDEN) if mapping else (features,)
         linear = Rising if mapping else nn.Linear
-        layers = [layer for a, b in pairwise(sizes) for layer in (linear(a, b), nn.ReLU())]
+        layers = [layer for a, b in pairwise(sizes) for layer in (linear(a, b), nn.LeakyReLU(LEAK))]
         self.layers = nn.Sequential(*layers, linear(sizes[-1], 1))
 
     def forward(self, p: Tensor, features: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ PACKAGES = Path(__file__).parent / "packages"
 MODELS: dict[str, Path] = {
     "multitask": PACKAGES / "multitask",
     "cascade": PACKAGES / "cascade",
+    "dcn": PACKAGES / "dcn",
 }
 """The packages that ship, by the name that ``analysis.model`` gives them."""
 

@@ -26,7 +26,6 @@ from triage.errors import ConfigError
 from triage.models import weights
 from triage.models.dcn import masked
 from triage.models.dcn_networks import DualBranchNet, StudyNet
-from triage.models.preprocessing import pad
 from triage.training import augment
 from triage.training.baselines import with_lungs
 from triage.training.cases import Diagnosis
@@ -184,8 +183,8 @@ class DcnStudyTask:
 
     A positive study has some share of positive slices, a negative one few or none: of unknown patients the
     slice network will take some slices for positive that are not. A trained slice network, which is not
-    changed, judges the slices; it has learned from the same ones, so that the study network knows
-    probabilities more certain than those of unknown patients. Nothing can validate it.
+    changed, judges the slices, varied as it learned from them. They are the same ones, so that the study
+    network knows probabilities more certain than those of unknown patients. Nothing can validate it.
     """
 
     def __init__(
@@ -194,6 +193,7 @@ class DcnStudyTask:
         after: Path,
         width: float = 1.0,
         mapping: bool = True,
+        canvas: tuple[int, int] = (128, 176),
         batch: int = 16,
         slices: tuple[int, int] = (20, 120),
         share: tuple[float, float] = (0.2, 1.0),
@@ -204,7 +204,7 @@ class DcnStudyTask:
         ``share`` of them is positive in a positive study, ``mistaken`` in a negative one.
         """
         self.network = StudyNet(width, mapping)
-        self.scans, self.after = scans, after
+        self.scans, self.after, self.canvas = scans, after, canvas
         self.batch, self.slices, self.shares = batch, slices, (mistaken, share)
 
     def loss(self, rng: np.random.Generator) -> Tensor:
@@ -229,10 +229,11 @@ class DcnStudyTask:
         network, _ = weights.read(self.after, DualBranchNet)
         network = network.to(device)
         rows: tuple[list[Judged], list[Judged]] = ([], [])
-        with torch.inference_mode():
-            for sample in samples(self.scans):
-                slices = masked(sample.scan.slices[sample.index], inside(sample.scan)[sample.index])
-                seen = forward(network, pad(slices[None, None], network.stride))
+        with torch.inference_mode(), torch.random.fork_rng():
+            for number, sample in enumerate(samples(self.scans)):
+                torch.manual_seed(number)  # whatever step asks first, the slices are varied alike
+                placed = varied(sample, self.canvas, np.random.default_rng(number))
+                seen = forward(network, masked(placed.slices, placed.lung > 0.5))
                 rows[sample.label].append((seen.logits.float().sigmoid(), seen.features.float()))
         negative, positive = (_joined(row) for row in rows)
         return negative, positive
