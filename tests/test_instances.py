@@ -189,13 +189,16 @@ class TestAveragePrecision:
 
 
 class Detects(Judges):
-    """Finds each slice's haze as one lesion."""
+    """Finds each slice's haze as one lesion, in so many slices."""
+
+    def __init__(self, most=99):
+        self.most = most
 
     def predict(self, volume):
         findings = super().predict(volume)
         every = (0, 0, *volume.array.shape[1:])
         found = [DetectedLesion(z, every, 0.9, m) for z, m in enumerate(findings.lesion_mask) if m.any()]
-        return replace(findings, detected=tuple(found))
+        return replace(findings, detected=tuple(found[: self.most]))
 
 
 SSM = {"ssm": {"encoder": "resnet18", "blocks": "2", "branches": "2", "recipe": '{"options": {}}'}}
@@ -211,6 +214,8 @@ class TestFigures:
         assert figures["detected_slices_ap"].value == pytest.approx(0.7)
         assert figures["detected_slices_ap"].n == 12
         assert from_json(to_json(detects)) == detects
+        missed = summarise(judged(*cases, model=Detects(most=0))).figures
+        assert missed["detected_ap"].value == 0, "who looks and finds none is not one who does not look"
         reason = "finds no lesions one by one"
         assert reason in summarise(judges).figures["detected_ap"].reason
         shown = [name for name, *_ in tables.figure_rows(of("ssm", SSM, *cases))]

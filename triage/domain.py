@@ -256,8 +256,8 @@ class Findings:
     attention: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
     """Name → where the network looked, 0 to 255, (z, h, w): slice by slice as the volume's, coarser in
     plane, and turned as an axial CT is read."""
-    detected: tuple[DetectedLesion, ...] = ()
-    """Lesions one by one, of a network that detects them."""
+    detected: tuple[DetectedLesion, ...] | None = None
+    """Lesions one by one; None where the network does not look for them so."""
     lesion_classes: Mapping[LesionClass, Mask] = field(default_factory=dict)
     """The lesion mask in disjoint parts, of a network that tells them apart; empty for the others."""
 

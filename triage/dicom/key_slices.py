@@ -168,7 +168,7 @@ def _parts(findings: Findings, index: int) -> list[tuple[seg.LesionKind, Mask]]:
 
 
 def _detected(findings: Findings, index: int) -> list[DetectedLesion]:
-    return [lesion for lesion in findings.detected if lesion.slice_index == index]
+    return [lesion for lesion in findings.detected or () if lesion.slice_index == index]
 
 
 def _box(lesion: DetectedLesion, findings: Findings) -> Mask:
@@ -203,7 +203,7 @@ def _legend(canvas: Image.Image, top: int, findings: Findings, shown: Sequence[i
     """What the colours are, and what this is not."""
     found = {kind for index in shown for kind, _ in _parts(findings, index)}
     colours = {kind.label: kind.colour for kind in (seg.LESIONS, *seg.CLASSES.values()) if kind in found}
-    if any(lesion.slice_index in shown for lesion in findings.detected):
+    if any(lesion.slice_index in shown for lesion in findings.detected or ()):
         colours["Detected, score"] = BOXES
     pen = ImageDraw.Draw(canvas)
     x = 16.0

@@ -329,7 +329,8 @@ class Coach(nn.Module):
 def constrained(scores: Tensor, kept: float = KEPT, alpha: float = ALPHA) -> Tensor:
     """Equations 4 and 5: scores B(x) (N, 1, H, W) → M = σ(α(B − the k-th largest of each slice)).
 
-    So many pixels are a half or more, whatever the scores: a coach cannot erase everything.
+    At least so many pixels are a half or more, whatever the scores: a coach cannot erase everything. More are
+    where scores are equal, as in air.
     """
     flat = scores.flatten(1)
     count = flat.shape[1]

@@ -29,8 +29,11 @@ RECALLS = np.linspace(0, 1, 101)
 
 
 def by_slice(case: Case, findings: Findings) -> tuple[SliceLesions, ...]:
-    """Of each slice that shows lung or a lesion; what half of the raters drew is drawn."""
-    if not case.lesions:
+    """Of each slice that shows lung or a lesion; what half of the raters drew is drawn.
+
+    Empty where nobody drew lesions, or the network does not find them one by one.
+    """
+    if not case.lesions or findings.detected is None:
         return ()
     drawn = np.mean(case.lesions, axis=0) >= 0.5
     _, y, x = case.volume.spacing

@@ -261,7 +261,7 @@ def _detected(scores: Sequence[Score]) -> dict[str, Figure]:
     slices, patients = [one for _, one in known], [s.patient for s, _ in known]
     at = {"": instances.THRESHOLDS, "_50": (0.5,), "_75": (0.75,)}
     ways = {"detected_ap": instances.coco, "detected_slices_ap": instances.of_slices}
-    if not any(one.scores for one in slices):
+    if not slices:
         why_not = DETECTS_NONE if any(s.lesions for s in scores) else NO_MASKS
         return {f"{name}{end}": Figure(value=None, reason=why_not) for name in ways for end in at}
     where = _where(s for s, _ in known)
