@@ -39,8 +39,8 @@ BEFORE, PROPOSALS = 512, 256
 OVERLAP = 0.75
 """IoU above which proposals, and rows for module S, are removed."""
 SAME_LESION = 0.5
-"""IoU above which two detections are one (He et al. 2017). At 0.75, the paper's for all that overlaps, two boxes of
-one lesion would often both be shown."""
+"""IoU above which two detections are one (He et al. 2017). At 0.75, the paper's for all that overlaps, one
+lesion would often be shown twice."""
 FAINTEST = 0.05
 """Score below which nothing is detected."""
 DETECTIONS = 32
