@@ -117,7 +117,9 @@ def predict(
         network = models.load(settings.analysis)
         found = prediction.find(paths)
         for path, reason in found.unreadable:
-            err.print(f"passed over {path}: {reason}", style="yellow", highlight=False)
+            err.print(
+                f"passed over {path}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True
+            )
         if not found.studies:
             raise ConfigError(f"no DICOM instance found in {', '.join(map(str, paths))}")
         output.mkdir(parents=True, exist_ok=True)
@@ -131,7 +133,10 @@ def predict(
         typer.echo(json.dumps(lines, indent=2, ensure_ascii=False))
     else:
         out.print(_predictions(lines))
-        out.print(f"results of each study: {output}/<Study Instance UID>/; stages and figures: --json")
+        out.print(
+            f"results of each study: {output}/<Study Instance UID>/; stages and figures: --json",
+            soft_wrap=True,
+        )
     if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
 
@@ -297,7 +302,10 @@ def requeue(context: typer.Context, study_uid: StudyUid) -> None:
     with _plain_errors():
         database = _database(configuration.load(context.obj))
         _known(database.requeue(study_uid, datetime.now(UTC)), study_uid)
-    out.print(f"{study_uid} will be looked at again; the same images, weights and settings keep their answer")
+    out.print(
+        f"{study_uid} will be looked at again; the same images, weights and settings keep their answer",
+        soft_wrap=True,
+    )
 
 
 @app.command()
@@ -310,7 +318,7 @@ def close(
     with _plain_errors():
         database = _database(configuration.load(context.obj))
         _known(database.close_study(study_uid, reason, datetime.now(UTC)), study_uid)
-    out.print(f"{study_uid} is closed: {reason}")
+    out.print(f"{study_uid} is closed: {reason}", markup=False, soft_wrap=True)
 
 
 @contextmanager
