@@ -15,7 +15,7 @@ from triage.domain import DetectedLesion, Findings, Volume
 from triage.models import boxes as box
 from triage.training import instances, metrics, paper, published, tables
 from triage.training import recipe as recipes
-from triage.training.cases import Case
+from triage.training.cases import Case, Diagnosis
 from triage.training.scores import SliceLesions, from_json, to_json
 from triage.training.summary import summarise
 
@@ -241,6 +241,29 @@ class TestFigures:
         pretrained = {"ssm": {**SSM["ssm"], "recipe": '{"options": {"pretrain": 9}}'}}
         lesions, _ = published.tables([of("ssm", pretrained, *cases)])
         assert "SSM² (ResNet18+FPN), 2 blocks, ours: ours 0123" in cells(lesions)
+
+    @pytest.mark.parametrize(
+        ("classes", "pneumonia", "normal"), [("3", "50.0", "100.0"), ("2", "not measurable here", "66.7")]
+    )
+    def test_of_labelled_pictures_each_is_given_a_class(self, classes, pneumonia, normal):
+        """Rightly but for one of pneumonia, which is called COVID-19; whose they are is unknown."""
+        told = {"a": ("covid", 2), "b": ("other", 1), "c": ("other", 2), "d": ("healthy", 0)}
+        network = {"ssm": {**SSM["ssm"], "classes": classes}}
+        evaluation = of("ssm", network, *(case(name) for name in told))
+        scores = []
+        for score in evaluation.scores:
+            diagnosis, found = told[score.name]
+            found = found if classes == "3" else 2 * (found == 2)
+            own = {"class": float(found)}
+            scores.append(replace(score, picture=True, diagnosis=Diagnosis(diagnosis), slices=(), own=own))
+        _, table = published.tables([replace(evaluation, scores=tuple(scores))])
+        row = cells(table)["SSM^S (ResNet18+FPN), 2 blocks, ours: ours 0123"]
+        ours = {column: mine for column, (_, mine) in row.items()}
+        assert ours["COVID-19, %"] == "100.0"
+        assert (ours["common pneumonia, %"], ours["normal, %"]) == (pneumonia, normal)
+        assert ours["overall, %"] == "75.0"
+        f1 = (0.45 * 1 + 0.35 * 2 / 3 + 0.2 * 2 / 3) if classes == "3" else (0.45 * 0.8 + 0.2 * 2 / 3) / 0.65
+        assert ours["F1"] == f"{f1:.3f}"
 
     def test_the_recipe_has_a_variant_for_every_row(self):
         recipe = recipes.load("ssm")

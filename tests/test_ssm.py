@@ -30,10 +30,12 @@ from triage.models.preprocessing import prepare
 from triage.models.ssm_networks import RANKS, SsmNet, balanced, ranked
 from triage.training import evaluation, making, ssm
 from triage.training import recipe as recipes
-from triage.training.cases import Diagnosis
+from triage.training.cases import Case, Diagnosis
 from triage.training.datasets import DATASETS
+from triage.training.paper import SSM_ORDER
 from triage.training.run import Run
 from triage.training.scans import scan
+from triage.training.scoring import evaluate
 from triage.training.tasks import Draw
 from triage.training.trainer import Schedule, Trainer
 from triage.training.variants import MEASURED
@@ -242,6 +244,11 @@ class TestSsm(test_models.TestContract):
         three = models.load(Analysis(model=str(package.folder), threads=1))
         three.network.s.layers[-1].bias.data.copy_(torch.tensor([9.0, 9.0, -9.0]))
         assert three.predict(phantom((3, 120, 140), (8.0, 2.6, 2.6))).probability < 0.01
+        picture = replace(phantom(), array=phantom().array[5:6])
+        labelled = Case(name="a", patient="a", volume=picture, cropped=True, diagnosis=Diagnosis.OTHER)
+        three.network.s.layers[-1].bias.data.copy_(torch.tensor([-9.0, 9.0, -9.0]))
+        (score,) = evaluate(three, [labelled])
+        assert score.own == {"class": 1.0}
 
 
 @pytest.fixture
@@ -443,7 +450,7 @@ class TestClasses:
         """Pictures that differ in how much of them is hazy: control, common pneumonia, COVID-19."""
         hazy = [blank(f"v{n}", [0, 1], 3, data="volumes") for n in range(2)]
         pictures = []
-        for n, (diagnosis, haze) in enumerate(zip(ssm.CLASSES, (0, 12, 40), strict=True)):
+        for n, (diagnosis, haze) in enumerate(zip(SSM_ORDER, (0, 12, 40), strict=True)):
             grey = torch.full((1, 40, 48), 0.1)
             grey[:, :, :haze] = 0.6
             lung = torch.ones(1, 40, 48)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from triage.config import Analysis
 from triage.domain import Findings, Mask, ModelInfo, Vector, Volume, judged_slices
-from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.compute import Compute
 from triage.models.dcn_networks import DualBranchNet, StudyNet
@@ -28,9 +27,7 @@ from triage.models.preprocessing import (
     CHUNK,
     HU_WINDOW,
     Box,
-    bounding_box,
     pad,
-    prepare,
     resample,
     restore,
     stored_order,
@@ -82,11 +79,7 @@ class DualBranch(InLungs):
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. The probability is the study network's own output."""
         with self.compute.running():
-            slices = prepare(volume)
-            lung, lung_mask = self._lungs(slices, volume)
-            if not lung.any():
-                raise Rejected("no lungs found")
-            box = bounding_box(lung, self.grid.margin)
+            slices, lung, lung_mask, box = self._prepared(volume)
             looked = self._look(slices[box], lung[box])
             probability = self._study(looked)
             lesions = torch.zeros_like(slices)

@@ -26,6 +26,7 @@ from triage.models.packages import Package
 from triage.models.preprocessing import (
     CANONICAL,
     SPACING_MM,
+    Box,
     Grid,
     bounding_box,
     context,
@@ -180,6 +181,17 @@ class InLungs(Pipeline):
             with self.compute.running():
                 _, lung_mask = self._lungs(prepare(volume), volume)
         return super().lesion_map(volume, lung_mask)
+
+    def _prepared(self, volume: Volume) -> tuple[Tensor, Mask, Mask, Box]:
+        """Canonical slices and where lung is in them (z, h, w), the lung mask as stored, the box to look at.
+
+        Raises Rejected where there is no lung.
+        """
+        slices = prepare(volume)
+        lung, lung_mask = self._lungs(slices, volume)
+        if not lung.any():
+            raise Rejected("no lungs found")
+        return slices, lung, lung_mask, bounding_box(lung, self.grid.margin)
 
 
 def assemble(

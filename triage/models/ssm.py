@@ -19,13 +19,12 @@ from torch import Tensor
 
 from triage.config import Analysis
 from triage.domain import DetectedLesion, Findings, Mask, ModelInfo, Vector, Volume, judged_slices
-from triage.errors import Rejected
 from triage.models import compute, weights
 from triage.models.boxes import paste
 from triage.models.compute import Compute
 from triage.models.packages import Package
 from triage.models.pipeline import BATCH, FindLungs, InLungs, lungs_network
-from triage.models.preprocessing import Box, Layout, bounding_box, pad, prepare, restore, stored_order
+from triage.models.preprocessing import Box, Layout, pad, restore, stored_order
 from triage.models.ssm_networks import DETECTIONS, MASK, Seen, SsmNet
 
 UPPER = 0.5
@@ -60,11 +59,7 @@ class SingleShot(InLungs):
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. The probability is ``pooled`` from the scores of judged slices."""
         with self.compute.running():
-            slices = prepare(volume)
-            lung, lung_mask = self._lungs(slices, volume)
-            if not lung.any():
-                raise Rejected("no lungs found")
-            box = bounding_box(lung, self.grid.margin)
+            slices, lung, lung_mask, box = self._prepared(volume)
             looked = self._look(slices[box], lung[box])
             lesions, scores = torch.zeros_like(slices), np.zeros(len(slices), np.float32)
             lesions[box] = lesion_probability(looked, lung[box].shape)
@@ -81,6 +76,16 @@ class SingleShot(InLungs):
             slice_scores=stored_order(scores * judged, volume),
             detected=tuple(sorted(detected, key=lambda one: (one.slice_index, -one.score))),
         )
+
+    def class_scores(self, volume: Volume) -> NDArray[np.float32]:
+        """Of each class (n, classes), in the n slices that show lung. For evaluation.
+
+        Raises Rejected where none does.
+        """
+        with self.compute.running():
+            slices, lung, _, box = self._prepared(volume)
+            scores: NDArray[np.float32] = self._look(slices[box], lung[box]).seen.classes.numpy()
+        return scores
 
     def _find(self, slices: Tensor, lung: Mask, _spacing: Vector) -> Tensor:
         return lesion_probability(self._look(slices, lung), lung.shape)

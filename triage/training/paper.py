@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from triage.training.cases import Diagnosis
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
@@ -229,5 +231,7 @@ SSM_CLASSES: dict[Ssm, Cells] = {
 """Sensitivity to COVID-19, common pneumonia and normal slices, accuracy, F1 (Ter-Sarkisov, table 3): 21,192
 slices."""
 
+SSM_ORDER = {Diagnosis.HEALTHY: 0, Diagnosis.OTHER: 1, Diagnosis.COVID: 2}
+"""Normal, common pneumonia and COVID-19, as module S numbers them."""
 SSM_WEIGHTS = {0: 0.45, 1: 0.35, 2: 0.2}
 """Of normal, common pneumonia and COVID-19 in the F1: their shares of those slices."""

@@ -100,13 +100,13 @@ class Score:
     slices: tuple[SliceAnswer, ...] = ()
     """Of a network that judges slices, where lesions were drawn."""
     instances: tuple[SliceLesions, ...] = ()
-    """Of slices with lung, where lesions were drawn; a network that finds none one by one has found none."""
+    """Of slices with lung, where lesions were drawn; of a network that looks for them one by one."""
     attention: Mapping[str, float] = field(default_factory=dict)
     """Map → its Dice with the lesions drawn, of a network that tells where it looked (see ``attention``)."""
     threshold_averaged_dice: float | None = None
     """Pictures only: Inf-Net's measure."""
     own: Mapping[str, float] = field(default_factory=dict)
-    """Pictures only: figures of Inf-Net alone (see ``infnet.measured``)."""
+    """Pictures only: figures of one system alone (see ``infnet.measured``, ``ssm.measured``)."""
     drawn: Extent | None = None
     found: Extent | None = None
     histograms: tuple[Histogram, ...] = ()

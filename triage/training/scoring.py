@@ -15,7 +15,8 @@ from triage.domain import Findings, Mask, Severity, Status
 from triage.errors import Rejected
 from triage.models import Model, pipeline
 from triage.models.infnet import SelfSupervised
-from triage.training import attention, infnet, instances, metrics
+from triage.models.ssm import SingleShot
+from triage.training import attention, infnet, instances, metrics, ssm
 from triage.training.cases import Case
 from triage.training.gallery import Gallery
 from triage.training.scores import BySlice, Extent, Overlap, Score, SliceAnswer
@@ -79,10 +80,12 @@ class _Judge:
         if not case.lesions:
             return score
         averaged = 0.0 if score.picture else None
+        detected = () if isinstance(self.model, SingleShot) else None
+        rejected = Findings(0.0, "score", False, nothing, nothing, detected=detected)
         missed = _mean_overlap([_missed(case, drawn) for drawn in case.lesions])
         score = replace(
             score,
-            instances=instances.by_slice(case, Findings(0.0, "score", False, nothing, nothing)),
+            instances=instances.by_slice(case, rejected),
             lesions=missed,
             lesions_by_slice=_missed_slices(case),
             threshold_averaged_dice=averaged,
@@ -110,6 +113,8 @@ class _Judge:
         score = replace(score, probability=pipeline.score(float(found.mean())))
         if isinstance(self.model, SelfSupervised) and case.lesions:
             score = replace(score, own=infnet.measured(self.model, case))
+        if isinstance(self.model, SingleShot) and case.diagnosis:
+            score = replace(score, own=ssm.measured(self.model, case))
         return self._lesions(case, score, found, probability, everywhere)
 
     def _volume(self, case: Case, score: Score) -> Score:

@@ -25,12 +25,13 @@ from torch.nn import functional as F
 from triage.errors import ConfigError
 from triage.models import boxes as box
 from triage.models.preprocessing import SPACING_MM, bounding_box, pad
-from triage.models.ssm import Looked, lesion_probability
+from triage.models.ssm import Looked, SingleShot, lesion_probability
 from triage.models.ssm_networks import BINS, MASK, MASK_BINS, PLAIN, SCALED, Seen, SsmNet
 from triage.training.baselines import with_lungs
-from triage.training.cases import Diagnosis
+from triage.training.cases import Case, Diagnosis
 from triage.training.dcn import Sample, inside, samples, varied
 from triage.training.instances import LEAST_MM2, parts
+from triage.training.paper import SSM_ORDER
 from triage.training.scans import Scan
 from triage.training.tasks import Draw, dice, forward, mixed
 
@@ -42,8 +43,6 @@ RPN_BATCH, ROI_BATCH = (256, 0.5), (128, 0.25)
 """Boxes of an image that count, and the share of lesions that is not exceeded (Ren et al., He et al.)."""
 BACKGROUND, NEITHER = -1, -2
 SMOOTH_BETA = 1 / 9
-CLASSES = {Diagnosis.HEALTHY: 0, Diagnosis.OTHER: 1, Diagnosis.COVID: 2}
-"""Of three: control, common pneumonia, COVID-19."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +257,12 @@ def by_class(every: Iterable[Sample], classes: int) -> Mapping[str, list[list[Sa
     return complete
 
 
+def measured(model: SingleShot, case: Case) -> dict[str, float]:
+    """Of a labelled picture: its class as ``SSM_ORDER`` numbers them, as ``Score.own`` has it."""
+    scores = model.class_scores(case.volume).mean(0)
+    return {"class": float(np.linspace(0, 2, len(scores))[scores.argmax()])}
+
+
 def class_of(sample: Sample, classes: int) -> int:
     """0 for a slice without lesions, the last for COVID-19, between them common pneumonia.
 
@@ -267,8 +272,8 @@ def class_of(sample: Sample, classes: int) -> int:
         return sample.label
     diagnosis = sample.scan.diagnosis
     if sample.scan.lesions or diagnosis is None:
-        return CLASSES[Diagnosis.COVID] if sample.label else CLASSES[Diagnosis.HEALTHY]
-    return CLASSES[diagnosis]
+        return SSM_ORDER[Diagnosis.COVID] if sample.label else SSM_ORDER[Diagnosis.HEALTHY]
+    return SSM_ORDER[diagnosis]
 
 
 def _any(choices: Sequence[Any], rng: np.random.Generator) -> Any:
