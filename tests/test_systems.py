@@ -28,6 +28,7 @@ WRITTEN = {
     "lesion_seg": SegmentationStorage,
     "sr": Comprehensive3DSRStorage,
     "picture": SecondaryCaptureImageStorage,
+    "key_slices": SecondaryCaptureImageStorage,
     "view_3d": MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
 
@@ -51,17 +52,21 @@ def test_covid_comes_before_nodules(judged):
     assert covid["status"] == "positive"
     assert covid["probability"] > nodules["probability"]
     assert covid["affected_fraction"] > nodules["affected_fraction"]
-    assert covid["positive_slices"] > nodules["positive_slices"]
+    if covid["positive_slices"] is not None:
+        assert covid["positive_slices"] > nodules["positive_slices"]
 
 
 def test_every_result_is_written(judged):
     system, rows = judged
     for row in rows.values():
         files = {kind: Path(path) for kind, path in row["files"].items()}
-        expected = {
-            kind: uid for kind, uid in WRITTEN.items() if kind != "lesion_seg" or row["lesion_volume_ml"]
-        }
-        for kind, uid in expected.items():
-            assert dcmread(files[kind], stop_before_pixels=True).SOPClassUID == uid
+        of_lesions = () if row["lesion_volume_ml"] else ("lesion_seg", "key_slices")
+        for kind in WRITTEN.keys() - of_lesions:
+            assert dcmread(files[kind], stop_before_pixels=True).SOPClassUID == WRITTEN[kind]
+        if row["lesion_volume_ml"]:
+            segments = dcmread(files["lesion_seg"], stop_before_pixels=True).SegmentSequence
+            told_apart = [row[kind] for kind in ("ground_glass_ml", "consolidation_ml") if row[kind]]
+            assert len(segments) == (len(told_apart) or 1)
+            assert bool(told_apart) == (system == "infnet")
         maps = list((files["sr"].parent / "attention").glob("slice_*.png"))
         assert bool(maps) == (system == "dcn")
