@@ -208,6 +208,8 @@ def test_what_a_score_is_and_is_not(ward: Ward) -> None:
     assert "Ground glass" not in shown
     ward.judge("1.3", ground_glass_ml=812.4, consolidation_ml=0.0)
     assert "Ground glass 812 ml Consolidation 0 ml" in text(browse(ward).get("/studies/1.3"))
+    ward.judge("1.3", ground_glass_ml=812.4, consolidation_ml=0.4)
+    assert "Consolidation below 1 ml" in text(browse(ward).get("/studies/1.3"))
     ward.judge("1.2", percent_infection=0.31, ct_severity_score=score, grade_from="percent_infection")
     assert "Worse lung 47 % · CT-2 by slice mean" in finding(browse(ward).get("/"), "1.2")
     assert "Grade CT-2 by slice mean Slice mean 31 %" in text(browse(ward).get("/studies/1.2"))

@@ -296,29 +296,9 @@ def _write(
         lesions = _lesion_seg(case, settings)
         lungs = _lung_seg(case, settings)
     with watch("sr"):
-        report = sr.write(
-            case.series,
-            case.answer,
-            case.severity,
-            case.info,
-            case.parameters,
-            case.folder,
-            now=case.now,
-            sop_class=settings.sr,
-            lesion_seg=lesions,
-            predecessor=case.predecessor,
-        )
+        report = _report(case, settings, lesions)
     with watch("picture"):
-        drawn = pictures.summary(case.volume, case.findings, case.severity, case.answer)
-        beside = {ResultKind.THUMBNAIL: case.folder / f"{ResultKind.THUMBNAIL.value}.png"}
-        pictures.write_thumbnail(drawn, beside[ResultKind.THUMBNAIL])
-        capture = (
-            pictures.write_secondary_capture(
-                drawn, case.series, case.answer, case.info, case.folder, now=case.now
-            )
-            if settings.picture
-            else None
-        )
+        capture, beside = _summary_picture(case, settings)
     slices, turning = None, None
     if settings.key_slices:
         with watch("key_slices"):
@@ -329,6 +309,34 @@ def _write(
             turning, surfaces = _view_3d(case)
         beside |= surfaces
     return tuple(o for o in (lesions, lungs, report, capture, slices, turning) if o is not None), beside
+
+
+def _report(case: Case, settings: Results, lesions: ResultObject | None) -> ResultObject:
+    return sr.write(
+        case.series,
+        case.answer,
+        case.severity,
+        case.info,
+        case.parameters,
+        case.folder,
+        now=case.now,
+        sop_class=settings.sr,
+        lesion_seg=lesions,
+        predecessor=case.predecessor,
+    )
+
+
+def _summary_picture(case: Case, settings: Results) -> tuple[ResultObject | None, dict[ResultKind, Path]]:
+    """For the PACS, where it is wanted, and small for the page."""
+    drawn = pictures.summary(case.volume, case.findings, case.severity, case.answer)
+    thumbnail = case.folder / f"{ResultKind.THUMBNAIL.value}.png"
+    pictures.write_thumbnail(drawn, thumbnail)
+    capture = None
+    if settings.picture:
+        capture = pictures.write_secondary_capture(
+            drawn, case.series, case.answer, case.info, case.folder, now=case.now
+        )
+    return capture, {ResultKind.THUMBNAIL: thumbnail}
 
 
 def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:

@@ -211,7 +211,10 @@ def regions(result: Result) -> list[tuple[str, int, int]]:
 
 
 def millilitres(volume: float | None) -> str:
-    return "unknown" if volume is None else f"{volume:,.0f} ml".replace(",", " ")
+    """A speck that is outlined is not "0 ml"."""
+    if volume is None:
+        return "unknown"
+    return "below 1 ml" if 0 < volume < 1 else f"{volume:,.0f} ml".replace(",", " ")
 
 
 def title(entries: list[WorklistEntry], now: datetime) -> str:
