@@ -293,7 +293,7 @@ def refusal(received: Received, path: Path, caplog: pytest.LogCaptureFixture) ->
     (outcome,) = received.send(path)
     assert not outcome.sent
     assert received.echo() is None
-    (record,) = [r for r in caplog.records if r.name == "triage.dicom.listener" and "refused" in r.message]
+    (record,) = [r for r in caplog.records if r.name == "triage.dicom.receiving" and "refused" in r.message]
     assert "SCANNER at 127.0.0.1" in record.message
     assert [p for p in received.spool.rglob("*") if p.is_file()] == []
     return f"{outcome.error} | {record.message}"

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from socketserver import BaseServer
 from types import TracebackType
-from typing import Self, cast
+from typing import Self
 
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import (
@@ -21,19 +21,16 @@ from pynetdicom import (
     StoragePresentationContexts,
     evt,
 )
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
-from triage.dicom import header
-from triage.dicom import spool as spooling
+from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
-from triage.dicom.status import NO_REASON, StoreStatus, explain_rejection
+from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
-from triage.errors import Rejected, Retryable
 
 __all__ = ["Listener", "index_spool"]
 
@@ -43,14 +40,6 @@ STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 VERIFICATION = "1.2.840.10008.1.1"
 KNOWN_CLASSES = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 RETIRED_CLASSES = frozenset(str(context.abstract_syntax) for context in StoragePresentationContexts)
-
-
-class _Refused(Exception):
-    """Ends the handling of one object with a status and a reason for the log."""
-
-    def __init__(self, status: StoreStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class _Server(ThreadedAssociationServer):
@@ -66,10 +55,7 @@ class _Server(ThreadedAssociationServer):
 class Listener:
     """A storage SCP on one port; it never sees the database.
 
-    ``on_received(instance)`` is called for every object on the disk, also when it comes again: it must be
-    idempotent. It may raise Retryable, and the sender is asked to send again. ``on_conflict(instance)`` is
-    called for other bytes under a known SOP Instance UID, after ``on_received`` for the first ones.
-    ``has_room()`` says whether the disk takes more. All are called from the threads of several associations.
+    What becomes of an object, and when the three callables are called, ``Receiver`` says.
     """
 
     def __init__(
@@ -82,10 +68,7 @@ class Listener:
     ) -> None:
         self.port = settings.port
         self._settings = settings
-        self._spool = spool
-        self._on_received = on_received
-        self._on_conflict = on_conflict
-        self._has_room = has_room
+        self._receiver = Receiver(spool, on_received, has_room, on_conflict)
         self._peers = [ip_network(peer) for peer in settings.peers]
         self._ae = _application_entity(settings)
         self._server: ThreadedAssociationServer | None = None
@@ -100,7 +83,7 @@ class Listener:
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_SOP_COMMON, _storage_services),
                 (evt.EVT_REJECTED, _log_rejection),
-                (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_C_STORE, self._receiver.on_store),
             ],
             server_class=_Server,
         )
@@ -143,43 +126,6 @@ class Listener:
             association.kill()
             return
         association.acceptor.supported_contexts = _contexts_for(_proposed(event))
-
-    def _on_store(self, event: evt.Event) -> int:
-        request = cast(C_STORE, event.request)
-        try:
-            self._store(event, request)
-        except _Refused as refusal:
-            _log_refusal(event, request, refusal.status, str(refusal))
-            return int(refusal.status)
-        except Exception as error:  # noqa: BLE001 - one object must not end the receiving of others
-            failure = StoreStatus.PROCESSING_FAILURE
-            _log_refusal(event, request, failure, type(error).__name__, exc_info=True)
-            return int(failure)
-        return int(StoreStatus.SUCCESS)
-
-    def _store(self, event: evt.Event, request: C_STORE) -> None:
-        if not self._has_room():
-            raise _Refused(StoreStatus.OUT_OF_RESOURCES, "the disk is full")
-        raw = request.DataSet.getvalue() if request.DataSet else b""
-        instance = _read(event, request, raw)
-        try:
-            filed = spooling.file(self._spool, raw, instance, event.assoc.requestor.ae_title)
-            if filed.conflict:
-                self._conflict(filed.instance)
-            else:
-                self._on_received(filed.instance)
-        except Retryable as error:
-            raise _Refused(StoreStatus.OUT_OF_RESOURCES, str(error)) from error
-
-    def _conflict(self, instance: Instance) -> None:
-        """The first bytes come on record as well: the attempt that filed them may have failed thereafter."""
-        logger.warning("SOP instance %s came again with other bytes", instance.sop_instance_uid)
-        own = instance.path.parents[1] / f"{instance.sop_instance_uid}.dcm"
-        try:
-            self._on_received(header.read_instance(own))
-        except Rejected as error:
-            logger.error("%s in the spool cannot be read: %s", own.relative_to(self._spool), error)
-        self._on_conflict(instance)
 
 
 def _application_entity(settings: config.Listener) -> AE:
@@ -230,37 +176,6 @@ def _storage_services(event: evt.Event) -> dict[UID, SOPClassCommonExtendedNegot
             item.service_class_uid = UID(STORAGE_SERVICE_CLASS)
             services[uid] = item
     return services
-
-
-def _read(event: evt.Event, request: C_STORE, raw: bytes) -> Instance:
-    """The data set's header facts; refused when it is unreadable or is not what the command announces."""
-    if request.AffectedSOPClassUID != event.context.abstract_syntax:
-        raise _Refused(StoreStatus.SOP_CLASS_NOT_SUPPORTED, "not the SOP class of its presentation context")
-    try:
-        instance = spooling.read(raw, str(event.context.transfer_syntax))
-    except Rejected as error:
-        raise _Refused(StoreStatus.CANNOT_UNDERSTAND, str(error)) from error
-    if instance.sop_class_uid != request.AffectedSOPClassUID:
-        raise _Refused(StoreStatus.DATA_SET_DOES_NOT_MATCH, "SOP Class UID of command and data set differ")
-    if instance.sop_instance_uid != request.AffectedSOPInstanceUID:
-        raise _Refused(StoreStatus.DATA_SET_DOES_NOT_MATCH, "SOP Instance UID of command and data set differ")
-    return instance
-
-
-def _log_refusal(
-    event: evt.Event, request: C_STORE, status: StoreStatus, reason: str, *, exc_info: bool = False
-) -> None:
-    requestor = event.assoc.requestor
-    logger.warning(
-        "refused SOP instance %s from %s at %s: %s (0x%04X): %s",
-        request.AffectedSOPInstanceUID,
-        requestor.ae_title,
-        requestor.address,
-        status.label,
-        status,
-        reason,
-        exc_info=exc_info,
-    )
 
 
 def _log_rejection(event: evt.Event) -> None:
