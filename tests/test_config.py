@@ -50,6 +50,7 @@ def test_every_setting_has_a_line_that_says_what_it_does() -> None:
         ({"listener": {"peers": ["10.0.0.0/99"]}}, ["listener.peers", "10.0.0.0/99"]),
         ({"listener": {"port": 8080}}, ["listener.port", "web.port", "8080"]),
         ({"web": {"host": "0.0.0.0"}}, ["web", "token", "16"]),
+        ({"lists": {"serve": True}}, ["lists.serve", "listener.peers"]),
         ({"priority": {"ordering": "newest"}}, ["priority.ordering", "newest", "deadline"]),
         ({"priority": {"severe_fraction": 0.9}}, ["priority", "fractions must grow"]),
         ({"priority": {"target_wait_minutes": {"critical": 90}}}, ["target_wait_minutes", "must grow"]),

@@ -264,3 +264,16 @@ def _anchored(config: Config, folder: Path) -> Config:
     if os.sep in analysis.model:  # a folder; without a stroke it is the name of a network that ships
         analysis = analysis.model_copy(update={"model": str(folder / analysis.model)})
     return config.model_copy(update={"storage": storage, "database": database, "analysis": analysis})
+class Lists(Section):
+    """The worklist for machines."""
+
+    serve: bool = False
+    maximum_answers: Annotated[int, Field(ge=1)] = 500
+
+
+    lists: Lists = Lists()
+        if self.lists.serve and not (self.listener.peers or _is_loopback(self.listener.host)):
+            raise ValueError(
+                "lists.serve shows patients' names to whoever may connect: "
+                "name the networks that may in listener.peers"
+            )

@@ -14,7 +14,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +29,10 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from triage import analyze, assemble, deliver, priority
 from triage.config import Config, Destination
 from triage.db import Database
+from triage.dicom.files import has_room
 from triage.dicom.listener import Listener, index_spool
-from triage.domain import Instance
+from triage.dicom.lists import Lists
+from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, Retryable
 from triage.web import app as web
 
@@ -42,7 +43,6 @@ STOP_SECONDS = 60.0
 RESTART_SECONDS = 5.0
 PROVEN_SECONDS = 60.0
 """A role that has run this long was configured well: what stops it later is not its settings."""
-GIGABYTE = 1024**3
 
 
 def now() -> datetime:
@@ -73,8 +73,9 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         config.listener,
         spool,
         on_received=lambda instance: _record(db, config, instance),
-        has_room=lambda: has_room(config),
+        has_room=lambda: has_room(config.storage),
         on_conflict=db.note_conflict,
+        worklist=_lists(db, config) if config.lists.serve else None,
     )
     try:
         listener.start()
@@ -85,6 +86,15 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         stop.wait()
     finally:
         listener.stop()
+
+
+def _lists(db: Database, config: Config) -> Lists:
+    """The open studies for other machines' queries, as the page shows them."""
+
+    def open_studies() -> list[WorklistEntry]:
+        return db.worklist(now(), config.priority.ordering, config.retention.leave_list_after_days)
+
+    return Lists(open_studies, config.listener.ae_title, config.lists.maximum_answers)
 
 
 def run_analyzer(config: Config, stop: threading.Event) -> None:
@@ -152,14 +162,6 @@ ROLES: Mapping[str, Callable[[Config, threading.Event], None]] = {
 
 def _record(db: Database, config: Config, instance: Instance) -> None:
     assemble.register(db, config, instance, now())
-
-
-def has_room(config: Config) -> bool:
-    return free_gigabytes(config.storage.spool) >= config.storage.minimum_free_gb
-
-
-def free_gigabytes(folder: Path) -> float:
-    return shutil.disk_usage(folder).free / GIGABYTE
 
 
 # --- loops: the only places where anything is caught ------------------------------------------------

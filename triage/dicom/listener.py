@@ -26,6 +26,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
+from triage.dicom import lists
 from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
@@ -55,7 +56,8 @@ class _Server(ThreadedAssociationServer):
 class Listener:
     """A storage SCP on one port; it never sees the database.
 
-    What becomes of an object, and when the three callables are called, ``Receiver`` says.
+    What becomes of an object, and when the three callables are called, ``Receiver`` says. With ``worklist``
+    it also answers C-FIND, under the same AE title.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class Listener:
         on_received: Callable[[Instance], None],
         has_room: Callable[[], bool],
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
+        worklist: lists.Lists | None = None,
     ) -> None:
         self.port = settings.port
+        self._worklist = worklist
         self._settings = settings
         self._receiver = Receiver(spool, on_received, has_room, on_conflict)
         self._peers = [ip_network(peer) for peer in settings.peers]
@@ -75,9 +79,11 @@ class Listener:
 
     def start(self) -> None:
         """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
+        queries = [(evt.EVT_C_FIND, self._worklist.on_find)] if self._worklist else []
         server = self._ae.make_server(
             (self._settings.host, self._settings.port),
             evt_handlers=[
+                *queries,
                 (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
                 (evt.EVT_CONN_CLOSE, forget),
                 (evt.EVT_REQUESTED, self._on_requested),
@@ -125,7 +131,8 @@ class Listener:
             _log_rejection(event)
             association.kill()
             return
-        association.acceptor.supported_contexts = _contexts_for(_proposed(event))
+        queries = [build_context(uid) for uid in lists.SOP_CLASSES] if self._worklist else []
+        association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *queries]
 
 
 def _application_entity(settings: config.Listener) -> AE:
@@ -170,7 +177,7 @@ def _storage_services(event: evt.Event) -> dict[UID, SOPClassCommonExtendedNegot
     services = {}
     for context in event.assoc.acceptor.supported_contexts:
         uid = context.abstract_syntax
-        if uid is not None and uid not in KNOWN_CLASSES and uid != VERIFICATION:
+        if uid is not None and uid not in KNOWN_CLASSES and _is_storage(uid):
             item = SOPClassCommonExtendedNegotiation()
             item.sop_class_uid = uid
             item.service_class_uid = UID(STORAGE_SERVICE_CLASS)

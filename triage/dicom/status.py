@@ -20,6 +20,17 @@ class StoreStatus(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
+class FindStatus(IntEnum):
+    """What we answer to a C-FIND request (PS3.4 tables C.4-1 and K.4-1)."""
+
+    PENDING = 0xFF00
+    PENDING_UNSUPPORTED_KEYS = 0xFF01
+    CANCELLED = 0xFE00
+    OUT_OF_RESOURCES = 0xA700
+    IDENTIFIER_DOES_NOT_MATCH = 0xA900
+    UNABLE_TO_PROCESS = 0xC000
+
+
 WARNINGS = {
     0x0001: "stored with a warning",
     0x0107: "attribute list error",
