@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "assemble": {*BASE, "db", "dicom", "priority"},
     "analyze": {*BASE, "db", "dicom", "models", "priority", "severity", "assemble"},
     "deliver": {*BASE, "db", "dicom"},
+    "pull": {*BASE, "db", "dicom", "assemble"},
 }
 READING = {"capture", "header", "series", "volume", "phantom"}
 """The modules of ``dicom`` that only read; ``training`` and ``web`` may use these."""

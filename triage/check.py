@@ -43,9 +43,9 @@ def _spool(config: Config) -> Check:
         probe.unlink()
     except (TriageError, OSError) as error:
         return Check("spool", False, f"{spool}: {error}; the daemon's user must be able to write there")
-    free = daemon.free_gigabytes(spool)
+    free = files.free_gigabytes(spool)
     detail = f"{spool}: {free:.0f} GB free, storage.minimum_free_gb is {needed:g}"
-    return Check("spool", daemon.has_room(config), detail)
+    return Check("spool", files.has_room(config.storage), detail)
 
 
 def _database(config: Config) -> Check:

@@ -31,6 +31,7 @@ from triage.rows import entry_row, result_row
 
 if TYPE_CHECKING:
     from triage.models.packages import Metric, Package
+    from triage.pull import Coming
     from triage.training.evaluation import Evaluation
 
 app = typer.Typer(
@@ -139,6 +140,32 @@ def predict(
         )
     if any(line["status"] == "failed" for line in lines):
         raise typer.Exit(1)
+
+
+@app.command(name="import")
+def import_(
+    context: typer.Context,
+    paths: Annotated[list[Path], typer.Argument(help="Folders, zip files or files.", exists=True)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
+) -> None:
+    """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others."""
+    from triage import pull
+
+    os.umask(0o077)  # images and names are for the daemon's user alone
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        database = _database(settings)
+        take = None if dry_run else pull.receiver(database, settings, lambda: datetime.now(UTC))
+        with Progress(console=err, transient=True) as progress:
+            found = pull.find(paths)
+            read = pull.read_files(progress.track(found, description="reading"), database, take)
+    for file, reason in read.passed_over:
+        err.print(
+            f"passed over {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
+    if not read.studies:
+        raise typer.Exit(_nothing(f"no DICOM object found in {', '.join(map(str, paths))}"))
+    out.print(_came(list(read.studies.values()), dry_run))
 
 
 @app.command()
@@ -443,6 +470,24 @@ def _lines(place: int, row: dict[str, Any]) -> Text:
         f"     {row['patient_id']}, {row['images']} images, {sent} of {owed} delivered\n",
         (f"     {row['study_instance_uid']}\n", "dim"),
     )
+
+
+def _nothing(text: str) -> int:
+    err.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    return os.EX_CONFIG
+
+
+def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
+    """Two lines a study: a UID on a line of its own can be copied in any terminal."""
+    came = "to come" if dry_run else "came"
+    lines = []
+    for study in studies:
+        lines.append(Text(f"{study.patient_id}, {study.study_date}, {study.study_description}", "bold"))
+        counts = f"{study.new} {came}, {len(study.objects) - study.new} here before"
+        lines.append(Text(f"     {counts}{f'; {study.error}' if study.error else ''}"))
+        lines.append(Text(f"     {study.study_instance_uid}", "dim"))
+    total = sum(study.new for study in studies)
+    return Group(*lines, Text(f"{total} objects of {len(studies)} studies {came}"))
 
 
 def _card(package: Package) -> Table:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
+from triage.config import Storage
 from triage.errors import Retryable
+
+GIGABYTE = 1024**3
+
+
+def has_room(storage: Storage) -> bool:
+    """True while the disk of the spool has ``minimum_free_gb`` to spare."""
+    return free_gigabytes(storage.spool) >= storage.minimum_free_gb
+
+
+def free_gigabytes(folder: Path) -> float:
+    return shutil.disk_usage(folder).free / GIGABYTE
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -115,7 +115,7 @@ def find_instances(paths: Iterable[Path], threads: int = 2) -> tuple[list[Instan
 
     Folders are walked to the bottom, in a stable order; a file that is named twice is read once.
     """
-    files = list(dict.fromkeys(file for path in paths for file in _walk(path)))
+    files = list(dict.fromkeys(file for path in paths for file in walk(path)))
     with ThreadPoolExecutor(threads) as pool:
         answers = list(pool.map(_instance_or_reason, files))
     found = [answer for answer in answers if isinstance(answer, Instance)]
@@ -207,7 +207,8 @@ def _encodings(dataset: Dataset) -> list[str]:
     return convert_encodings(_texts(dataset, "SpecificCharacterSet") or "ISO_IR 100")
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def walk(path: Path) -> Iterator[Path]:
+    """The file itself, or every file below a folder, in a stable order."""
     if path.is_dir():
         yield from (file for file in sorted(path.rglob("*")) if file.is_file())
     else:

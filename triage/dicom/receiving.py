@@ -51,14 +51,18 @@ class Receiver:
         self._on_conflict = on_conflict
         self._has_room = has_room
 
-    def take(self, raw: bytes, transfer_syntax_uid: str, source: str) -> Instance:
-        """Keep a data set (without file meta information) that came from ``source``, an AE title or "".
+    def keep(self, raw: bytes, instance: Instance, source: str) -> None:
+        """File a data set and put it on record; ``spool.read`` gave ``instance``.
 
-        Raises Rejected when it is no whole data set or lacks a UID, Retryable when it cannot be kept now.
+        ``source`` is the AE title that sent it, or "". Raises Retryable when it cannot be kept now.
         """
-        instance = spooling.read(raw, transfer_syntax_uid)
-        self._keep(raw, instance, source)
-        return instance
+        if not self._has_room():
+            raise Retryable("the disk is full")
+        filed = spooling.file(self._spool, raw, instance, source)
+        if filed.conflict:
+            self._conflict(filed.instance)
+        else:
+            self._on_received(filed.instance)
 
     def on_store(self, event: evt.Event) -> int:
         """Handler of EVT_C_STORE, on either side of an association: the status to answer with."""
@@ -78,18 +82,9 @@ class Receiver:
         raw = request.DataSet.getvalue() if request.DataSet else b""
         instance = _read(event, request, raw)
         try:
-            self._keep(raw, instance, event.assoc.remote["ae_title"])
+            self.keep(raw, instance, event.assoc.remote["ae_title"])
         except Retryable as error:
             raise _Refused(StoreStatus.OUT_OF_RESOURCES, str(error)) from error
-
-    def _keep(self, raw: bytes, instance: Instance, source: str) -> None:
-        if not self._has_room():
-            raise Retryable("the disk is full")
-        filed = spooling.file(self._spool, raw, instance, source)
-        if filed.conflict:
-            self._conflict(filed.instance)
-        else:
-            self._on_received(filed.instance)
 
     def _conflict(self, instance: Instance) -> None:
         """The first bytes come on record as well: the attempt that filed them may have failed thereafter."""
