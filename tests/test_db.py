@@ -18,6 +18,7 @@ from triage.domain import (
     DeliveryState,
     Grade,
     Instance,
+    Owed,
     Priority,
     Result,
     ResultKind,
@@ -68,12 +69,9 @@ def an_answer(study: str = "1.2", key: str = "k1", status: Status = Status.POSIT
     )
 
 
-def objects(key: str = "k1") -> list[ResultObject]:
-    return [
-        ResultObject(
-            ResultKind.SR, Path("/spool/sr.dcm"), f"2.25.1{len(key)}", "1.2.840.10008.5.1.4.1.1.88.34"
-        ),
-    ]
+def objects(key: str = "k1") -> tuple[ResultObject, ...]:
+    uid = f"2.25.1{len(key)}"
+    return (ResultObject(ResultKind.SR, Path("/spool/sr.dcm"), uid, "1.2.840.10008.5.1.4.1.1.88.34"),)
 
 
 def place(band: Band = Band.SEVERE, minutes: float = 30) -> Priority:
@@ -103,7 +101,7 @@ def judged(db: Database, key: str = "k1", band: Band = Band.SEVERE, minutes: flo
     assert db.mark_ready(seen)
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
-    assert db.finish(claimed, an_answer(key=key), objects(key), ["PACS"], place(band, minutes), NOW)
+    assert db.finish(claimed, an_answer(key=key), [Owed("PACS", objects(key))], place(band, minutes), NOW)
 
 
 def test_instances_come_back_as_they_were_registered(db: Database) -> None:
@@ -195,7 +193,7 @@ def test_slices_that_come_during_the_analysis_discard_it(db: Database) -> None:
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
     register(db, an_instance(sop="1.2.3.2"), NOW + timedelta(seconds=1))
-    assert not db.finish(claimed, an_answer(), objects(), ["PACS"], place(), NOW)
+    assert not db.finish(claimed, an_answer(), [Owed("PACS", objects())], place(), NOW)
     assert db.results("1.2") == []
     assert db.deliveries("1.2") == []
 

@@ -13,7 +13,7 @@ from triage import config as settings
 from triage import priority
 from triage.config import Config
 from triage.db import Database
-from triage.domain import Grade, Instance, Priority, Result, ResultKind, ResultObject, Status, Study
+from triage.domain import Grade, Instance, Owed, Priority, Result, ResultKind, ResultObject, Status, Study
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -105,7 +105,9 @@ class Ward:
         place = priority.prioritise(
             answer, claimed.arrived_at, claimed.stat, self.config.priority, self.config.analysis
         )
-        assert self.database.finish(claimed, answer, objects, to, place, self.now)
+        assert self.database.finish(
+            claimed, answer, [Owed(name, tuple(objects)) for name in to], place, self.now
+        )
 
     def answer(self, uid: str, status: Status) -> Result:
         return Result(

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 
-from triage import priority, severity
+from triage import outbox, priority, severity
 from triage.assemble import fail, reject
 from triage.config import Config, Results
 from triage.db import Database
@@ -191,8 +191,8 @@ def _judgement_of(
 def _finish(db: Database, config: Config, study: Study, judgement: Judgement, now: datetime) -> None:
     answer = judgement.answer
     place = priority.prioritise(answer, study.arrived_at, study.stat, config.priority, config.analysis)
-    destinations = [destination.name for destination in config.delivery.destinations]
-    if db.finish(study, answer, judgement.objects, destinations, place, now):
+    owed = outbox.owed(config.delivery.destinations, answer, place, judgement.objects)
+    if db.finish(study, answer, owed, place, now):
         log.info("study %s is %s", study.study_instance_uid, answer.status.value)
     else:
         log.info("study %s received more images while it was judged; again", study.study_instance_uid)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from triage import priority
+from triage import outbox, priority
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import series
@@ -64,7 +64,9 @@ def reject(
 ) -> None:
     """Put "not analysable" and its reason on the list; the study keeps its place or moves up."""
     place = _place(db, config, study, reason)
-    if db.mark_rejected(study, not_analysable(instances, reason), place, now):
+    answer = not_analysable(instances, reason)
+    owed = outbox.owed(config.delivery.destinations, answer, place, ())
+    if db.mark_rejected(study, answer, place, now, owed):
         log.info("study %s is not analysable: %s", study.study_instance_uid, reason)
 
 

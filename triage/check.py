@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triage import daemon, models
-from triage.config import Config
-from triage.dicom import files, sender
+from triage import daemon, deliver, models
+from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
+from triage.dicom import files
 from triage.errors import TriageError
 
 
@@ -29,9 +29,17 @@ def run(config: Config) -> Iterator[Check]:
     if not config.delivery.destinations:
         yield Check("destinations", True, "none configured: results stay in the spool and on the page")
     for destination in config.delivery.destinations:
-        error = sender.echo(destination, config.listener.ae_title, config.delivery.timeout_seconds)
-        where = f"{destination.ae_title} at {destination.host}:{destination.port}"
-        yield Check(f"destination {destination.name}", error is None, error or f"{where} answers C-ECHO")
+        error = deliver.reach(destination, config)
+        yield Check(f"destination {destination.name}", error is None, error or _answers(destination))
+
+
+def _answers(destination: AnyDestination) -> str:
+    match destination:
+        case Destination():
+            return f"{destination.ae_title} at {destination.host}:{destination.port} answers C-ECHO"
+        case DicomWeb() | Webhook():
+            return f"{destination.kind} at {destination.url} answers"
+    return f"{destination.kind} at {destination.host}:{destination.port} answers"
 
 
 def _spool(config: Config) -> Check:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
+import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from triage.errors import ConfigError
 
@@ -23,6 +34,8 @@ SECRETS = {
     "TRIAGE_WEB_TOKEN": ("web", "token"),
 }
 """Environment variables that override config.yaml: {name: (section, key)}."""
+DESTINATION_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
+"""Followed by a destination's name in capitals, others than letters and digits as _: its ``secret``."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -100,18 +113,124 @@ class Results(Section):
     view_3d: bool = False
 
 
-class Destination(Section):
+class Tls(Section):
+    """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        return self
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
+        made = ssl.create_default_context(cafile=self.ca)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None:
+            made.load_cert_chain(self.certificate, self.key)
+        return made
+
+
+DicomResult = Literal["lesion_seg", "lung_seg", "sr", "picture", "key_slices", "view_3d"]
+Only = Literal["all", "positive", "severe", "critical"]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$")]
+Host = Annotated[str, Field(min_length=1)]
+
+
+class _Owed(Section):
+    """What every kind of destination has: a name, what it gets, and how to be sure of it."""
+
     name: Annotated[str, Field(min_length=1, max_length=64)]
+    only: Only = "all"
+    tls: Tls | None = None
+
+
+class Destination(_Owed):
+    """A PACS that gets DICOM objects by C-STORE."""
+
+    kind: Literal["dicom"] = "dicom"
     ae_title: AETitle
-    host: Annotated[str, Field(min_length=1)]
+    host: Host
     port: Port
+    objects: tuple[DicomResult, ...] = get_args(DicomResult)
+
+
+class DicomWeb(_Owed):
+    """An archive that gets DICOM objects by STOW-RS: with ``user`` basic, with ``secret`` alone bearer."""
+
+    kind: Literal["dicomweb"]
+    url: Url
+    user: str = ""
+    secret: str = Field("", repr=False)
+    objects: tuple[DicomResult, ...] = get_args(DicomResult)
+
+
+class Hl7(_Owed):
+    """A RIS that gets the answer as ORU^R01 over MLLP."""
+
+    kind: Literal["hl7"]
+    host: Host
+    port: Port
+    application: str = ""
+    facility: str = ""
+
+
+class Webhook(_Owed):
+    """A program that gets the answer as JSON, signed with ``secret``."""
+
+    kind: Literal["webhook"]
+    url: Url
+    secret: str = Field(min_length=16, repr=False)
+
+
+class Email(_Owed):
+    """People who get the answer as a letter: never the patient's name or number."""
+
+    kind: Literal["email"]
+    host: Host
+    port: Port = 25
+    user: str = ""
+    secret: str = Field("", repr=False)
+    sender: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
+    to: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...],
+        Field(min_length=1),
+    ]
+
+    @model_validator(mode="after")
+    def _hidden(self) -> Self:
+        if self.user and self.tls is None:
+            raise ValueError("user and secret would be sent readable: set tls, `tls: {}` is enough")
+        return self
+
+
+def _kind(destination: Any) -> Any:
+    return destination.get("kind", "dicom") if isinstance(destination, dict) else destination.kind
+
+
+AnyDestination = Annotated[
+    Annotated[Destination, Tag("dicom")]
+    | Annotated[DicomWeb, Tag("dicomweb")]
+    | Annotated[Hl7, Tag("hl7")]
+    | Annotated[Webhook, Tag("webhook")]
+    | Annotated[Email, Tag("email")],
+    Discriminator(
+        _kind,
+        custom_error_type="destination_kind",
+        custom_error_message="kind must be dicom, dicomweb, hl7, webhook or email",
+    ),
+]
 
 
 class Delivery(Section):
-    destinations: tuple[Destination, ...] = ()
+    destinations: tuple[AnyDestination, ...] = ()
     timeout_seconds: Seconds = 30.0
     first_retry_seconds: Seconds = 10.0
-    longest_retry_seconds: Seconds = 3600.0
+    longest_retry_seconds: Annotated[float, Field(gt=0, le=86400)] = 3600.0
     give_up_hours: Annotated[float, Field(gt=0)] = 72.0
 
     @model_validator(mode="after")
@@ -176,6 +295,39 @@ class Web(Section):
         return self
 
 
+class Orders(Section):
+    """What the RIS tells us: HL7 v2 over MLLP."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - the RIS is another machine
+    port: Port | None = None
+    peers: tuple[str, ...] = ()
+    accession_number: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9]{2}-[1-9][0-9]?$")], ...], Field(min_length=1)
+    ] = ("OBR-18", "OBR-3")
+    stat: tuple[str, ...] = ("S", "STAT")
+    closing_statuses: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+
+    @field_validator("peers")
+    @classmethod
+    def _networks(cls, peers: tuple[str, ...]) -> tuple[str, ...]:
+        for peer in peers:
+            ip_network(peer)
+        return peers
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.port is not None and not (self.peers or _is_loopback(self.host)):
+            raise ValueError("a message can close a study: name the networks that may send in orders.peers")
+        return self
+
+
+class Lists(Section):
+    """The worklist for machines."""
+
+    serve: bool = False
+    maximum_answers: Annotated[int, Field(ge=1)] = 500
+
+
 class Retention(Section):
     leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
 
@@ -192,12 +344,21 @@ class Config(Section):
     delivery: Delivery = Delivery()
     priority: PriorityPolicy = PriorityPolicy()
     web: Web = Web()
+    lists: Lists = Lists()
+    orders: Orders = Orders()
     retention: Retention = Retention()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.listener.port == self.web.port:
             raise ValueError(f"listener.port and web.port are both {self.web.port}: they must differ")
+        if self.orders.port in (self.listener.port, self.web.port):
+            raise ValueError(f"orders.port is {self.orders.port}, as another port here: they must differ")
+        if self.lists.serve and not (self.listener.peers or _is_loopback(self.listener.host)):
+            raise ValueError(
+                "lists.serve shows patients' names to whoever may connect: "
+                "name the networks that may in listener.peers"
+            )
         if self.priority.indeterminate_probability > self.analysis.positive_probability:
             raise ValueError(
                 "priority.indeterminate_probability must not exceed analysis.positive_probability"
@@ -241,7 +402,7 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{key}: unknown key; see config.yaml for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
         return f"{key}: {message}"
-    shown = "***" if key.endswith("token") else repr(error["input"])
+    shown = "***" if key.endswith(("token", "secret")) else repr(error["input"])
     return f"{key} = {shown}: {message}"
 
 
@@ -250,7 +411,18 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
     for variable, (section, key) in SECRETS.items():
         if variable in environ:
             merged[section] = {**(merged.get(section) or {}), key: environ[variable]}
+    delivery = merged.get("delivery")
+    if isinstance(delivery, dict) and isinstance(delivery.get("destinations"), list):
+        destinations = [_with_secret(destination, environ) for destination in delivery["destinations"]]
+        merged["delivery"] = {**delivery, "destinations": destinations}
     return merged
+
+
+def _with_secret(destination: Any, environ: Mapping[str, str]) -> Any:
+    if not isinstance(destination, dict):
+        return destination
+    variable = DESTINATION_SECRET + re.sub(r"[^A-Z0-9]", "_", str(destination.get("name")).upper())
+    return {**destination, "secret": environ[variable]} if variable in environ else destination
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -263,17 +435,15 @@ def _anchored(config: Config, folder: Path) -> Config:
     analysis = config.analysis
     if os.sep in analysis.model:  # a folder; without a stroke it is the name of a network that ships
         analysis = analysis.model_copy(update={"model": str(folder / analysis.model)})
-    return config.model_copy(update={"storage": storage, "database": database, "analysis": analysis})
-class Lists(Section):
-    """The worklist for machines."""
+    destinations = tuple(_anchored_tls(destination, folder) for destination in config.delivery.destinations)
+    delivery = config.delivery.model_copy(update={"destinations": destinations})
+    return config.model_copy(
+        update={"storage": storage, "database": database, "analysis": analysis, "delivery": delivery}
+    )
 
-    serve: bool = False
-    maximum_answers: Annotated[int, Field(ge=1)] = 500
 
-
-    lists: Lists = Lists()
-        if self.lists.serve and not (self.listener.peers or _is_loopback(self.listener.host)):
-            raise ValueError(
-                "lists.serve shows patients' names to whoever may connect: "
-                "name the networks that may in listener.peers"
-            )
+def _anchored_tls(destination: AnyDestination, folder: Path) -> AnyDestination:
+    if destination.tls is None:
+        return destination
+    files = {name: folder / path for name, path in destination.tls if path is not None}
+    return destination.model_copy(update={"tls": destination.tls.model_copy(update=files)})

@@ -3,7 +3,8 @@
     supervisor ─┬─ listener   storage SCP: spool and database
                 ├─ clerk      APScheduler: assembly, delivery, housekeeping
                 ├─ analyzer   the network
-                └─ web        the page
+                ├─ web        the page
+                └─ orders     HL7 from the RIS, where orders.port is set
 
 Each role can also be started alone (systemd units, containers). A role stops when it is told to
 (SIGTERM, SIGINT) or when its supervisor is gone; it finishes the unit of work it is in.
@@ -24,16 +25,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
+from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, deliver, priority
-from triage.config import Config, Destination
+from triage import analyze, assemble, deliver, orders, priority
+from triage.config import AnyDestination, Config
 from triage.db import Database
 from triage.dicom.files import has_room
 from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, Retryable
+from triage.incoming import mllp
 from triage.web import app as web
 
 log = logging.getLogger(__name__)
@@ -135,7 +138,11 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     }
     for destination in config.delivery.destinations:
         jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 1)
-    scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+    scheduler = BackgroundScheduler(
+        timezone="UTC",
+        executors={"default": ThreadPoolExecutor(len(jobs))},  # one that hangs holds up no other
+        job_defaults={"coalesce": True, "max_instances": 1},
+    )
     for name, (step, seconds) in jobs.items():
         scheduler.add_job(drain, "interval", args=[step, stop], seconds=seconds, id=name, next_run_time=now())
     scheduler.start()
@@ -143,8 +150,21 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     scheduler.shutdown(wait=True)
 
 
-def _delivery(db: Database, config: Config, destination: Destination) -> Callable[[], bool]:
+def _delivery(db: Database, config: Config, destination: AnyDestination) -> Callable[[], bool]:
     return lambda: deliver.step(db, config, destination, now())
+
+
+def run_orders(config: Config, stop: threading.Event) -> None:
+    """Take orders and final reports from the RIS until told to stop."""
+    settings = config.orders
+    if settings.port is None:
+        raise ConfigError("orders.port is not set: there is nothing to listen on")
+    db = open_database(config)
+    try:
+        mllp.serve(settings, settings.port, lambda raw: orders.receive(db, config, raw, now()), stop)
+    except OSError as error:
+        where = f"orders.port = {settings.port}"
+        raise ConfigError(f"{where}: cannot listen on {settings.host}: {error.strerror}") from error
 
 
 def run_web(config: Config, stop: threading.Event) -> None:
@@ -157,7 +177,13 @@ ROLES: Mapping[str, Callable[[Config, threading.Event], None]] = {
     "clerk": run_clerk,
     "analyzer": run_analyzer,
     "web": run_web,
+    "orders": run_orders,
 }
+
+
+def roles(config: Config) -> list[str]:
+    """The roles that these settings need."""
+    return [name for name in ROLES if name != "orders" or config.orders.port is not None]
 
 
 def _record(db: Database, config: Config, instance: Instance) -> None:

@@ -389,6 +389,10 @@ class Priority:
     due_at: datetime
     reason: str
 
+    def ordered_stat(self, due_at: datetime) -> Priority:
+        """The place of the same study once it is known to be a STAT order, due by then at the latest."""
+        return Priority(Band.CRITICAL, self.score, min(self.due_at, due_at), f"STAT order; {self.reason}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
@@ -413,20 +417,41 @@ class Study:
     closed_reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What one destination is to get of a judgement: DICOM objects, or, where None, the answer itself.
+
+    ``wanted`` is False where its filter passes this answer over: then it is owed only to a destination that
+    was owed an earlier answer for the study, because who was told is told of the correction.
+    """
+
+    destination: str
+    objects: tuple[ResultObject, ...] | None
+    wanted: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One object owed to one destination."""
+    """One thing owed to one destination: an object, or revision ``revision`` of the study's answer."""
 
     delivery_id: int
     study_instance_uid: str
     destination: str
-    sop_instance_uid: str
-    sop_class_uid: str
-    path: Path
+    revision: int | None = None
+    sop_instance_uid: str = ""
+    sop_class_uid: str = ""
+    path: Path | None = None
     state: DeliveryState
     created_at: datetime
     attempts: int = 0
     last_error: str = ""
+
+    @property
+    def name(self) -> str:
+        """Without anything of the patient: the object's UID, or the revision of the study's answer."""
+        if self.revision is None:
+            return self.sop_instance_uid
+        return f"revision {self.revision} of {self.study_instance_uid}"
 
 
 @dataclass(frozen=True, slots=True)

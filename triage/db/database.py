@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
-from triage.db import intake, records
+from triage.db import intake, orders, records
 from triage.db.engine import connect, migrate, translated
-from triage.db.intake import Pending
+from triage.db.orders import Pending
 from triage.db.tables import delivery, instance, result, study
 from triage.db.worklist import ORDERINGS, entries
 from triage.domain import (
     Delivery,
     DeliveryState,
     Instance,
+    Owed,
     Priority,
     Result,
-    ResultObject,
     Study,
     StudyState,
     WorklistEntry,
@@ -100,8 +100,10 @@ class Database:
         with self._write() as connection:
             return _transition(connection, seen, StudyState.READY, attempts=0, not_before=None, reason="")
 
-    def mark_rejected(self, seen: Study, answer: Result, priority: Priority, now: datetime) -> bool:
-        """→ REJECTED with its reason as a new revision, unless a slice came in the meantime."""
+    def mark_rejected(
+        self, seen: Study, answer: Result, priority: Priority, now: datetime, owed: Sequence[Owed] = ()
+    ) -> bool:
+        """→ REJECTED with its reason as a new revision and outbox rows, unless a slice came meanwhile."""
         with self._write() as connection:
             changed = _transition(
                 connection,
@@ -109,10 +111,10 @@ class Database:
                 StudyState.REJECTED,
                 reason=answer.reason,
                 attempts=0,
-                **records.priority_values(priority),
+                **orders.place_values(connection, seen, priority),
             )
             if changed and not _is_current(connection, answer):
-                _insert_result(connection, answer, now)
+                _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
             return changed
 
     # --- analyzing ---------------------------------------------------------------------------
@@ -160,8 +162,7 @@ class Database:
         self,
         seen: Study,
         answer: Result,
-        objects: Sequence[ResultObject],
-        destinations: Sequence[str],
+        owed: Sequence[Owed],
         priority: Priority,
         now: datetime,
     ) -> bool:
@@ -176,11 +177,10 @@ class Database:
                 StudyState.ANALYZED,
                 reason="",
                 attempts=0,
-                **records.priority_values(priority),
+                **orders.place_values(connection, seen, priority),
             )
             if changed and not _is_current(connection, answer):
-                _insert_result(connection, answer, now)
-                _enqueue(connection, seen.study_instance_uid, objects, destinations, now)
+                _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
             return changed
 
     def mark_failed(
@@ -195,7 +195,7 @@ class Database:
                 reason=reason,
                 attempts=attempts,
                 not_before=retry_at,
-                **records.priority_values(priority),
+                **orders.place_values(connection, seen, priority),
             )
 
     # --- delivering --------------------------------------------------------------------------
@@ -238,6 +238,30 @@ class Database:
                 .values(attempts=delivery.c.attempts + 1, **values)
             )
 
+    def answer(self, owed: Delivery) -> tuple[Study, Priority, Result]:
+        """The study, its place, and the revision of its answer that is owed."""
+        query = (
+            select(study, result.c.document)
+            .join(result, result.c.study_instance_uid == study.c.study_instance_uid)
+            .where(study.c.study_instance_uid == owed.study_instance_uid, result.c.revision == owed.revision)
+        )
+        with self._read() as connection:
+            row = connection.execute(query).mappings().one()
+            return records.study_of(row), records.priority_of(row), records.result_of(row["document"])
+
+    def undelivered(self) -> list[Delivery]:
+        """What has been tried in vain, given up or still to be tried again, oldest first."""
+        tried = (delivery.c.state != DeliveryState.SENT) & (delivery.c.attempts > 0)
+        with self._read() as connection:
+            rows = connection.execute(select(delivery).where(tried).order_by(delivery.c.delivery_id))
+            return [records.delivery_of(row) for row in rows.mappings()]
+
+    def resend(self, delivery_ids: Sequence[int], now: datetime) -> int:
+        """Owe anew, from now on, what was given up or waits for its next try; how many they are."""
+        chosen = delivery.c.delivery_id.in_(delivery_ids) & (delivery.c.state != DeliveryState.SENT)
+        with self._write() as connection:
+            return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
+
     # --- what people do ----------------------------------------------------------------------
 
     def requeue(self, study_instance_uid: str, now: datetime) -> bool:
@@ -254,7 +278,7 @@ class Database:
                     delivery.c.study_instance_uid == study_instance_uid,
                     delivery.c.state != DeliveryState.SENT,
                 )
-                .values(state=DeliveryState.PENDING, attempts=0, created_at=now, next_attempt_at=now)
+                .values(**_anew(now))
             )
             return changed > 0
 
@@ -269,6 +293,27 @@ class Database:
                 ).rowcount
                 > 0
             )
+
+    # --- what other systems say --------------------------------------------------------------
+
+    def order(self, accession_number: str, stat: bool, pending: Pending, now: datetime) -> list[str]:
+        """Remember whether an order is STAT, for images that come, and move up the studies that are here.
+
+        Gives the UIDs of those that were not STAT before. What is STAT here stays so.
+        """
+        with self._write() as connection:
+            orders.remember(connection, accession_number, stat, now)
+            return orders.move_up(connection, accession_number, pending) if stat else []
+
+    def close_reported(
+        self, accession_number: str, patient_ids: Collection[str], reason: str, now: datetime
+    ) -> list[str]:
+        """Take the studies of an order off the list because they were read; their UIDs.
+
+        Raises Rejected when ``patient_ids`` are known and a study's is not among them.
+        """
+        with self._write() as connection:
+            return orders.close(connection, accession_number, patient_ids, reason, now)
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -377,6 +422,10 @@ class Database:
             yield connection
 
 
+def _anew(now: datetime) -> dict[str, Any]:
+    return {"state": DeliveryState.PENDING, "attempts": 0, "created_at": now, "next_attempt_at": now}
+
+
 def _is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
     """On the list: not closed, and not forgotten for days. New images bring an old study back."""
     return study.c.closed_at.is_(None) & (study.c.last_received_at > now - timedelta(days=leave_after_days))
@@ -411,7 +460,8 @@ def _is_current(connection: Connection, answer: Result) -> bool:
     return newest == answer.content_key
 
 
-def _insert_result(connection: Connection, answer: Result, now: datetime) -> None:
+def _insert_result(connection: Connection, answer: Result, now: datetime) -> int:
+    """The number of the new revision."""
     newest = connection.execute(
         select(func.max(result.c.revision)).where(result.c.study_instance_uid == answer.study_instance_uid)
     ).scalar()
@@ -426,34 +476,43 @@ def _insert_result(connection: Connection, answer: Result, now: datetime) -> Non
             document=records.result_document(dataclasses.replace(answer, revision=revision)),
         )
     )
+    return revision
 
 
 def _enqueue(
-    connection: Connection,
-    uid: str,
-    objects: Sequence[ResultObject],
-    destinations: Sequence[str],
-    now: datetime,
+    connection: Connection, answer: Result, revision: int, owed: Sequence[Owed], now: datetime
 ) -> None:
-    for destination in destinations:
-        owed = set(
+    """Outbox rows, of each object once. An earlier answer that was never sent is owed no more: of the
+    answers for a study a destination gets the newest, in order, and none when it is out of date.
+    """
+    uid = answer.study_instance_uid
+    for item in owed:
+        ours = (delivery.c.destination == item.destination, delivery.c.study_instance_uid == uid)
+        before = connection.execute(select(delivery.c.sop_instance_uid).where(*ours)).scalars().all()
+        if not (item.wanted or before):
+            continue
+        rows: list[dict[str, Any]]
+        if item.objects is None:
+            connection.execute(delete(delivery).where(*ours, delivery.c.state != DeliveryState.SENT))
+            rows = [{"revision": revision}]
+        else:
+            rows = [
+                {
+                    "sop_instance_uid": new.sop_instance_uid,
+                    "sop_class_uid": new.sop_class_uid,
+                    "path": str(new.path),
+                }
+                for new in item.objects
+                if new.sop_instance_uid not in before
+            ]
+        for row in rows:
             connection.execute(
-                select(delivery.c.sop_instance_uid).where(
-                    delivery.c.destination == destination, delivery.c.study_instance_uid == uid
+                insert(delivery).values(
+                    **row,
+                    study_instance_uid=uid,
+                    destination=item.destination,
+                    state=DeliveryState.PENDING,
+                    created_at=now,
+                    next_attempt_at=now,
                 )
-            ).scalars()
-        )
-        for item in objects:
-            if item.sop_instance_uid not in owed:
-                connection.execute(
-                    insert(delivery).values(
-                        study_instance_uid=uid,
-                        destination=destination,
-                        sop_instance_uid=item.sop_instance_uid,
-                        sop_class_uid=item.sop_class_uid,
-                        path=str(item.path),
-                        state=DeliveryState.PENDING,
-                        created_at=now,
-                        next_attempt_at=now,
-                    )
-                )
+            )

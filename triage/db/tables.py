@@ -53,6 +53,7 @@ study = Table(
     Column("study_date", String(8), nullable=False),
     Column("study_description", Text, nullable=False),
     Column("stat", Boolean, nullable=False, default=False),
+    Column("priority_asked_at", UtcDateTime),
     Column("notes", JSON, nullable=False, default=list),
     Column("attempts", Integer, nullable=False, default=0),
     Column("not_before", UtcDateTime),
@@ -68,6 +69,13 @@ study = Table(
     Index("study_by_state", "state", "last_received_at"),
     Index("study_by_patient", "patient_id"),
     Index("study_by_accession", "accession_number"),
+)
+
+stat_order = Table(
+    "stat_order",
+    metadata,
+    Column("accession_number", Text, primary_key=True),
+    Column("ordered_at", UtcDateTime, nullable=False),
 )
 
 instance = Table(
@@ -102,9 +110,10 @@ delivery = Table(
     Column("delivery_id", Integer, primary_key=True),
     Column("study_instance_uid", ForeignKey("study.study_instance_uid"), nullable=False),
     Column("destination", String(64), nullable=False),
-    Column("sop_instance_uid", String(64), nullable=False),
-    Column("sop_class_uid", String(64), nullable=False),
-    Column("path", Text, nullable=False),
+    Column("revision", Integer),
+    Column("sop_instance_uid", String(64)),
+    Column("sop_class_uid", String(64)),
+    Column("path", Text),
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("created_at", UtcDateTime, nullable=False),
@@ -112,6 +121,7 @@ delivery = Table(
     Column("sent_at", UtcDateTime),
     Column("last_error", Text, nullable=False, default=""),
     UniqueConstraint("destination", "sop_instance_uid"),
+    Index("delivery_of_answer", "destination", "study_instance_uid", "revision", unique=True),
     Index("delivery_due", "state", "destination", "next_attempt_at"),
     Index("delivery_by_study", "study_instance_uid"),
 )

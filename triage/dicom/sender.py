@@ -69,9 +69,11 @@ class _Caller(AE):
         self,
         assoc: Association,
         address: AddressInformation,
-        tls_args: tuple[SSLContext, str] | None,  # noqa: ARG002 - no TLS yet
+        tls_args: tuple[SSLContext, str] | None,
     ) -> AssociationSocket:
-        return ClosingSocket(assoc, address=address)
+        made = ClosingSocket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
 
 
 def send(
@@ -164,25 +166,36 @@ def _association(
     ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
     connected: list[evt.Event] = []
     try:
+        tls = None if destination.tls is None else (destination.tls.context(), destination.host)
+    except OSError as error:
+        raise _Gone(f"{_named(destination)}: a file of its tls cannot be used: {error}") from error
+    try:
         association = ae.associate(
             destination.host,
             destination.port,
             contexts,
             ae_title=destination.ae_title,
+            tls_args=tls,
             evt_handlers=[(evt.EVT_CONN_OPEN, guard, [timeout]), (evt.EVT_CONN_OPEN, connected.append)],
         )
     except OSError as error:
         raise _Gone(f"{_named(destination)} cannot be found: {error}") from error
     try:
         if not association.is_established:
-            raise _Gone(f"{_named(destination)} {_why_not(association, bool(connected), timeout)}")
+            raise _Gone(
+                f"{_named(destination)} {_why_not(association, bool(connected), timeout, tls is not None)}"
+            )
         yield association
     finally:
         association.release()
         close(association)
 
 
-def _why_not(association: Association, connected: bool, timeout: float) -> str:
+def _why_not(association: Association, connected: bool, timeout: float, tls: bool) -> str:
+    if not connected and tls:
+        return (
+            f"cannot be reached, does not agree on TLS with us (see its tls), or no answer in {timeout:g} s"
+        )
     if not connected:
         return f"cannot be reached: connection refused, or no answer within {timeout:g} s"
     answer = association.acceptor.primitive

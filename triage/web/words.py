@@ -193,6 +193,8 @@ def grade(result: Result) -> str:
 
 
 def object_name(delivery: Delivery) -> str:
+    if delivery.path is None:
+        return f"Answer, revision {delivery.revision}"
     return OBJECTS.get(delivery.path.stem, delivery.sop_class_uid)
 
 

@@ -1,0 +1,38 @@
+"""What each destination is owed of an answer: its kind, its list of objects and its filter decide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from triage.config import AnyDestination, Destination, DicomWeb, Only
+from triage.domain import Band, Owed, Priority, Result, ResultObject, Status
+
+AT_LEAST: dict[Only, Band] = {
+    "positive": Band.ROUTINE,
+    "severe": Band.SEVERE,
+    "critical": Band.CRITICAL,
+}
+"""Of ``only``: the least urgent band in which a positive study passes."""
+
+
+def owed(
+    destinations: Sequence[AnyDestination], answer: Result, place: Priority, objects: Sequence[ResultObject]
+) -> list[Owed]:
+    """For the archives the objects they list, for all others the answer itself."""
+    return [
+        Owed(
+            destination.name,
+            _listed(destination, objects) if isinstance(destination, Destination | DicomWeb) else None,
+            passes(destination.only, answer, place),
+        )
+        for destination in destinations
+    ]
+
+
+def passes(only: Only, answer: Result, place: Priority) -> bool:
+    """Whether a destination with this filter wants the answer."""
+    return only == "all" or (answer.status is Status.POSITIVE and place.band <= AT_LEAST[only])
+
+
+def _listed(destination: Destination | DicomWeb, objects: Sequence[ResultObject]) -> tuple[ResultObject, ...]:
+    return tuple(item for item in objects if item.kind.value in destination.objects)

@@ -1,0 +1,155 @@
+"""The answer as HL7 v2.5.1 ORU^R01 over MLLP, its priority in TQ1-9 and OBR-5 for the RIS's own list.
+
+The package ``hl7`` escapes, frames and reads; what is here is which fact goes into which field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import IncompleteReadError
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+
+import hl7
+from hl7.mllp import InvalidBlockError, open_hl7_connection
+
+from triage.config import Hl7
+from triage.domain import Band, Result, tenths_of_percent, two_decimals
+from triage.outgoing.letters import SENT, Letter, Outcome, connect, why
+
+PRIORITY = {
+    Band.CRITICAL: "S",
+    Band.SEVERE: "A",
+    Band.POSITIVE: "A",
+    Band.INDETERMINATE: "R",
+    Band.NOT_JUDGED: "R",
+    Band.ROUTINE: "R",
+}
+"""Band → HL7 table 0485: stat, as soon as possible, routine."""
+ACCEPTED = ("AA", "CA")
+PERMANENT = ("AE", "CE")
+"""The content is refused; AR and CR say that the same message may be taken later (HL7 2.5.1, 2.9.2.2)."""
+CODING = "99TRIAGE"
+
+
+def send(letter: Letter, destination: Hl7, timeout_seconds: float) -> Outcome:
+    """Send the letter; sent is only what was acknowledged under its own control ID."""
+    try:
+        code, said = asyncio.run(_exchange(letter, destination, timeout_seconds))
+    except (OSError, IncompleteReadError, InvalidBlockError, ValueError, hl7.HL7Exception) as error:
+        return Outcome(False, error=f"{_named(destination)} {why(error, timeout_seconds)}: not acknowledged")
+    if code in ACCEPTED:
+        return SENT
+    return Outcome(False, code in PERMANENT, f"{_named(destination)} refused: {code} {said}".rstrip())
+
+
+def reach(destination: Hl7, timeout_seconds: float) -> str | None:
+    """None when something listens there and agrees on TLS; otherwise what is wrong."""
+    try:
+        connect(destination.host, destination.port, destination.tls, timeout_seconds).close()
+    except OSError as error:
+        return f"{_named(destination)} {why(error, timeout_seconds)}"
+    return None
+
+
+def message(letter: Letter, destination: Hl7) -> hl7.Message:
+    """MSH, PID, OBR, TQ1 and one OBX for each figure that is known; P: no reader has verified it."""
+    study, place = letter.study, letter.priority
+    now, urgency = _time(letter.now), PRIORITY[place.band]
+    receiver = (_text(destination.application), _text(destination.facility))
+    accession, date = _text(study.accession_number), _text(study.study_date)
+    service = f"CHESTCT^{_text(study.study_description) or 'Chest CT'}^{CODING}"
+    segments = [
+        ("MSH", "^~\\&", "TRIAGE", "", *receiver, now, "", "ORU^R01^ORU_R01", letter.identity, "P", "2.5.1")
+        + ("",) * 5
+        + ("UNICODE UTF-8",),
+        ("PID", "1", "", _text(study.patient_id), "", _person(study.patient_name)),
+        ("OBR", "1", "", accession, service, urgency, "", date or now)
+        + ("",) * 10
+        + (accession, "", "", "", now, "", "", "P"),
+        ("TQ1", "1") + ("",) * 7 + (urgency,),
+        *_observations(letter, now),
+    ]
+    return hl7.parse("\r".join("|".join(fields) for fields in segments) + "\r")
+
+
+def _observations(letter: Letter, now: str) -> Iterator[tuple[str, ...]]:
+    result = letter.result
+    facts = [
+        ("ST", "STATUS", "Answer", result.status.value, ""),
+        ("ST", "BAND", "Band on the worklist", letter.priority.band.label, ""),
+        ("ST", "REASON", "Reason", letter.priority.reason, ""),
+        ("ST", "DUE", "To be read by", letter.priority.due_at.isoformat(), ""),
+        *_figures(result),
+        ("ST", "UID", "Study Instance UID", letter.study.study_instance_uid, ""),
+    ]
+    for number, (kind, code, name, value, unit) in enumerate(facts, 1):
+        yield (
+            ("OBX", str(number), kind, f"{code}^{name}^{CODING}", "", _text(value), unit)
+            + ("",) * 4
+            + ("P", "", "", now)
+        )
+
+
+def _figures(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
+    if result.probability is not None:
+        kind = "Probability" if result.calibrated else "Probability, not calibrated"
+        yield "NM", "P", kind, two_decimals(result.probability), "1^^UCUM"
+    if result.affected_fraction is not None:
+        percent = f"{tenths_of_percent(result.affected_fraction):g}"
+        yield "NM", "AFFECTED", "Affected lung", percent, "%^^UCUM"
+    if result.grade is not None:
+        yield "ST", "GRADE", "Grade", result.grade.value, ""
+    if result.model is not None:
+        yield "ST", "MODEL", "Network", f"{result.model} {result.model_version}", ""
+    yield "NM", "REVISION", "Revision of the answer", str(result.revision), ""
+
+
+async def _exchange(letter: Letter, destination: Hl7, timeout: float) -> tuple[str, str]:
+    """What the peer acknowledged, and its words. ValueError where that is no word on this letter."""
+    context = destination.tls.context() if destination.tls else None
+    opening = open_hl7_connection(destination.host, destination.port, encoding="utf-8", ssl=context)
+    reader, writer = await asyncio.wait_for(opening, timeout)
+    reader.encoding_errors = "replace"
+    try:
+        writer.writemessage(message(letter, destination))
+        await asyncio.wait_for(writer.drain(), timeout)
+        answer = await asyncio.wait_for(reader.readmessage(), timeout)
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+    try:
+        acknowledged = answer.segment("MSA")
+        code, identity = str(acknowledged(1)), str(acknowledged(2))
+    except LookupError as error:
+        raise ValueError("no acknowledgement") from error
+    if identity != letter.identity:
+        raise ValueError("acknowledges another message")
+    return code, str(acknowledged(3)) if len(acknowledged) > 3 else ""
+
+
+def _text(value: str) -> str:
+    """Separators and control characters escaped; letters of any script as they are, for MSH-18 says UTF-8."""
+    return "".join(c if ord(c) > 0x7E else str(_EMPTY.escape(c)) for c in value)
+
+
+def _person(name: str) -> str:
+    """A DICOM person name's first component group as XPN; the two order their components alike (prefix and
+    suffix apart, PS3.5 6.2.1.2, HL7 2.A.88).
+    """
+    parts = [_text(part) for part in name.partition("=")[0].split("^")] + [""] * 5
+    family, given, middle, prefix, suffix = parts[:5]
+    return f"{family}^{given}^{middle}^{suffix}^{prefix}".rstrip("^")
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y%m%d%H%M%S%z")
+
+
+def _named(destination: Hl7) -> str:
+    return f"destination {destination.name} at {destination.host}:{destination.port}"
+
+
+_EMPTY = hl7.parse("MSH|^~\\&|\r")

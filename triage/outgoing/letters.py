@@ -1,0 +1,62 @@
+"""What is sent, and what becomes of it; the same for every transport."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import datetime
+
+from triage.config import Tls
+from triage.domain import Priority, Result, Study
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """The answer for a study and its place on the list, under an identity that every try keeps."""
+
+    identity: str
+    study: Study
+    priority: Priority
+    result: Result
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a letter. ``permanent``: it will be refused again until someone acts."""
+
+    sent: bool
+    permanent: bool = False
+    error: str = ""
+
+
+SENT = Outcome(True)
+
+
+def connect(host: str, port: int, tls: Tls | None, timeout: float) -> socket.socket:
+    """An open connection, or OSError."""
+    plain = socket.create_connection((host, port), timeout)
+    if tls is None:
+        return plain
+    try:
+        return tls.context().wrap_socket(plain, server_hostname=host)
+    except OSError:
+        plain.close()
+        raise
+
+
+def why(error: Exception, timeout: float) -> str:
+    """In plain words why a connection failed; a library's error is judged by what caused it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, TimeoutError):
+        return f"did not answer within {timeout:g} s"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"cannot be trusted: {cause.verify_message}; see its tls.ca"
+    if isinstance(cause, ssl.SSLError):
+        return f"does not agree on TLS with us: {cause.reason or cause}; see its tls"
+    if isinstance(cause, OSError):
+        return f"cannot be reached: {cause.strerror or cause}"
+    return "ended the connection, or did not keep to the protocol"
