@@ -76,7 +76,7 @@ def serve(
     context: typer.Context,
     role: Annotated[
         list[str] | None,
-        typer.Option(help="Run only this role: listener, clerk, analyzer or web. Without it: all four."),
+        typer.Option(help="Run only this role: listener, clerk, analyzer, web or orders. Without it: all."),
     ] = None,
     supervised: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -86,7 +86,7 @@ def serve(
     os.umask(0o077)  # images and names are for this user alone
     with _plain_errors():
         settings = configuration.load(context.obj)
-        roles = role or list(daemon.ROLES)
+        roles = role or daemon.roles(settings)
         for name in roles:
             if name not in daemon.ROLES:
                 raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")

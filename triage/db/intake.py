@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
-from triage.db import records
+from triage.db import orders, records
+from triage.db.orders import Pending
 from triage.db.tables import instance, study
-from triage.domain import Instance, Priority, StudyState
-
-Pending = Callable[[datetime, bool], Priority]
-"""(arrival, is it a STAT order) → place of a study that nobody has judged yet."""
+from triage.domain import Instance, StudyState
 
 IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
 CONCLUDED = (StudyState.ANALYZED, StudyState.REJECTED, StudyState.FAILED)
@@ -51,6 +48,7 @@ def register(
     if known is not None:
         add_note(connection, uid, CONFLICT_NOTE)
         return
+    stat = stat or orders.is_stat(connection, received.accession_number)
     before = _study(connection, uid)
     if before is None:
         _open(connection, received, now, stat, pending)
@@ -92,9 +90,8 @@ def _complete(
     values: dict[str, Any] = {name: value for name, value in known.items() if value and not before[name]}
     if stat and not before["stat"]:
         values["stat"] = True
-        place = pending(before["arrived_at"], True)
-        if place.due_at < before["due_at"]:
-            values |= records.priority_values(place)
+        due_at = pending(before["arrived_at"], True).due_at
+        values |= records.priority_values(records.priority_of(before).ordered_stat(due_at))
     if values:
         _update(connection, before["study_instance_uid"], **values)
 

@@ -1,0 +1,71 @@
+"""What other systems say of a study by its accession number: STAT, or read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, select, update
+from sqlalchemy.dialects.sqlite import insert
+
+from triage.db import records
+from triage.db.tables import stat_order, study
+from triage.domain import Priority, Study
+from triage.errors import Rejected
+
+Pending = Callable[[datetime, bool], Priority]
+"""(arrival, is it a STAT order) → place of a study that nobody has judged yet."""
+
+
+def remember(connection: Connection, accession_number: str, stat: bool, now: datetime) -> None:
+    """Keep a STAT order for images to come; forget it when it was changed or cancelled."""
+    if stat:
+        known = insert(stat_order).values(accession_number=accession_number, ordered_at=now)
+        connection.execute(known.on_conflict_do_nothing())
+    else:
+        connection.execute(delete(stat_order).where(stat_order.c.accession_number == accession_number))
+
+
+def is_stat(connection: Connection, accession_number: str) -> bool:
+    query = select(stat_order.c.accession_number).where(stat_order.c.accession_number == accession_number)
+    return connection.execute(query).first() is not None
+
+
+def move_up(connection: Connection, accession_number: str, pending: Pending) -> list[str]:
+    """Studies of a STAT order take their new place; the UIDs of those that were not STAT before."""
+    query = select(study).where(study.c.accession_number == accession_number, study.c.stat.is_(False))
+    found = connection.execute(query).mappings().all()
+    for row in found:
+        place = records.priority_of(row).ordered_stat(pending(row["arrived_at"], True).due_at)
+        connection.execute(
+            update(study)
+            .where(study.c.study_instance_uid == row["study_instance_uid"])
+            .values(stat=True, **records.priority_values(place))
+        )
+    return [row["study_instance_uid"] for row in found]
+
+
+def place_values(connection: Connection, seen: Study, place: Priority) -> dict[str, Any]:
+    """Column values of a place found for a study as it was seen: it may have become STAT in the meantime."""
+    query = select(study).where(study.c.study_instance_uid == seen.study_instance_uid)
+    row = connection.execute(query).mappings().first()
+    if row is not None and row["stat"] and not seen.stat:
+        place = place.ordered_stat(row["due_at"])
+    return records.priority_values(place)
+
+
+def close(
+    connection: Connection, accession_number: str, patient_ids: Collection[str], reason: str, now: datetime
+) -> list[str]:
+    """Close the open studies; raises Rejected when they are another patient's. The UIDs of those closed."""
+    query = select(study).where(study.c.accession_number == accession_number, study.c.closed_at.is_(None))
+    found = connection.execute(query).mappings().all()
+    for row in found:
+        if patient_ids and row["patient_id"] and row["patient_id"] not in patient_ids:
+            raise Rejected("the study with this accession number here has another patient ID: not closed")
+    uids = [row["study_instance_uid"] for row in found]
+    connection.execute(
+        update(study).where(study.c.study_instance_uid.in_(uids)).values(closed_at=now, closed_reason=reason)
+    )
+    return uids

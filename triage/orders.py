@@ -1,0 +1,58 @@
+"""Messages from the RIS → the list: STAT orders move up, also before their images; read studies leave it.
+
+Nothing is acknowledged before it is stored, and everything is harmless when it comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+
+from triage import priority
+from triage.config import Config
+from triage.db import Database
+from triage.domain import Priority
+from triage.errors import Rejected, Retryable
+from triage.incoming import messages
+from triage.incoming.messages import News, NotTaken, Ordered
+
+log = logging.getLogger(__name__)
+
+
+def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
+    """Store what one HL7 message tells; the acknowledgment, with the reason where it was not stored."""
+    message, refusal = None, None
+    try:
+        message = messages.parse(raw)
+        for one in messages.news(message, config.orders):
+            _apply(db, config, one, now)
+    except NotTaken as error:
+        refusal = error
+    except Rejected as error:
+        refusal = NotTaken(messages.ERROR, messages.UNKNOWN_KEY, str(error))
+    except Retryable as error:
+        refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"{error}; send it again")
+    except Exception as error:  # one message must not end the receiving of others
+        log.exception("unexpected error in an HL7 message")
+        refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"internal error: {type(error).__name__}")
+    if refusal is not None:
+        log.warning("HL7 message refused (%s): %s", refusal.acknowledgment, refusal)
+    return messages.acknowledgment(message, refusal, now)
+
+
+def _apply(db: Database, config: Config, told: News, now: datetime) -> None:
+    if isinstance(told, Ordered):
+        place_order(db, config, told.accession_number, told.stat, now)
+        return
+    for uid in db.close_reported(told.accession_number, told.patient_ids, told.reason, now):
+        log.info("study %s is closed: %s", uid, told.reason)
+
+
+def place_order(db: Database, config: Config, accession_number: str, stat: bool, now: datetime) -> None:
+    """Remember whether an order is STAT; its studies that are here move up, and none ever moves down."""
+
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return priority.pending(arrived_at, stat, config.priority)
+
+    for uid in db.order(accession_number, stat, pending, now):
+        log.info("study %s was ordered STAT", uid)
