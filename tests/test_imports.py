@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "analyze": {*BASE, "db", "dicom", "models", "priority", "severity", "assemble", "outbox"},
     "deliver": {*BASE, "db", "dicom", "outgoing"},
     "incoming": BASE,
-    "orders": {*BASE, "db", "incoming", "priority"},
+    "orders": {*BASE, "db", "dicom", "incoming", "priority"},
     "pull": {*BASE, "db", "dicom", "assemble"},
 }
 READING = {"capture", "header", "series", "volume", "phantom"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,17 @@ import pytest
 from hl7.client import MLLPClient
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, evt
 
+from tests.needs import dcmtk, needs_dcmtk
 from tests.peers import HOST, free_port
 from triage import config, daemon, orders
-from triage.config import Config
+from triage.config import Config, Peer
 from triage.db import Database
+from triage.dicom import sender
+from triage.dicom.lists import MODALITY_WORKLIST
 from triage.domain import Band, Instance, Priority, Result, Status, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.incoming import messages, mllp
@@ -383,3 +390,110 @@ def test_whatever_comes_is_answered_by_a_message(raw: bytes) -> None:
     assert text.startswith("MSH")
     assert "internal error" not in text
     assert "\rMSA" in text
+
+
+# --- asking the RIS --------------------------------------------------------------------------------
+
+
+@contextmanager
+def wlmscpfs(folder: Path, priorities: dict[str, str]) -> Iterator[Peer]:
+    """dcmtk's worklist server, with an order for each accession number."""
+    (folder / "RIS").mkdir(parents=True)
+    (folder / "RIS" / "lockfile").touch()
+    for accession, priority in priorities.items():
+        step = Dataset()
+        step.Modality = "CT"
+        step.ScheduledStationAETitle = "CT1"
+        step.ScheduledProcedureStepStartDate = "20260301"
+        step.ScheduledProcedureStepStartTime = "0800"
+        order = Dataset()
+        order.AccessionNumber = accession
+        order.PatientName, order.PatientID, order.StudyInstanceUID = "Doe^Jane", "P1", "1.2"
+        order.RequestedProcedureID = "R1"
+        order.RequestedProcedurePriority = priority
+        order.ScheduledProcedureStepSequence = [step]
+        order.file_meta = FileMetaDataset()
+        order.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        order.file_meta.MediaStorageSOPClassUID = MODALITY_WORKLIST
+        order.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+        order.save_as(folder / "RIS" / f"{accession}.wl", enforce_file_format=True)
+    program, port = dcmtk("wlmscpfs"), free_port()
+    assert program
+    server = subprocess.Popen([program, "-dfr", "-dfp", str(folder), str(port)])
+    try:
+        ris = Peer(ae_title="RIS", host=HOST, port=port)
+        deadline = time.monotonic() + 20
+        while sender.echo(ris, "TRIAGE", 5) is not None:
+            assert time.monotonic() < deadline
+        yield ris
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Ris]:
+    """The database alone; nobody listens."""
+    settings = settings_for(tmp_path)
+    database = daemon.open_database(settings)
+    yield Ris(settings, database)
+    database.close()
+
+
+@needs_dcmtk
+def test_the_ris_is_asked_once_for_each_study(here: Ris, tmp_path: Path) -> None:
+    here.images("A1", "1.1")
+    here.images("A2", "1.2")
+    here.images("A3", "1.3")
+    here.images("A*", "1.4")
+    here.images("", "1.5")
+    with wlmscpfs(tmp_path / "worklist", {"A1": "STAT", "A2": "ROUTINE"}) as ris:
+        for _ in range(4):
+            assert orders.step(here.db, here.config, ris, NOW)
+        assert not orders.step(here.db, here.config, ris, NOW)
+    assert [here.entry(f"1.{n}").study.stat for n in range(1, 6)] == [True, False, False, False, False]
+    assert here.entry("1.1").priority.due_at == NOW + timedelta(minutes=15)
+
+
+def test_a_ris_that_is_away_is_asked_again(here: Ris) -> None:
+    here.images()
+    away = Peer(ae_title="RIS", host=HOST, port=free_port())
+    for _ in range(2):
+        with pytest.raises(Retryable, match=r"destination RIS at .* cannot be reached"):
+            orders.step(here.db, here.config, away, NOW)
+
+
+@pytest.mark.parametrize(
+    ("answers", "stat", "again"),
+    [
+        ([(0xFF00, "A1", "STAT")], True, False),
+        ([(0xFF00, "A1", "ROUTINE"), (0xFF01, "A1", "stat ")], True, False),
+        ([(0xFF00, "A7", "STAT")], False, False),  # it did not match by accession number
+        ([(0xC001, "", "")], False, False),
+        ([(0xA700, "", "")], False, True),
+    ],
+)
+def test_a_ris_that_answers_oddly(
+    answers: list[tuple[int, str, str]], stat: bool, again: bool, here: Ris
+) -> None:
+    def on_find(_: evt.Event) -> Iterator[tuple[int, Dataset]]:
+        for status, accession, priority in answers:
+            order = Dataset()
+            order.AccessionNumber, order.RequestedProcedurePriority = accession, priority
+            yield status, order
+
+    here.images()
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST)
+    server = ae.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    ris = Peer(ae_title="RIS", host=HOST, port=server.server_address[1])
+    try:
+        if again:
+            with pytest.raises(Retryable, match="out of resources"):
+                orders.step(here.db, here.config, ris, NOW)
+        else:
+            assert orders.step(here.db, here.config, ris, NOW)
+        assert (here.db.study_to_ask_for(NOW, 7) is not None) == again
+    finally:
+        server.shutdown()
+    assert here.entry().study.stat == stat

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from triage import daemon, deliver, models
 from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
-from triage.dicom import files
+from triage.dicom import files, sender
 from triage.errors import TriageError
 
 
@@ -31,6 +31,10 @@ def run(config: Config) -> Iterator[Check]:
     for destination in config.delivery.destinations:
         error = deliver.reach(destination, config)
         yield Check(f"destination {destination.name}", error is None, error or _answers(destination))
+    if (ris := config.orders.worklist) is not None:
+        error = sender.echo(ris, config.listener.ae_title, config.delivery.timeout_seconds)
+        where = f"{ris.ae_title} at {ris.host}:{ris.port} answers C-ECHO"
+        yield Check(f"worklist of {ris.name}", error is None, error or where)
 
 
 def _answers(destination: AnyDestination) -> str:

@@ -295,8 +295,18 @@ class Web(Section):
         return self
 
 
+class Peer(Section):
+    """A DICOM service that we ask."""
+
+    name: str = "RIS"
+    ae_title: AETitle
+    host: Host
+    port: Port
+    tls: Tls | None = None
+
+
 class Orders(Section):
-    """What the RIS tells us: HL7 v2 over MLLP."""
+    """What the RIS tells us: HL7 v2 over MLLP, and its Modality Worklist."""
 
     host: str = "0.0.0.0"  # noqa: S104 - the RIS is another machine
     port: Port | None = None
@@ -306,6 +316,7 @@ class Orders(Section):
     ] = ("OBR-18", "OBR-3")
     stat: tuple[str, ...] = ("S", "STAT")
     closing_statuses: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    worklist: Peer | None = None
 
     @field_validator("peers")
     @classmethod
@@ -435,15 +446,24 @@ def _anchored(config: Config, folder: Path) -> Config:
     analysis = config.analysis
     if os.sep in analysis.model:  # a folder; without a stroke it is the name of a network that ships
         analysis = analysis.model_copy(update={"model": str(folder / analysis.model)})
-    destinations = tuple(_anchored_tls(destination, folder) for destination in config.delivery.destinations)
-    delivery = config.delivery.model_copy(update={"destinations": destinations})
-    return config.model_copy(
-        update={"storage": storage, "database": database, "analysis": analysis, "delivery": delivery}
+    destinations = tuple(
+        destination.model_copy(update={"tls": _anchored_tls(destination.tls, folder)})
+        for destination in config.delivery.destinations
     )
+    delivery = config.delivery.model_copy(update={"destinations": destinations})
+    sections: dict[str, Section] = {
+        "storage": storage,
+        "database": database,
+        "analysis": analysis,
+        "delivery": delivery,
+    }
+    if (ris := config.orders.worklist) is not None:
+        ris = ris.model_copy(update={"tls": _anchored_tls(ris.tls, folder)})
+        sections["orders"] = config.orders.model_copy(update={"worklist": ris})
+    return config.model_copy(update=sections)
 
 
-def _anchored_tls(destination: AnyDestination, folder: Path) -> AnyDestination:
-    if destination.tls is None:
-        return destination
-    files = {name: folder / path for name, path in destination.tls if path is not None}
-    return destination.model_copy(update={"tls": destination.tls.model_copy(update=files)})
+def _anchored_tls(tls: Tls | None, folder: Path) -> Tls | None:
+    if tls is None:
+        return None
+    return tls.model_copy(update={name: folder / path for name, path in tls if path is not None})

@@ -138,6 +138,8 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     }
     for destination in config.delivery.destinations:
         jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 1)
+    if (ris := config.orders.worklist) is not None:
+        jobs["ask for priorities"] = (lambda: orders.step(db, config, ris, now()), 10)
     scheduler = BackgroundScheduler(
         timezone="UTC",
         executors={"default": ThreadPoolExecutor(len(jobs))},  # one that hangs holds up no other

@@ -9,8 +9,9 @@ import logging
 from datetime import datetime
 
 from triage import priority
-from triage.config import Config
+from triage.config import Config, Peer
 from triage.db import Database
+from triage.dicom import asking
 from triage.domain import Priority
 from triage.errors import Rejected, Retryable
 from triage.incoming import messages
@@ -46,6 +47,30 @@ def _apply(db: Database, config: Config, told: News, now: datetime) -> None:
         return
     for uid in db.close_reported(told.accession_number, told.patient_ids, told.reason, now):
         log.info("study %s is closed: %s", uid, told.reason)
+
+
+def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
+    """Ask the RIS with what priority one study was ordered; False when every open study has been asked for.
+
+    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable while it is away.
+    """
+    study = db.study_to_ask_for(now, config.retention.leave_list_after_days)
+    if study is None:
+        return False
+    try:
+        priorities = asking.ordered_priority(
+            study.accession_number,
+            ris,
+            calling_ae_title=config.listener.ae_title,
+            timeout_seconds=config.delivery.timeout_seconds,
+        )
+    except Rejected as error:
+        log.warning("study %s: %s", study.study_instance_uid, error)
+    else:
+        if priority.STAT in priorities:
+            place_order(db, config, study.accession_number, True, now)
+    db.mark_asked_for(study.study_instance_uid, now)
+    return True
 
 
 def place_order(db: Database, config: Config, accession_number: str, stat: bool, now: datetime) -> None:

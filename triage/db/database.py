@@ -317,6 +317,32 @@ class Database:
 
     # --- reading -----------------------------------------------------------------------------
 
+    def study_to_ask_for(self, now: datetime, leave_after_days: float) -> Study | None:
+        """The newest open study that is not STAT and whose order the RIS was not asked for."""
+        query = (
+            select(study)
+            .where(
+                _is_open(now, leave_after_days),
+                study.c.stat.is_(False),
+                study.c.accession_number != "",
+                study.c.priority_asked_at.is_(None),
+            )
+            .order_by(study.c.arrived_at.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            row = connection.execute(query).mappings().first()
+            return records.study_of(row) if row else None
+
+    def mark_asked_for(self, study_instance_uid: str, now: datetime) -> None:
+        """The RIS has answered for this study."""
+        with self._write() as connection:
+            connection.execute(
+                update(study)
+                .where(study.c.study_instance_uid == study_instance_uid)
+                .values(priority_asked_at=now)
+            )
+
     def worklist(
         self, now: datetime, ordering: str, leave_after_days: float, limit: int | None = None
     ) -> list[WorklistEntry]:

@@ -21,7 +21,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from triage.config import Destination
+from triage.config import Destination, Peer
 from triage.dicom.status import WARNINGS, StoreStatus, explain_refusal, explain_rejection
 from triage.dicom.upper_layer import ClosingSocket, close, guard
 
@@ -60,7 +60,7 @@ class _Object:
     size: int
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """There is no association with the destination, or none any longer; the text says why."""
 
 
@@ -97,13 +97,13 @@ def send(
     return [outcomes[path] for path in objects]
 
 
-def echo(destination: Destination, calling_ae_title: str, timeout_seconds: float) -> str | None:
+def echo(destination: Destination | Peer, calling_ae_title: str, timeout_seconds: float) -> str | None:
     """C-ECHO; None when the destination answers, otherwise what is wrong."""
     contexts = [build_context(VERIFICATION)]
     try:
-        with _association(destination, contexts, calling_ae_title, timeout_seconds) as association:
+        with associated(destination, contexts, calling_ae_title, timeout_seconds) as association:
             status = association.send_c_echo()
-    except (_Gone, RuntimeError, ValueError) as error:
+    except (Gone, RuntimeError, ValueError) as error:
         return str(error)
     if "Status" not in status:
         return f"{_named(destination)} did not answer within {timeout_seconds:g} s"
@@ -122,9 +122,9 @@ def _send_all(
     objects: Sequence[_Object], destination: Destination, calling_ae_title: str, timeout: float
 ) -> dict[Path, SendOutcome]:
     try:
-        with _association(destination, _contexts(objects), calling_ae_title, timeout) as association:
+        with associated(destination, _contexts(objects), calling_ae_title, timeout) as association:
             return _store_all(association, objects, destination, timeout)
-    except _Gone as error:
+    except Gone as error:
         return {item.path: SendOutcome(item.path, False, False, str(error)) for item in objects}
 
 
@@ -140,7 +140,7 @@ def _store_all(
             continue
         try:
             outcomes[item.path] = _store(association, item, destination, timeout)
-        except _Gone as error:
+        except Gone as error:
             ended = str(error)
             outcomes[item.path] = SendOutcome(item.path, False, False, ended)
     return outcomes
@@ -158,9 +158,13 @@ def _contexts(objects: Sequence[_Object]) -> list[PresentationContext]:
 
 
 @contextmanager
-def _association(
-    destination: Destination, contexts: list[PresentationContext], calling_ae_title: str, timeout: float
+def associated(
+    destination: Destination | Peer,
+    contexts: list[PresentationContext],
+    calling_ae_title: str,
+    timeout: float,
 ) -> Iterator[Association]:
+    """An established association, released in the end; raises Gone with the reason where there is none."""
     ae = _Caller(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout
     ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
@@ -168,7 +172,7 @@ def _association(
     try:
         tls = None if destination.tls is None else (destination.tls.context(), destination.host)
     except OSError as error:
-        raise _Gone(f"{_named(destination)}: a file of its tls cannot be used: {error}") from error
+        raise Gone(f"{_named(destination)}: a file of its tls cannot be used: {error}") from error
     try:
         association = ae.associate(
             destination.host,
@@ -179,10 +183,10 @@ def _association(
             evt_handlers=[(evt.EVT_CONN_OPEN, guard, [timeout]), (evt.EVT_CONN_OPEN, connected.append)],
         )
     except OSError as error:
-        raise _Gone(f"{_named(destination)} cannot be found: {error}") from error
+        raise Gone(f"{_named(destination)} cannot be found: {error}") from error
     try:
         if not association.is_established:
-            raise _Gone(
+            raise Gone(
                 f"{_named(destination)} {_why_not(association, bool(connected), timeout, tls is not None)}"
             )
         yield association
@@ -220,9 +224,9 @@ def _store(association: Association, item: _Object, destination: Destination, ti
     except (OSError, ValueError) as error:
         return SendOutcome(item.path, False, False, f"{item.path.name} was not sent: {error}")
     except RuntimeError as error:
-        raise _Gone(f"{name} ended the association") from error
+        raise Gone(f"{name} ended the association") from error
     if "Status" not in status:
-        raise _Gone(f"{name} did not acknowledge {item.path.name}, or ended the association")
+        raise Gone(f"{name} did not acknowledge {item.path.name}, or ended the association")
     return _outcome(item, int(status.Status), destination)
 
 
@@ -249,5 +253,5 @@ def _outcome(item: _Object, code: int, destination: Destination) -> SendOutcome:
     return SendOutcome(item.path, False, permanent, f"{_named(destination)} refused: {text}")
 
 
-def _named(destination: Destination) -> str:
+def _named(destination: Destination | Peer) -> str:
     return f"destination {destination.name} at {destination.host}:{destination.port}"
