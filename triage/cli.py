@@ -27,7 +27,7 @@ from triage.config import Analysis, Config
 from triage.db import Database
 from triage.domain import WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
-from triage.rows import entry_row, result_row
+from triage.rows import delivery_row, entry_row, result_row
 
 if TYPE_CHECKING:
     from triage.models.packages import Metric, Package
@@ -333,6 +333,40 @@ def requeue(context: typer.Context, study_uid: StudyUid) -> None:
         f"{study_uid} will be looked at again; the same images, weights and settings keep their answer",
         soft_wrap=True,
     )
+
+
+@app.command()
+def deliveries(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show what waits to be sent to its destination or was given up, and why."""
+    with _plain_errors():
+        unsent = _database(configuration.load(context.obj)).undelivered()
+    if as_json:
+        typer.echo(json.dumps([delivery_row(one) for one in unsent], indent=2, ensure_ascii=False))
+        return
+    if not unsent:
+        out.print("everything has been sent")
+    for one in unsent:
+        state = f"{one.state.value.replace('_', ' ')}, tried {one.attempts} times"
+        out.print(Text.assemble((f"{one.destination}: {state}\n", "bold"), f"  {one.name}"), soft_wrap=True)
+        if one.last_error:
+            out.print(f"  {one.last_error}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def resend(
+    context: typer.Context,
+    destination: Annotated[str, typer.Argument(help="Its name in delivery.destinations.")],
+    study: Annotated[str | None, typer.Option(help="Only of this study: its Study Instance UID.")] = None,
+) -> None:
+    """Send a destination now what waits for its next try or was given up; never what it has taken."""
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        names = [one.name for one in settings.delivery.destinations]
+        if destination not in names:
+            known = ", ".join(names) or "none"
+            raise ConfigError(f"{destination}: no such destination; delivery.destinations has {known}")
+        count = _database(settings).resend(destination, study, datetime.now(UTC))
+    out.print(f"{count} results will be sent to {destination} again", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from triage.domain import LUNG_REGIONS, DeliveryState, Result, Status, StudyState, WorklistEntry
+from triage.domain import LUNG_REGIONS, Delivery, DeliveryState, Result, Status, StudyState, WorklistEntry
 
 
 def result_row(result: Result) -> dict[str, Any]:
@@ -89,6 +89,21 @@ def entry_row(entry: WorklistEntry, now: datetime) -> dict[str, Any]:
         "study_description": study.study_description,
         "images": entry.images,
         "deliveries": {state.value: entry.deliveries.get(state, 0) for state in DeliveryState},
+    }
+
+
+def delivery_row(delivery: Delivery) -> dict[str, Any]:
+    """One thing owed to a destination: an object, or revision ``revision`` of an answer."""
+    return {
+        "destination": delivery.destination,
+        "study_instance_uid": delivery.study_instance_uid,
+        "revision": delivery.revision,
+        "sop_instance_uid": delivery.sop_instance_uid or None,
+        "path": str(delivery.path) if delivery.path else None,
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "owed_since": _iso(delivery.created_at),
+        "last_error": delivery.last_error,
     }
 
 

@@ -250,15 +250,17 @@ class Database:
             return records.study_of(row), records.priority_of(row), records.result_of(row["document"])
 
     def undelivered(self) -> list[Delivery]:
-        """What has been tried in vain, given up or still to be tried again, oldest first."""
-        tried = (delivery.c.state != DeliveryState.SENT) & (delivery.c.attempts > 0)
+        """What waits to be sent or was given up, oldest first."""
+        unsent = delivery.c.state != DeliveryState.SENT
         with self._read() as connection:
-            rows = connection.execute(select(delivery).where(tried).order_by(delivery.c.delivery_id))
+            rows = connection.execute(select(delivery).where(unsent).order_by(delivery.c.delivery_id))
             return [records.delivery_of(row) for row in rows.mappings()]
 
-    def resend(self, delivery_ids: Sequence[int], now: datetime) -> int:
-        """Owe anew, from now on, what was given up or waits for its next try; how many they are."""
-        chosen = delivery.c.delivery_id.in_(delivery_ids) & (delivery.c.state != DeliveryState.SENT)
+    def resend(self, destination: str, study_instance_uid: str | None, now: datetime) -> int:
+        """Owe this destination anew what it was not sent, of one study or of all; how many they are."""
+        chosen = (delivery.c.destination == destination) & (delivery.c.state != DeliveryState.SENT)
+        if study_instance_uid is not None:
+            chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
             return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
 
@@ -315,8 +317,6 @@ class Database:
         with self._write() as connection:
             return orders.close(connection, accession_number, patient_ids, reason, now)
 
-    # --- reading -----------------------------------------------------------------------------
-
     def study_to_ask_for(self, now: datetime, leave_after_days: float) -> Study | None:
         """The newest open study that is not STAT and whose order the RIS was not asked for."""
         query = (
@@ -342,6 +342,8 @@ class Database:
                 .where(study.c.study_instance_uid == study_instance_uid)
                 .values(priority_asked_at=now)
             )
+
+    # --- reading -----------------------------------------------------------------------------
 
     def worklist(
         self, now: datetime, ordering: str, leave_after_days: float, limit: int | None = None

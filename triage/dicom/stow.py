@@ -19,7 +19,8 @@ from triage.config import DicomWeb
 from triage.dicom.sender import SendOutcome
 from triage.dicom.status import explain_refusal
 
-logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # we say what failed, and with whom
+for _library in ("dicomweb_client", "retrying"):
+    logging.getLogger(_library).setLevel(logging.CRITICAL)  # we say what failed, and with whom
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""

@@ -64,11 +64,9 @@ def compose(letter: Letter, destination: Email) -> EmailMessage:
 @contextmanager
 def _server(destination: Email, timeout: float) -> Iterator[smtplib.SMTP]:
     """A mail server that has let us in. What it says to our goodbye changes nothing of what it took."""
-    server = smtplib.SMTP(timeout=timeout)
+    server = smtplib.SMTP(destination.host, destination.port, timeout=timeout)
     try:
-        server.connect(destination.host, destination.port)
         if destination.tls is not None:
-            server._host = destination.host  # type: ignore[attr-defined]
             server.starttls(context=destination.tls.context())
         if destination.user:
             server.login(destination.user, destination.secret)

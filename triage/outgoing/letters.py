@@ -57,6 +57,8 @@ def why(error: Exception, timeout: float) -> str:
         return f"cannot be trusted: {cause.verify_message}; see its tls.ca"
     if isinstance(cause, ssl.SSLError):
         return f"does not agree on TLS with us: {cause.reason or cause}; see its tls"
+    if isinstance(cause, FileNotFoundError):
+        return "was not called: a file that its tls names is not there"
     if isinstance(cause, OSError):
         return f"cannot be reached: {cause.strerror or cause}"
     return "ended the connection, or did not keep to the protocol"

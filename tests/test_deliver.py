@@ -1,0 +1,419 @@
+"""The one outbox: who is owed what, in which order, how often, and what a person sees and resends."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import ssl
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pynetdicom import AE, evt
+from typer.testing import CliRunner
+
+from tests import peers
+from tests.hospital import Hospital, hospital
+from tests.needs import needs_orthanc
+from tests.objects import ct, save
+from tests.test_db import NOW, an_answer, an_instance, objects, place, register
+from tests.test_outgoing import HOST, SECRET, certificate, receiver, server_context, stub  # noqa: F401
+from triage import config, deliver, outbox
+from triage.cli import app
+from triage.config import Destination, DicomWeb, Tls
+from triage.db import Database
+from triage.dicom import sender, stow
+from triage.domain import Band, DeliveryState, Owed, Priority, ResultKind, ResultObject, Status
+from triage.errors import ConfigError
+
+HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("destination", "words"),
+    [
+        ({"name": "A", "kind": "fax"}, ["kind must be dicom, dicomweb, hl7, webhook or email"]),
+        ({"name": "A", "kind": "hl7", "host": "h"}, ["port", "required"]),
+        ({"name": "A", "kind": "webhook", "url": "ftp://x", "secret": SECRET}, ["url", "ftp://x"]),
+        ({"name": "A", "kind": "webhook", "url": "http://x", "secret": "short"}, ["secret = ***", "16"]),
+        (
+            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d"], "user": "u"},
+            ["user and secret would be sent readable"],
+        ),
+        (
+            {"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {"key": "k"}},
+            ["certificate and key belong together"],
+        ),
+        ({"name": "A", "kind": "dicomweb", "url": "http://x", "only": "negative"}, ["only", "critical"]),
+    ],
+)
+def test_a_wrong_destination_is_named(destination: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse({"delivery": {"destinations": [destination]}})
+    for word in words:
+        assert word in str(error.value)
+    assert "short" not in str(error.value)
+
+
+def test_a_secret_comes_from_the_environment_and_files_lie_beside_the_settings(tmp_path: Path) -> None:
+    hook = {"name": "on call", "kind": "webhook", "url": "https://x/y", "tls": {"ca": "ca.pem"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"delivery": {"destinations": [hook]}}))
+    (found,) = config.load(path, {"TRIAGE_SECRET_ON_CALL": SECRET}).delivery.destinations
+    assert found.secret == SECRET
+    assert SECRET not in repr(found)
+    assert found.tls == Tls(ca=tmp_path / "ca.pem")
+
+
+# --- who is owed what -----------------------------------------------------------------------------
+
+
+def some_objects() -> list[ResultObject]:
+    return [
+        ResultObject(kind, Path(kind.value), f"2.25.{n}", "1.2.840.10008.5.1.4.1.1.88.34")
+        for n, kind in enumerate((ResultKind.LESION_SEG, ResultKind.SR, ResultKind.PICTURE))
+    ]
+
+
+def settings(*destinations: dict[str, Any]) -> tuple[config.AnyDestination, ...]:
+    return config.parse({"delivery": {"destinations": destinations}}).delivery.destinations
+
+
+def test_archives_are_owed_the_objects_they_list_and_others_the_answer() -> None:
+    pacs = {"name": "PACS", "ae_title": "PACS", "host": "h", "port": 104}
+    web = {"name": "WEB", "kind": "dicomweb", "url": "http://h", "objects": ["sr"]}
+    ris = {"name": "RIS", "kind": "hl7", "host": "h", "port": 2575}
+    owed = outbox.owed(settings(pacs, web, ris), an_answer(), place(), some_objects())
+    assert [(o.destination, o.objects and len(o.objects)) for o in owed] == [
+        ("PACS", 3),
+        ("WEB", 1),
+        ("RIS", None),
+    ]
+    assert all(o.wanted for o in owed)
+
+
+@pytest.mark.parametrize(
+    ("only", "status", "band", "wanted"),
+    [
+        ("all", Status.NOT_ANALYSABLE, Band.NOT_JUDGED, True),
+        ("positive", Status.POSITIVE, Band.ROUTINE, True),
+        ("positive", Status.NEGATIVE, Band.CRITICAL, False),  # ordered STAT
+        ("severe", Status.POSITIVE, Band.POSITIVE, False),
+        ("severe", Status.POSITIVE, Band.CRITICAL, True),
+        ("critical", Status.POSITIVE, Band.SEVERE, False),
+        ("critical", Status.POSITIVE, Band.CRITICAL, True),
+    ],
+)
+def test_a_filter_looks_at_answer_and_band(only: str, status: Status, band: Band, wanted: bool) -> None:
+    (hook,) = settings({**HOOK, "url": "http://h", "only": only})
+    (owed,) = outbox.owed([hook], an_answer(status=status), place(band), [])
+    assert owed.wanted is wanted
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path}/triage.db")
+    database.migrate()
+    register(database, an_instance())
+    yield database
+    database.close()
+
+
+def judge(db: Database, key: str, *owed: Owed, where: Priority | None = None) -> None:
+    db.requeue("1.2", NOW)
+    seen = db.quiet_study(NOW)
+    assert seen is not None
+    db.mark_ready(seen)
+    claimed = db.claim("me", NOW, 60)
+    assert claimed is not None
+    assert db.finish(claimed, an_answer(key=key), list(owed), where or place(), NOW)
+
+
+ANSWER = Owed("HOOK", None)
+
+
+def test_of_the_answers_a_destination_is_owed_the_newest(db: Database) -> None:
+    judge(db, "a", ANSWER)
+    judge(db, "b", ANSWER)
+    (owed,) = db.due_deliveries("HOOK", NOW)
+    assert owed.revision == 2
+    _, _, answer = db.answer(owed)
+    assert answer.revision == 2
+    db.mark_sent(owed.delivery_id, NOW)
+    judge(db, "c", ANSWER)
+    assert [(d.revision, d.state) for d in db.deliveries("1.2")] == [
+        (2, DeliveryState.SENT),
+        (3, DeliveryState.PENDING),
+    ]
+
+
+def test_who_was_told_is_told_of_the_correction(db: Database) -> None:
+    unwanted = Owed("HOOK", None, wanted=False)
+    judge(db, "a", unwanted)
+    assert db.due_deliveries("HOOK", NOW) == []
+    judge(db, "b", ANSWER)
+    judge(db, "c", unwanted)
+    (owed,) = db.due_deliveries("HOOK", NOW)
+    assert owed.revision == 3
+
+
+def test_what_was_given_up_is_seen_and_resent(db: Database) -> None:
+    judge(db, "a", Owed("PACS", objects()), ANSWER)
+    for name in ("PACS", "HOOK"):
+        (owed,) = db.due_deliveries(name, NOW)
+        db.give_up(owed.delivery_id, "refused for days")
+    assert [d.last_error for d in db.undelivered()] == ["refused for days"] * 2
+    assert db.resend("HOOK", "9.9", NOW) == 0
+    assert db.resend("HOOK", "1.2", NOW) == 1
+    assert db.due_deliveries("PACS", NOW) == []
+    (owed,) = db.due_deliveries("HOOK", NOW)
+    db.mark_sent(owed.delivery_id, NOW)
+    assert db.resend("HOOK", None, NOW) == 0  # it has it
+
+
+# --- the step -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def clerk(folder: Path, *destinations: dict[str, Any]) -> Iterator[Hospital]:
+    """A hospital with one judged study, whose answer is owed to every destination."""
+    with hospital(folder, delivery={"destinations": list(destinations)}) as here:
+        here.now = NOW
+        register(here.db, an_instance())
+        owed = outbox.owed(here.config.delivery.destinations, an_answer(), place(), ())
+        judge(here.db, "a", *owed)
+        yield here
+
+
+def hook_at(port: int) -> dict[str, Any]:
+    return {**HOOK, "url": f"http://{HOST}:{port}"}
+
+
+def test_a_busy_webhook_is_tried_again_and_then_never_again(tmp_path: Path) -> None:
+    with receiver(429, 500, 204) as (port, received), clerk(tmp_path, hook_at(port)) as here:
+        for tries in (1, 2, 3, 3, 3):
+            here.deliver()
+            here.deliver()  # not before its time
+            assert len(received) == tries
+            here.pass_time(40)
+        assert here.entry("1.2").deliveries == {DeliveryState.SENT: 1}
+    assert len({headers["webhook-id"] for headers, _ in received}) == 1
+
+
+def test_waits_grow_with_chance_and_never_beyond_the_longest(tmp_path: Path) -> None:
+    with clerk(tmp_path, hook_at(peers.free_port())) as here:
+        rules = here.config.delivery
+        for attempt in range(12):
+            here.deliver()
+            wait = min(rules.first_retry_seconds * 2**attempt, rules.longest_retry_seconds)
+            early = here.now + timedelta(seconds=wait * (1 - deliver.JITTER) - 0.01)
+            assert here.db.due_deliveries("HOOK", early) == []
+            here.pass_time(wait)
+            assert len(here.db.due_deliveries("HOOK", here.now)) == 1
+
+
+def test_one_destination_that_refuses_for_good_holds_up_no_other(tmp_path: Path) -> None:
+    with receiver(401) as (bad, _), receiver(200) as (good, received):
+        first = hook_at(bad)
+        second = {**hook_at(good), "name": "OTHER"}
+        with clerk(tmp_path, first, second) as here:
+            here.deliver()
+            assert len(received) == 1
+            here.pass_time(here.config.delivery.longest_retry_seconds - 1)
+            assert here.db.due_deliveries("HOOK", here.now) == []
+
+
+def test_a_name_of_another_kind_now_gives_up_what_it_cannot_take(tmp_path: Path) -> None:
+    with clerk(tmp_path, {**HOOK, "url": "http://127.0.0.1:9"}) as here:
+        pacs = Destination(name="HOOK", ae_title="X", host=HOST, port=9)
+        assert deliver.step(here.db, here.config, pacs, here.now)
+        (given_up,) = here.db.undelivered()
+    assert given_up.state is DeliveryState.GIVEN_UP
+    assert "is of kind dicom now" in given_up.last_error
+
+
+def test_the_commands_show_and_resend(tmp_path: Path) -> None:
+    away = hook_at(peers.free_port())
+    with clerk(tmp_path, away) as here:
+        here.deliver()
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        here.deliver()
+
+        def triage(*words: str) -> Any:
+            return CliRunner().invoke(app, ["--config", str(tmp_path / "config.yaml"), *words])
+
+        shown = triage("deliveries")
+        assert "HOOK: given up, tried 2 times" in shown.output
+        assert "revision 1 of 1.2" in shown.output
+        assert "cannot be reached" in shown.output
+        (row,) = json.loads(triage("deliveries", "--json").output)
+        assert (row["state"], row["revision"], row["path"]) == ("given_up", 1, None)
+        assert "delivery.destinations has HOOK" in triage("resend", "PACS").output
+        assert "1 results will be sent to HOOK again" in triage("resend", "HOOK").output
+        assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+
+
+# --- C-STORE over TLS -----------------------------------------------------------------------------
+
+
+def test_c_store_over_tls_and_with_a_stranger(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],  # noqa: F811
+) -> None:
+    file = save(ct(1), tmp_path / "1.dcm")
+    ae = AE("PACS")
+    ae.add_supported_context(ct(1).SOPClassUID)
+    ae.add_supported_context(sender.VERIFICATION)
+    stored: list[str] = []
+
+    def keep(event: evt.Event) -> int:
+        stored.append(event.request.AffectedSOPInstanceUID)
+        return 0x0000
+
+    server = ae.start_server(
+        (HOST, 0),
+        block=False,
+        ssl_context=server_context(certificate, mutual=True),
+        evt_handlers=[(evt.EVT_C_STORE, keep)],
+    )
+    assert server is not None
+    mine = Tls(ca=certificate[0], certificate=certificate[0], key=certificate[1])
+
+    def at(tls: Tls | None) -> Destination:
+        return Destination(name="PACS", ae_title="PACS", host=HOST, port=server.server_address[1], tls=tls)
+
+    def send(tls: Tls | None) -> sender.SendOutcome:
+        (outcome,) = sender.send([file], at(tls), calling_ae_title="TRIAGE", timeout_seconds=2)
+        return outcome
+
+    try:
+        assert sender.echo(at(mine), "TRIAGE", 5) is None
+        assert send(mine).sent
+        strange = send(Tls())
+        assert (strange.sent, strange.permanent) == (False, False)
+        assert "does not agree on TLS" in strange.error
+        assert "a file of its tls cannot be used" in send(Tls(ca=tmp_path / "none.pem")).error
+        assert not send(None).sent
+    finally:
+        server.shutdown()
+    assert len(stored) == 1
+
+
+# --- STOW-RS --------------------------------------------------------------------------------------
+
+
+def archive(port: int, **settings: Any) -> DicomWeb:
+    return DicomWeb(kind="dicomweb", name="WEB", url=f"http://{HOST}:{port}/dicom-web", **settings)
+
+
+@pytest.mark.parametrize(("code", "permanent"), [(429, False), (500, False), (401, True), (409, True)])
+def test_what_an_archive_answers_is_for_now_or_for_good(tmp_path: Path, code: int, permanent: bool) -> None:
+    file = save(ct(1), tmp_path / "1.dcm")
+    with receiver(code) as (port, received):
+        (outcome,) = stow.send([file], archive(port, secret="token"), 5)
+    assert (outcome.sent, outcome.permanent) == (False, permanent)
+    assert str(code) in outcome.error
+    ((headers, _),) = received
+    assert headers["authorization"] == "Bearer token"
+
+
+def test_an_archive_that_hangs_ends_it_at_that_file(tmp_path: Path) -> None:
+    files = [save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2)]
+    with socket.create_server((HOST, 0)) as server:
+        first, second = stow.send(files, archive(server.getsockname()[1]), 0.5)
+    assert (first.sent, first.permanent, first.tried) == (False, False, True)
+    assert "did not answer within 0.5 s" in first.error
+    assert not second.tried
+
+
+def test_an_archive_may_ask_who_we_are(tmp_path: Path, certificate: tuple[Path, Path]) -> None:  # noqa: F811
+    def accept(connection: socket.socket) -> None:
+        received = b""
+        while not received.rstrip().endswith(b"--"):
+            received += connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    file = save(ct(1), tmp_path / "1.dcm")
+    known = Tls(ca=certificate[0], certificate=certificate[0], key=certificate[1])
+    with stub(accept, server_context(certificate, mutual=True)) as port:
+        web = archive(port).model_copy(update={"url": f"https://{HOST}:{port}/dicom-web"})
+        assert stow.send([file], web.model_copy(update={"tls": known}), 5)[0].sent
+        (unnamed,) = stow.send([file], web.model_copy(update={"tls": Tls(ca=certificate[0])}), 5)
+    assert (unnamed.sent, unnamed.permanent) == (False, False)
+
+
+ORTHANC = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+
+@contextmanager
+def orthanc(folder: Path, certificate: tuple[Path, Path]) -> Iterator[int]:  # noqa: F811
+    """A real archive with DICOMweb over HTTPS that wants a user and password; gives its port."""
+    port = peers.free_port()
+    folder.mkdir()
+    both = folder / "both.pem"
+    both.write_text(certificate[0].read_text() + certificate[1].read_text())
+    running = {
+        "StorageDirectory": str(folder / "archive"),
+        "IndexDirectory": str(folder / "archive"),
+        "DicomPort": peers.free_port(),
+        "HttpPort": port,
+        "RemoteAccessAllowed": True,
+        "AuthenticationEnabled": True,
+        "RegisteredUsers": {"triage": SECRET},
+        "SslEnabled": True,
+        "SslCertificate": str(both),
+        "Plugins": [str(ORTHANC)],
+    }
+    (folder / "orthanc.json").write_text(json.dumps(running))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        peer = Destination(name="x", ae_title="x", host=HOST, port=port)
+        peers.wait_until(lambda: peers.answers(peer), process, folder / "log")
+        yield port
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@needs_orthanc
+@pytest.mark.skipif(not ORTHANC.exists(), reason="needs Orthanc's DICOMweb plugin")
+def test_orthanc_takes_objects_by_stow(tmp_path: Path, certificate: tuple[Path, Path]) -> None:  # noqa: F811
+    files = [save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2)]
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"no DICOM")
+    mine = Tls(ca=certificate[0])
+    with orthanc(tmp_path / "orthanc", certificate) as port:
+        url = f"https://{HOST}:{port}/dicom-web"
+        web = DicomWeb(kind="dicomweb", name="WEB", url=url, user="triage", secret=SECRET, tls=mine)
+        assert stow.reach(web, 5) is None
+        one, bad, two = stow.send([files[0], broken, files[1]], web, 10)
+        assert (one.sent, two.sent) == (True, True)
+        assert (bad.sent, bad.permanent) == (False, True)
+        (again,) = stow.send(files[:1], web, 10)
+        assert again.sent  # a second time after a lost answer is harmless
+        assert stow_count(url, ssl.create_default_context(cafile=certificate[0])) == 2
+        (stranger,) = stow.send(files[:1], web.model_copy(update={"secret": "wrong"}), 5)
+        assert (stranger.sent, stranger.permanent) == (False, True)
+        assert "401" in stranger.error
+        (untrusted,) = stow.send(files[:1], web.model_copy(update={"tls": Tls()}), 5)
+        assert "tls" in untrusted.error
+
+
+def stow_count(url: str, context: ssl.SSLContext) -> int:
+    """Instances in the archive, asked for without our own code."""
+    login = base64.b64encode(f"triage:{SECRET}".encode()).decode()
+    headers = {"Authorization": f"Basic {login}", "Accept": "application/dicom+json"}
+    request = urllib.request.Request(f"{url}/instances", headers=headers)
+    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        return len(json.loads(answer.read()))
