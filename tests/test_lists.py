@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
@@ -17,8 +18,11 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 
 from tests.needs import dcmtk, needs_dcmtk
+from tests.objects import ct, save
 from tests.peers import free_port
-from triage import config
+from triage import config, daemon
+from triage.config import Destination
+from triage.dicom import sender
 from triage.dicom.listener import Listener
 from triage.dicom.lists import MODALITY_WORKLIST, STUDY_ROOT, Lists, matches, procedure_step, study
 from triage.domain import Band, Priority, Study, StudyState, WorklistEntry
@@ -271,3 +275,39 @@ def test_every_band_has_a_priority_and_a_study_has_the_same_id_each_time() -> No
     )
     assert first == again != other
     assert len(first) == 16
+
+
+@needs_dcmtk
+def test_the_running_listener_answers_from_the_database(tmp_path: Path) -> None:
+    spool, port = tmp_path / "spool", free_port()
+    settings = config.parse(
+        {
+            "storage": {"spool": str(spool), "minimum_free_gb": 0},
+            "database": {"url": f"sqlite:///{tmp_path}/triage.db"},
+            "listener": {"host": HOST, "port": port},
+            "lists": {"serve": True},
+        }
+    )
+    sent = [ct(1, StudyInstanceUID="1.2.3.1"), ct(2, StudyInstanceUID="1.2.3.2")]
+    sent[1].RequestedProcedurePriority = "STAT"
+    stop = threading.Event()
+    role = threading.Thread(target=daemon.run_listener, args=[settings, stop])
+    role.start()
+    try:
+        us = Destination(name="us", ae_title="TRIAGE", host=HOST, port=port)
+        while sender.echo(us, "SCANNER", 5):
+            assert role.is_alive()
+        for number, dataset in enumerate(sent):
+            (outcome,) = sender.send(
+                [save(dataset, tmp_path / f"{number}.dcm")], us, calling_ae_title="CT", timeout_seconds=5
+            )
+            assert outcome.sent, outcome
+        asked = [part for key in ("StudyInstanceUID", "RequestedProcedurePriority") for part in ("-k", key)]
+        answers, said = findscu(tmp_path, port, *WORKLIST, *asked)
+    finally:
+        stop.set()
+        role.join(20)
+    assert [(a.StudyInstanceUID, a.RequestedProcedurePriority) for a in answers] == [
+        ("1.2.3.2", "STAT"),
+        ("1.2.3.1", "ROUTINE"),
+    ], said

@@ -313,7 +313,7 @@ def test_what_cannot_be_taken_is_refused_with_its_reason(
     answer = ris.send(message)
     assert said(answer)[0] == code
     assert words in said(answer)[2]
-    assert str(answer.segment("ERR")[3]) == error
+    assert str(answer.segment("ERR")[3]) == f"{error}^^HL70357"
     assert said(ris.send(orm()))[0] == "AA"  # and the next one is taken
 
 

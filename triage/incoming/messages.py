@@ -110,7 +110,8 @@ def acknowledgment(message: hl7.Message | None, refusal: NotTaken | None, now: d
         return (answer + line("MSA", ACCEPTED, header[10])).encode()
     text = str(source.escape(str(refusal)))
     answer += line("MSA", refusal.acknowledgment, header[10], text)
-    return (answer + line("ERR", "", "", refusal.code, "E", "", "", "", text)).encode()
+    code = source.separators[3].join((refusal.code, "", "HL70357"))
+    return (answer + line("ERR", "", "", code, "E", "", "", "", text)).encode()
 
 
 # --- what the messages tell ----------------------------------------------------------------------
