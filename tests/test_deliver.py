@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import ssl
 import subprocess
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 import yaml
+from pydicom import dcmread
 from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
@@ -29,6 +32,7 @@ from triage import config, deliver, outbox
 from triage.cli import app
 from triage.config import Destination, DicomWeb, Tls
 from triage.db import Database
+from triage.db.engine import MIGRATIONS, connect
 from triage.dicom import sender, stow
 from triage.domain import Band, DeliveryState, Owed, Priority, ResultKind, ResultObject, Status
 from triage.errors import ConfigError
@@ -356,12 +360,10 @@ ORTHANC = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 
 @contextmanager
-def orthanc(folder: Path, certificate: tuple[Path, Path]) -> Iterator[int]:  # noqa: F811
-    """A real archive with DICOMweb over HTTPS that wants a user and password; gives its port."""
+def orthanc(folder: Path) -> Iterator[int]:
+    """A real archive with DICOMweb that wants a user and password; gives its port."""
     port = peers.free_port()
     folder.mkdir()
-    both = folder / "both.pem"
-    both.write_text(certificate[0].read_text() + certificate[1].read_text())
     running = {
         "StorageDirectory": str(folder / "archive"),
         "IndexDirectory": str(folder / "archive"),
@@ -370,8 +372,6 @@ def orthanc(folder: Path, certificate: tuple[Path, Path]) -> Iterator[int]:  # n
         "RemoteAccessAllowed": True,
         "AuthenticationEnabled": True,
         "RegisteredUsers": {"triage": SECRET},
-        "SslEnabled": True,
-        "SslCertificate": str(both),
         "Plugins": [str(ORTHANC)],
     }
     (folder / "orthanc.json").write_text(json.dumps(running))
@@ -388,32 +388,72 @@ def orthanc(folder: Path, certificate: tuple[Path, Path]) -> Iterator[int]:  # n
 
 @needs_orthanc
 @pytest.mark.skipif(not ORTHANC.exists(), reason="needs Orthanc's DICOMweb plugin")
-def test_orthanc_takes_objects_by_stow(tmp_path: Path, certificate: tuple[Path, Path]) -> None:  # noqa: F811
+def test_orthanc_takes_objects_by_stow(tmp_path: Path) -> None:
     files = [save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2)]
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"no DICOM")
-    mine = Tls(ca=certificate[0])
-    with orthanc(tmp_path / "orthanc", certificate) as port:
-        url = f"https://{HOST}:{port}/dicom-web"
-        web = DicomWeb(kind="dicomweb", name="WEB", url=url, user="triage", secret=SECRET, tls=mine)
+    with orthanc(tmp_path / "orthanc") as port:
+        web = archive(port, user="triage", secret=SECRET)
         assert stow.reach(web, 5) is None
         one, bad, two = stow.send([files[0], broken, files[1]], web, 10)
         assert (one.sent, two.sent) == (True, True)
         assert (bad.sent, bad.permanent) == (False, True)
         (again,) = stow.send(files[:1], web, 10)
         assert again.sent  # a second time after a lost answer is harmless
-        assert stow_count(url, ssl.create_default_context(cafile=certificate[0])) == 2
-        (stranger,) = stow.send(files[:1], web.model_copy(update={"secret": "wrong"}), 5)
+        kept = [dcmread(BytesIO(read(port, f"/instances/{one}/file"))) for one in held(port)]
+        assert sorted(kept, key=lambda o: o.SOPInstanceUID) == sorted(
+            map(dcmread, files), key=lambda o: o.SOPInstanceUID
+        )
+        (stranger,) = stow.send(files[:1], archive(port, user="triage", secret="wrong"), 5)
         assert (stranger.sent, stranger.permanent) == (False, True)
         assert "401" in stranger.error
-        (untrusted,) = stow.send(files[:1], web.model_copy(update={"tls": Tls()}), 5)
-        assert "tls" in untrusted.error
+        assert "401" in str(stow.reach(archive(port), 5))
 
 
-def stow_count(url: str, context: ssl.SSLContext) -> int:
-    """Instances in the archive, asked for without our own code."""
+def held(port: int) -> list[str]:
+    return list(json.loads(read(port, "/instances")))
+
+
+def read(port: int, path: str) -> bytes:
+    """What Orthanc's own interface says, asked without any code of ours."""
     login = base64.b64encode(f"triage:{SECRET}".encode()).decode()
-    headers = {"Authorization": f"Basic {login}", "Accept": "application/dicom+json"}
-    request = urllib.request.Request(f"{url}/instances", headers=headers)
-    with urllib.request.urlopen(request, context=context, timeout=10) as answer:
-        return len(json.loads(answer.read()))
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}{path}", headers={"Authorization": f"Basic {login}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+def test_an_outbox_from_before_answers_keeps_what_it_owes(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/triage.db"
+    engine, scripts = connect(url), alembic.config.Config()
+    scripts.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        scripts.attributes["connection"] = connection
+        alembic.command.upgrade(scripts, "0001")
+        for statement in BEFORE:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    db = Database(url)
+    db.migrate()
+    (owed,) = db.due_deliveries("PACS", NOW)
+    assert (owed.sop_instance_uid, owed.path, owed.revision) == ("2.25.1", Path("/spool/sr.dcm"), None)
+    register(db, an_instance())
+    judge(db, "a", ANSWER)
+    assert len(db.due_deliveries("HOOK", NOW)) == 1
+    db.close()
+
+
+TIME = "'2026-03-01 08:00:00'"
+BEFORE = (
+    "INSERT INTO study (study_instance_uid, state, reason, arrived_at, last_received_at, patient_id,"
+    " patient_name, accession_number, study_date, study_description, stat, notes, attempts, band, score,"
+    f" due_at, priority_reason, closed_reason) VALUES ('1.2', 'analyzed', '', {TIME}, {TIME}, '', '', '', '',"
+    f" '', 0, '[]', 0, 1, 0, {TIME}, '', '')",
+    "INSERT INTO delivery (study_instance_uid, destination, sop_instance_uid, sop_class_uid, path, state,"
+    " attempts, created_at, next_attempt_at, last_error) VALUES ('1.2', 'PACS', '2.25.1', '1.2.840',"
+    f" '/spool/sr.dcm', 'pending', 0, {TIME}, {TIME}, '')",
+)
