@@ -27,7 +27,18 @@ from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
 from tests.objects import ct, save
 from tests.test_db import NOW, an_answer, an_instance, objects, place, register
-from tests.test_outgoing import HOST, SECRET, certificate, receiver, server_context, stub  # noqa: F401
+from tests.test_outgoing import (  # noqa: F401
+    HOST,
+    SECRET,
+    certificate,
+    content,
+    mllp,
+    receiver,
+    server_context,
+    smtp,
+    stub,
+)
+from tests.test_way import study  # noqa: F401
 from triage import config, deliver, outbox
 from triage.cli import app
 from triage.config import Destination, DicomWeb, Tls
@@ -265,6 +276,52 @@ def test_the_commands_show_and_resend(tmp_path: Path) -> None:
         assert "delivery.destinations has HOOK" in triage("resend", "PACS").output
         assert "1 results will be sent to HOOK again" in triage("resend", "HOOK").output
         assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+
+
+# --- the whole way --------------------------------------------------------------------------------
+
+
+def test_from_the_scanner_to_every_kind_of_destination(tmp_path: Path, study: Path) -> None:  # noqa: F811
+    heard: list[bytes] = []
+    with (
+        peers.pacs(tmp_path / "pacs") as (pacs_port, objects_there),
+        receiver(200) as (hook_port, posted),
+        mllp() as (ris_port, messages),
+        stub(smtp({}, heard)) as mail_port,
+    ):
+        destinations = [
+            {"name": "PACS", "ae_title": "PACS", "host": HOST, "port": pacs_port, "objects": ["sr"]},
+            hook_at(hook_port),
+            {"name": "RIS", "kind": "hl7", "host": HOST, "port": ris_port},
+            {"name": "ONCALL", "kind": "email", "host": HOST, "port": mail_port, "only": "severe"}
+            | {"sender": "triage@hospital.test", "to": ["a@hospital.test"]},
+        ]
+        with hospital(tmp_path / "daemon", delivery={"destinations": destinations}) as here:
+            peers.scan(study, here.config)
+            here.work()
+            (entry,) = here.db.worklist(here.now, "deadline", 7)
+            assert entry.deliveries == {DeliveryState.SENT: 4}
+            here.work()
+    assert [o.modality for o in objects_there] == ["SR"]
+    ((_, body),) = posted
+    assert (json.loads(body)["status"], json.loads(body)["band"]) == ("positive", "severe")
+    assert len(messages) == 1
+    assert entry.priority.reason.encode() in content(heard).replace(b"=\r\n", b"")
+
+
+def test_not_analysable_is_told_to_who_wants_every_answer(tmp_path: Path, study: Path) -> None:  # noqa: F811
+    with receiver(200) as (port, posted):
+        positive = {**hook_at(port), "name": "POSITIVE", "only": "positive"}
+        sections = {
+            "delivery": {"destinations": [hook_at(port), positive]},
+            "analysis": {"minimum_lung_ml": 90_000},
+        }
+        with hospital(tmp_path / "daemon", **sections) as here:
+            peers.scan(study, here.config)
+            here.work()
+    ((_, body),) = posted
+    assert json.loads(body)["status"] == "not_analysable"
+    assert "ml of lung found" in json.loads(body)["reason"]
 
 
 # --- C-STORE over TLS -----------------------------------------------------------------------------
