@@ -59,7 +59,10 @@ HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
     [
         ({"name": "A", "kind": "fax"}, ["kind must be dicom, dicomweb, hl7, webhook or email"]),
         ({"name": "A", "kind": "hl7", "host": "h"}, ["port", "required"]),
-        ({"name": "A", "kind": "webhook", "url": "ftp://x", "secret": SECRET}, ["url", "ftp://x"]),
+        (
+            {"name": "A", "kind": "webhook", "url": "ftp://x", "secret": SECRET},
+            ["url", "ftp://x", "https://host/path"],
+        ),
         ({"name": "A", "kind": "webhook", "url": "http://x", "secret": "short"}, ["secret = ***", "16"]),
         (
             {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d"], "user": "u"},
@@ -395,6 +398,17 @@ def test_an_archive_that_hangs_ends_it_at_that_file(tmp_path: Path) -> None:
     assert (first.sent, first.permanent, first.tried) == (False, False, True)
     assert "did not answer within 0.5 s" in first.error
     assert not second.tried
+
+
+def test_an_answer_that_is_no_dicomweb_holds_up_nothing(tmp_path: Path) -> None:
+    def babble(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi")
+
+    files = [save(ct(n), tmp_path / f"{n}.dcm") for n in (1, 2)]
+    with stub(babble) as port:
+        first, second = stow.send(files, archive(port), 5)
+    assert (first.sent, first.permanent, first.tried, second.tried) == (False, False, True, False)
 
 
 def test_an_archive_may_ask_who_we_are(tmp_path: Path, certificate: tuple[Path, Path]) -> None:  # noqa: F811

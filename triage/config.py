@@ -12,11 +12,14 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    HttpUrl,
     Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -137,7 +140,17 @@ class Tls(Section):
 
 DicomResult = Literal["lesion_seg", "lung_seg", "sr", "picture", "key_slices", "view_3d"]
 Only = Literal["all", "positive", "severe", "critical"]
-Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$")]
+
+
+def _web_address(value: str) -> str:
+    try:
+        TypeAdapter(HttpUrl).validate_python(value)
+    except ValidationError as error:
+        raise ValueError("no web address; write https://host/path or https://host:port/path") from error
+    return value
+
+
+Url = Annotated[str, AfterValidator(_web_address)]
 Host = Annotated[str, Field(min_length=1)]
 
 

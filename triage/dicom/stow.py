@@ -24,6 +24,8 @@ for _library in ("dicomweb_client", "retrying"):
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""
+UNUSABLE = (requests.RequestException, OSError, ValueError, LookupError, SyntaxError)
+"""What the client raises without a connection, and for an answer that is no DICOMweb."""
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -50,7 +52,7 @@ def send(objects: Sequence[Path], destination: DicomWeb, timeout_seconds: float)
                 continue
             try:
                 outcomes.append(_store(client, path, destination))
-            except (requests.RequestException, OSError) as error:
+            except UNUSABLE as error:
                 ended = f"{_named(destination)} {_why(error, timeout_seconds)}"
                 outcomes.append(SendOutcome(path, False, error=ended))
     return outcomes
@@ -63,7 +65,7 @@ def reach(destination: DicomWeb, timeout_seconds: float) -> str | None:
             client.search_for_studies(limit=1)
     except requests.HTTPError as error:
         return _refusal(Path(), error, destination).error
-    except (requests.RequestException, OSError, ValueError) as error:
+    except UNUSABLE as error:
         return f"{_named(destination)} {_why(error, timeout_seconds)}"
     return None
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import IncompleteReadError
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
 import hl7
-from hl7.mllp import InvalidBlockError, open_hl7_connection
+from hl7.mllp import HL7StreamReader, HL7StreamWriter, InvalidBlockError, open_hl7_connection
 
 from triage.config import Hl7
 from triage.domain import Band, Result, tenths_of_percent, two_decimals
-from triage.outgoing.letters import SENT, Letter, Outcome, connect, why
+from triage.outgoing.letters import SENT, Letter, Outcome, why
 
 PRIORITY = {
     Band.CRITICAL: "S",
@@ -47,7 +47,7 @@ def send(letter: Letter, destination: Hl7, timeout_seconds: float) -> Outcome:
 def reach(destination: Hl7, timeout_seconds: float) -> str | None:
     """None when something listens there and agrees on TLS; otherwise what is wrong."""
     try:
-        connect(destination.host, destination.port, destination.tls, timeout_seconds).close()
+        asyncio.run(_knock(destination, timeout_seconds))
     except OSError as error:
         return f"{_named(destination)} {why(error, timeout_seconds)}"
     return None
@@ -106,20 +106,33 @@ def _figures(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
     yield "NM", "REVISION", "Revision of the answer", str(result.revision), ""
 
 
-async def _exchange(letter: Letter, destination: Hl7, timeout: float) -> tuple[str, str]:
-    """What the peer acknowledged, and its words. ValueError where that is no word on this letter."""
+@asynccontextmanager
+async def _connection(
+    destination: Hl7, timeout: float
+) -> AsyncIterator[tuple[HL7StreamReader, HL7StreamWriter]]:
     context = destination.tls.context() if destination.tls else None
     opening = open_hl7_connection(destination.host, destination.port, encoding="utf-8", ssl=context)
     reader, writer = await asyncio.wait_for(opening, timeout)
     reader.encoding_errors = "replace"
     try:
-        writer.writemessage(message(letter, destination))
-        await asyncio.wait_for(writer.drain(), timeout)
-        answer = await asyncio.wait_for(reader.readmessage(), timeout)
+        yield reader, writer
     finally:
         writer.transport.abort()
         with suppress(OSError):
             await writer.wait_closed()
+
+
+async def _knock(destination: Hl7, timeout: float) -> None:
+    async with _connection(destination, timeout):
+        return
+
+
+async def _exchange(letter: Letter, destination: Hl7, timeout: float) -> tuple[str, str]:
+    """What the peer acknowledged, and its words. ValueError where that is no word on this letter."""
+    async with _connection(destination, timeout) as (reader, writer):
+        writer.writemessage(message(letter, destination))
+        await asyncio.wait_for(writer.drain(), timeout)
+        answer = await asyncio.wait_for(reader.readmessage(), timeout)
     try:
         acknowledged = answer.segment("MSA")
         code, identity = str(acknowledged(1)), str(acknowledged(2))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
 
-from triage.config import Tls
 from triage.domain import Priority, Result, Study
 
 
@@ -32,18 +30,6 @@ class Outcome:
 
 
 SENT = Outcome(True)
-
-
-def connect(host: str, port: int, tls: Tls | None, timeout: float) -> socket.socket:
-    """An open connection, or OSError."""
-    plain = socket.create_connection((host, port), timeout)
-    if tls is None:
-        return plain
-    try:
-        return tls.context().wrap_socket(plain, server_hostname=host)
-    except OSError:
-        plain.close()
-        raise
 
 
 def why(error: Exception, timeout: float) -> str:
