@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
@@ -41,6 +42,8 @@ async def _serve(settings: Orders, port: int, take: Take, stop: threading.Event)
             logger.warning("turned away %s: %d connections are open", address, len(conversations))
             writer.close()
         else:
+            # Connections stay open for days; one whose peer vanished must not hold its place for ever.
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             task = asyncio.create_task(_converse(reader, writer, take, busy))
             conversations.add(task)
             task.add_done_callback(conversations.discard)
@@ -62,7 +65,7 @@ async def _converse(reader: HL7StreamReader, writer: HL7StreamWriter, take: Take
             message = await reader.readblock()
             async with busy:
                 writer.writeblock(await asyncio.to_thread(take, message))
-                await writer.drain()
+            await writer.drain()  # a peer that does not read its answers holds up no other
     except asyncio.IncompleteReadError as error:
         if error.partial:
             logger.warning("%s left in the middle of a message", address)
