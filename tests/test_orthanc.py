@@ -28,6 +28,7 @@ RICORD, LIDC, ACRIN = "covid_ricord_1012", "lidc_0001", "acrin_013_gap"
 ROUTING = (
     "function OnStableStudy(studyId, tags, metadata) RestApiPost('/modalities/triage/store', studyId) end"
 )
+DICOMWEB = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
 SEG, SR, PICTURE = (
     "1.2.840.10008.5.1.4.1.1.66.4",
     "1.2.840.10008.5.1.4.1.1.88.34",
@@ -67,7 +68,7 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, triage_port: int, dicom_port: int) -> Iterator[Orthanc]:
+def orthanc(folder: Path, triage_port: int, dicom_port: int, *, web: bool = False) -> Iterator[Orthanc]:
     folder.mkdir()
     (folder / "route.lua").write_text(ROUTING)
     running = Orthanc(dicom_port, peers.free_port())
@@ -84,6 +85,8 @@ def orthanc(folder: Path, triage_port: int, dicom_port: int) -> Iterator[Orthanc
         "DicomModalities": {"triage": ["TRIAGE", "127.0.0.1", triage_port]},
         "LuaScripts": [str(folder / "route.lua")],
     }
+    if web:  # an archive that is asked: it speaks DICOMweb too, and sends nothing unasked
+        settings |= {"Plugins": [DICOMWEB], "LuaScripts": []}
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)

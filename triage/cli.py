@@ -30,8 +30,10 @@ from triage.errors import ConfigError, TriageError
 from triage.rows import delivery_row, entry_row, result_row
 
 if TYPE_CHECKING:
+    from triage.dicom.query import Query
+    from triage.dicom.receiving import Receiver
     from triage.models.packages import Metric, Package
-    from triage.pull import Coming
+    from triage.pull import Archive, Coming
     from triage.training.evaluation import Evaluation
 
 app = typer.Typer(
@@ -145,27 +147,45 @@ def predict(
 @app.command(name="import")
 def import_(
     context: typer.Context,
-    paths: Annotated[list[Path], typer.Argument(help="Folders, zip files or files.", exists=True)],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Folders, zip files or files.", exists=True)
+    ] = None,
+    source: Annotated[str, typer.Option("--from", help="Instead: an archive, a name of pull.sources.")] = "",
+    date: Annotated[str, typer.Option(help="Study date or range: 20260301, 20260301-20260331.")] = "",
+    description: Annotated[str, typer.Option(help="Part of the study description, as it is written.")] = "",
+    patient: Annotated[str, typer.Option(help="Patient ID.")] = "",
+    accession: Annotated[str, typer.Option(help="Accession number.")] = "",
+    study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
 ) -> None:
     """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others."""
     from triage import pull
+    from triage.dicom.query import Query
 
     os.umask(0o077)  # images and names are for the daemon's user alone
-    with _plain_errors():
+    query = Query(date, description, patient, accession, study)
+    with _plain_errors(), Progress(console=err, transient=True) as progress:
+        if bool(paths) == bool(source) or (paths and query != Query()):
+            raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)
         database = _database(settings)
         take = None if dry_run else pull.receiver(database, settings, lambda: datetime.now(UTC))
-        with Progress(console=err, transient=True) as progress:
-            found = pull.find(paths)
-            read = pull.read_files(progress.track(found, description="reading"), database, take)
-    for file, reason in read.passed_over:
+        if paths:
+            found = progress.track(pull.find(paths), description="reading")
+            read = pull.read_files(found, database, take)
+            studies, passed_over = list(read.studies.values()), read.passed_over
+        else:
+            studies, passed_over = (
+                _fetched(database, pull.archive(settings, source), query, take, progress),
+                [],
+            )
+    for file, reason in passed_over:
         err.print(
             f"passed over {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True
         )
-    if not read.studies:
-        raise typer.Exit(_nothing(f"no DICOM object found in {', '.join(map(str, paths))}"))
-    out.print(_came(list(read.studies.values()), dry_run))
+    out.print(_came(studies, dry_run), soft_wrap=True)
+    if any(one.error for one in studies) or (paths and not studies):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -506,19 +526,30 @@ def _lines(place: int, row: dict[str, Any]) -> Text:
     )
 
 
-def _nothing(text: str) -> int:
-    err.print(text, style="bold red", highlight=False, markup=False, soft_wrap=True)
-    return os.EX_CONFIG
+def _fetched(
+    database: Database, archive: Archive, query: Query, take: Receiver | None, progress: Progress
+) -> list[Coming]:
+    from triage import pull
+
+    studies = list(progress.track(pull.look(database, archive, query), total=None, description="asking"))
+    if take is not None:
+        bar = progress.add_task("fetching", total=sum(study.new for study in studies))
+        for study in studies:
+            for more in pull.fetch(database, archive, study, take):
+                progress.advance(bar, more)
+    return studies
 
 
 def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
-    """Two lines a study: a UID on a line of its own can be copied in any terminal."""
+    """Some lines a study: a UID on a line of its own can be copied in any terminal."""
     came = "to come" if dry_run else "came"
     lines = []
     for study in studies:
         lines.append(Text(f"{study.patient_id}, {study.study_date}, {study.study_description}", "bold"))
-        counts = f"{study.new} {came}, {len(study.objects) - study.new} here before"
-        lines.append(Text(f"     {counts}{f'; {study.error}' if study.error else ''}"))
+        here = len(study.objects & study.here_before)
+        lines.append(Text(f"     {study.new} {came}, {here} here before"))
+        if study.error:
+            lines.append(Text(f"     {study.missing} missing: {study.error}", "red"))
         lines.append(Text(f"     {study.study_instance_uid}", "dim"))
     total = sum(study.new for study in studies)
     return Group(*lines, Text(f"{total} objects of {len(studies)} studies {came}"))

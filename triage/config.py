@@ -37,8 +37,8 @@ SECRETS = {
     "TRIAGE_WEB_TOKEN": ("web", "token"),
 }
 """Environment variables that override config.yaml: {name: (section, key)}."""
-DESTINATION_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
-"""Followed by a destination's name in capitals, others than letters and digits as _: its ``secret``."""
+PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
+"""Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -256,6 +256,54 @@ class Delivery(Section):
         return self
 
 
+class DicomSource(Section):
+    """An archive that is asked by C-FIND and sends by C-GET or C-MOVE."""
+
+    kind: Literal["dicom"] = "dicom"
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    ae_title: AETitle
+    host: Host
+    port: Port
+    retrieve: Literal["auto", "get", "move"] = "auto"
+
+
+class WebSource(Section):
+    """An archive that is asked by QIDO-RS and read by WADO-RS; ``user``: basic, ``secret`` alone: bearer."""
+
+    kind: Literal["dicomweb"]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    url: Url
+    user: str = ""
+    secret: str = Field("", repr=False)
+
+
+AnySource = Annotated[
+    Annotated[DicomSource, Tag("dicom")] | Annotated[WebSource, Tag("dicomweb")],
+    Discriminator(
+        _kind,
+        custom_error_type="source_kind",
+        custom_error_message="kind must be dicom or dicomweb",
+    ),
+]
+
+
+class Pull(Section):
+    """Archives to ask and to fetch from.
+
+    Not the destinations: who takes results need not answer queries, and often another machine does.
+    """
+
+    sources: tuple[AnySource, ...] = ()
+    timeout_seconds: Seconds = 30.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise ValueError("every source needs a name of its own")
+        return self
+
+
 class TargetWaits(Section):
     """Minutes from arrival until a study of this band should be read."""
 
@@ -366,6 +414,7 @@ class Config(Section):
     analysis: Analysis = Analysis()
     results: Results = Results()
     delivery: Delivery = Delivery()
+    pull: Pull = Pull()
     priority: PriorityPolicy = PriorityPolicy()
     web: Web = Web()
     lists: Lists = Lists()
@@ -439,14 +488,17 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
     if isinstance(delivery, dict) and isinstance(delivery.get("destinations"), list):
         destinations = [_with_secret(destination, environ) for destination in delivery["destinations"]]
         merged["delivery"] = {**delivery, "destinations": destinations}
+    pull = merged.get("pull")
+    if isinstance(pull, dict) and isinstance(pull.get("sources"), list):
+        merged["pull"] = {**pull, "sources": [_with_secret(source, environ) for source in pull["sources"]]}
     return merged
 
 
-def _with_secret(destination: Any, environ: Mapping[str, str]) -> Any:
-    if not isinstance(destination, dict):
-        return destination
-    variable = DESTINATION_SECRET + re.sub(r"[^A-Z0-9]", "_", str(destination.get("name")).upper())
-    return {**destination, "secret": environ[variable]} if variable in environ else destination
+def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
+    if not isinstance(peer, dict):
+        return peer
+    variable = PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", str(peer.get("name")).upper())
+    return {**peer, "secret": environ[variable]} if variable in environ else peer
 
 
 def _anchored(config: Config, folder: Path) -> Config:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from typing import Protocol
 
 from triage import assemble
-from triage.config import Config
+from triage.config import Config, DicomSource
 from triage.db import Database
 from triage.dicom import files, header, spool
+from triage.dicom.query import Offered, Pacs, Query
 from triage.dicom.receiving import Receiver
+from triage.dicom.wado import Web
 from triage.domain import Instance
-from triage.errors import Rejected, Retryable
+from triage.errors import ConfigError, Rejected, Retryable, TriageError
 
 LARGEST_OBJECT = 2 * 1024**3
 """Bytes; what a zip file makes larger is no image."""
@@ -49,13 +52,17 @@ class Coming:
     study_date: str = ""
     study_description: str = ""
     objects: set[str] = field(default_factory=set)
+    series: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of an archive: series → its CT images, which are the objects."""
     here_before: frozenset[str] = frozenset()
+    missing: int = 0
     error: str = ""
-    """Why some of it did not come."""
+    """Why so many are still missing."""
 
     @property
     def new(self) -> int:
-        return len(self.objects - self.here_before)
+        """How many have come, or are to come."""
+        return len(self.objects - self.here_before) - self.missing
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -168,3 +175,76 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | str:
     except BROKEN_ZIP as error:
         return f"cannot be unpacked: {error}"
     return content if len(content) <= LARGEST_OBJECT else "too large for an image"
+
+
+# --- archives ------------------------------------------------------------------------------------
+
+
+class Archive(Protocol):
+    """Something that can be asked and fetched from; a fault is a TriageError that says what to do."""
+
+    def studies(self, query: Query) -> list[Offered]:
+        """The studies with CT images that match."""
+
+    def images(self, study_instance_uid: str) -> dict[str, list[str]]:
+        """Series → SOP Instance UIDs of its CT images."""
+
+    def fetch(
+        self, study_instance_uid: str, wanted: Mapping[str, Sequence[str]], take: Receiver
+    ) -> Iterator[int]:
+        """Let images of these series come; yields how many more have."""
+
+
+def archive(config: Config, name: str) -> Archive:
+    """The source of that name. Raises ConfigError when there is none."""
+    for source in config.pull.sources:
+        if source.name == name:
+            timeout = config.pull.timeout_seconds
+            if isinstance(source, DicomSource):
+                return Pacs(source, config.listener.ae_title, timeout)
+            return Web(source, timeout)
+    known = ", ".join(source.name for source in config.pull.sources) or "none"
+    raise ConfigError(f"no source {name}; pull.sources names {known}")
+
+
+def look(db: Database, asked: Archive, query: Query) -> Iterator[Coming]:
+    """Every study that matches, with its CT images and those of them that are here."""
+    if query == Query():
+        raise ConfigError("say what to fetch: a day or range, a description, a patient, an accession number")
+    for study in asked.studies(query):
+        series = asked.images(study.study_instance_uid)
+        yield Coming(
+            study_instance_uid=study.study_instance_uid,
+            patient_id=study.patient_id,
+            study_date=study.study_date,
+            study_description=study.study_description,
+            series=series,
+            objects={uid for uids in series.values() for uid in uids},
+            here_before=frozenset(db.sop_instance_uids(study.study_instance_uid)),
+        )
+
+
+def fetch(db: Database, asked: Archive, study: Coming, take: Receiver) -> Iterator[int]:
+    """Let come what is not here yet; yields how many more have come.
+
+    What the archive fails at is the study's ``error``: it holds up no other. Raises ConfigError.
+    """
+    try:
+        yield from _fetch(asked, study.study_instance_uid, study.series, study.here_before, take)
+    except ConfigError:
+        raise
+    except TriageError as error:
+        study.error = str(error)
+    here = db.sop_instance_uids(study.study_instance_uid)
+    study.missing = len(study.objects - here)
+    if study.missing and not study.error:
+        study.error = "the archive said that it sent all, yet some did not come; see the log here and there"
+
+
+def _fetch(
+    asked: Archive, uid: str, series: Mapping[str, Sequence[str]], here: Collection[str], take: Receiver
+) -> Iterator[int]:
+    missing = {name: [x for x in uids if x not in here] for name, uids in series.items()}
+    wanted = {name: uids for name, uids in missing.items() if uids}
+    if wanted:
+        yield from asked.fetch(uid, wanted, take)
