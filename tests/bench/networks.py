@@ -50,11 +50,8 @@ def main(names):
     print(f"{'network':12} {'million weights':>15} {'s a study':>10} {'s a slice with lung':>20}")
     for name, rounds in taken.items():
         study, slices = median(s for s, _ in rounds), rounds[0][1]
-        print(f"{model_name(name):12} {weights(name):15.1f} {study:10.2f} {study / slices:20.3f}")
-
-
-def model_name(name):
-    return packages.read(packages.find(name)).info.name
+        shown = loaded[name].info.name
+        print(f"{shown:12} {weights(name):15.1f} {study:10.2f} {study / slices:20.3f}")
 
 
 if __name__ == "__main__":
