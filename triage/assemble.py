@@ -16,6 +16,8 @@ from triage.errors import Rejected, Retryable
 
 log = logging.getLogger(__name__)
 
+NOT_COMPARED = "not compared with the archive, which did not answer: images may be missing"
+
 
 def register(db: Database, config: Config, received: Instance, now: datetime) -> None:
     """Put a stored instance on record. Only CT images reopen a study: our own results, dose reports and
@@ -35,7 +37,13 @@ def step(db: Database, config: Config, now: datetime) -> bool:
 
     What is chosen is not stored: choosing is pure and takes milliseconds, so the analyzer repeats it.
     """
-    study = db.quiet_study(now - timedelta(seconds=config.assemble.quiet_seconds))
+    quiet_since = now - timedelta(seconds=config.assemble.quiet_seconds)
+    if config.pull.reconcile is None:
+        study = db.quiet_study(quiet_since)
+    else:
+        study = db.quiet_study(quiet_since, quiet_since - timedelta(seconds=config.pull.reconcile_seconds))
+        if study is not None and study.completeness is None:
+            db.mark_compared(study, NOT_COMPARED)
     if study is None:
         return False
     try:

@@ -265,6 +265,7 @@ class DicomSource(Section):
     host: Host
     port: Port
     retrieve: Literal["auto", "get", "move"] = "auto"
+    tls: Tls | None = None
 
 
 class WebSource(Section):
@@ -275,6 +276,7 @@ class WebSource(Section):
     url: Url
     user: str = ""
     secret: str = Field("", repr=False)
+    tls: Tls | None = None
 
 
 AnySource = Annotated[
@@ -295,12 +297,19 @@ class Pull(Section):
 
     sources: tuple[AnySource, ...] = ()
     timeout_seconds: Seconds = 30.0
+    reconcile: str | None = None
+    """The source that each study is compared with before it is judged."""
+    reconcile_seconds: Seconds = 300.0
+    retry_seconds: Seconds = 30.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError("every source needs a name of its own")
+        if self.reconcile is not None and self.reconcile not in names:
+            known = ", ".join(names) or "none"
+            raise ValueError(f"reconcile: no source {self.reconcile}; sources names {known}")
         return self
 
 

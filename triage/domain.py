@@ -114,9 +114,21 @@ class Grade(StrEnum):
 
 
 class DeliveryState(StrEnum):
+    """Delivered and committed are two things: taken, and promised to be kept (DICOM PS3.4 annex J)."""
+
     PENDING = "pending"
     SENT = "sent"
+    """Taken by a destination of which no commitment is asked."""
+    COMMITTING = "committing"
+    """Taken; the destination is asked to commit itself, and its answer is awaited."""
+    COMMITTED = "committed"
+    NOT_COMMITTED = "not_committed"
+    """Taken; after days of asking in vain the commitment was given up."""
     GIVEN_UP = "given_up"
+
+    @property
+    def is_delivered(self) -> bool:
+        return self not in (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 
 
 class ResultKind(StrEnum):
@@ -378,6 +390,8 @@ class ResultObject:
     sop_class_uid: str
     segments: tuple[str, ...] = ()
     """Labels of a segmentation's segments; the first one's number is 1."""
+    volumes_ml: tuple[float, ...] = ()
+    """Volume of each segment: its voxels, counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,10 +425,17 @@ class Study:
     reason: str = ""
     attempts: int = 0
     not_before: datetime | None = None
-    """When a failed study is tried again; a failed study without it was given up."""
+    """When a failed study is tried again (without it: given up), or missing images are asked for again."""
     notes: tuple[str, ...] = ()
+    completeness: str | None = None
+    """What the archive said of images missing here, "" when none is; None where it was not asked (yet)."""
     closed_at: datetime | None = None
     closed_reason: str = ""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the reader must know beside the answer."""
+        return (*self.notes, *filter(None, [self.completeness]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +464,9 @@ class Delivery:
     path: Path | None = None
     state: DeliveryState
     created_at: datetime
+    sent_at: datetime | None = None
+    transaction_uid: str | None = None
+    """Of the storage commitment that was asked for last."""
     attempts: int = 0
     last_error: str = ""
 

@@ -88,6 +88,7 @@ def entry_row(entry: WorklistEntry, now: datetime) -> dict[str, Any]:
         "study_date": study.study_date,
         "study_description": study.study_description,
         "images": entry.images,
+        "notes": [*study.remarks, *row["notes"]],
         "deliveries": {state.value: entry.deliveries.get(state, 0) for state in DeliveryState},
     }
 

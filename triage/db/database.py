@@ -27,6 +27,9 @@ from triage.domain import (
     WorklistEntry,
 )
 
+UNSENT = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
+"""What a destination has not taken."""
+
 
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
@@ -66,17 +69,46 @@ class Database:
 
     # --- assembling --------------------------------------------------------------------------
 
-    def quiet_study(self, last_received_before: datetime) -> Study | None:
-        """The study that has been quiet longest, or None."""
+    def quiet_study(
+        self, last_received_before: datetime, compared_unless_before: datetime | None = None
+    ) -> Study | None:
+        """The study that has been quiet longest, or None.
+
+        With ``compared_unless_before``, only one that was compared with the archive, or whose last image
+        came before then.
+        """
+        ready: ColumnElement[bool] = study.c.last_received_at <= last_received_before
+        if compared_unless_before is not None:
+            compared = study.c.completeness.is_not(None) & study.c.not_before.is_(None)
+            ready &= compared | (study.c.last_received_at <= compared_unless_before)
+        return self._oldest(ready)
+
+    def study_to_compare(self, last_received_before: datetime, now: datetime) -> Study | None:
+        """The study that has been quiet longest of those to be compared with the archive (again), or None."""
+        asked_again = study.c.not_before <= now
+        unasked = study.c.completeness.is_(None)
+        return self._oldest((study.c.last_received_at <= last_received_before) & (unasked | asked_again))
+
+    def _oldest(self, chosen: ColumnElement[bool]) -> Study | None:
         query = (
             select(study)
-            .where(study.c.state == StudyState.RECEIVING, study.c.last_received_at <= last_received_before)
+            .where(study.c.state == StudyState.RECEIVING, chosen)
             .order_by(study.c.last_received_at)
             .limit(1)
         )
         with self._read() as connection:
             row = connection.execute(query).mappings().first()
             return records.study_of(row) if row else None
+
+    def mark_compared(self, seen: Study, completeness: str, ask_again_at: datetime | None = None) -> bool:
+        """Remember what the archive said, unless an image came in the meantime.
+
+        With ``ask_again_at`` the study waits for what is missing.
+        """
+        with self._write() as connection:
+            return _transition(
+                connection, seen, seen.state, completeness=completeness, not_before=ask_again_at
+            )
 
     def restart_quiet_periods(self, now: datetime) -> None:
         """After a pause: nothing could arrive meanwhile, so that silence says nothing of completeness."""
@@ -224,8 +256,22 @@ class Database:
     def mark_sent(self, delivery_id: int, now: datetime) -> None:
         self._set_delivery(delivery_id, state=DeliveryState.SENT, sent_at=now, last_error="")
 
-    def postpone(self, delivery_id: int, error: str, next_attempt_at: datetime) -> None:
-        self._set_delivery(delivery_id, last_error=error, next_attempt_at=next_attempt_at)
+    def postpone(self, delivery_id: int, error: str, next_attempt_at: datetime, *, away: bool) -> None:
+        """Try again then; or sooner, where the destination was ``away`` and is back."""
+        self._set_delivery(delivery_id, last_error=error, next_attempt_at=next_attempt_at, away=away)
+
+    def wake(self, destination: str, now: datetime) -> None:
+        """The destination is back: what waits only because it was away is due now."""
+        self._reschedule(destination, delivery.c.away, next_attempt_at=now, away=False)
+
+    def rest(self, destination: str, until: datetime) -> None:
+        """The destination wants to be left alone: nothing is due before then."""
+        self._reschedule(destination, delivery.c.next_attempt_at < until, next_attempt_at=until)
+
+    def _reschedule(self, destination: str, chosen: ColumnElement[bool], **values: Any) -> None:
+        waiting = (delivery.c.destination == destination) & (delivery.c.state == DeliveryState.PENDING)
+        with self._write() as connection:
+            connection.execute(update(delivery).where(waiting & chosen).values(**values))
 
     def give_up(self, delivery_id: int, error: str) -> None:
         self._set_delivery(delivery_id, state=DeliveryState.GIVEN_UP, last_error=error)
@@ -251,14 +297,14 @@ class Database:
 
     def undelivered(self) -> list[Delivery]:
         """What waits to be sent or was given up, oldest first."""
-        unsent = delivery.c.state != DeliveryState.SENT
+        unsent = delivery.c.state.in_(UNSENT)
         with self._read() as connection:
             rows = connection.execute(select(delivery).where(unsent).order_by(delivery.c.delivery_id))
             return [records.delivery_of(row) for row in rows.mappings()]
 
     def resend(self, destination: str, study_instance_uid: str | None, now: datetime) -> int:
         """Owe this destination anew what it was not sent, of one study or of all; how many they are."""
-        chosen = (delivery.c.destination == destination) & (delivery.c.state != DeliveryState.SENT)
+        chosen = (delivery.c.destination == destination) & delivery.c.state.in_(UNSENT)
         if study_instance_uid is not None:
             chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
@@ -276,10 +322,7 @@ class Database:
             ).rowcount
             connection.execute(
                 update(delivery)
-                .where(
-                    delivery.c.study_instance_uid == study_instance_uid,
-                    delivery.c.state != DeliveryState.SENT,
-                )
+                .where(delivery.c.study_instance_uid == study_instance_uid, delivery.c.state.in_(UNSENT))
                 .values(**_anew(now))
             )
             return changed > 0
@@ -451,7 +494,13 @@ class Database:
 
 
 def _anew(now: datetime) -> dict[str, Any]:
-    return {"state": DeliveryState.PENDING, "attempts": 0, "created_at": now, "next_attempt_at": now}
+    return {
+        "state": DeliveryState.PENDING,
+        "attempts": 0,
+        "created_at": now,
+        "next_attempt_at": now,
+        "away": False,
+    }
 
 
 def _is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
@@ -510,8 +559,9 @@ def _insert_result(connection: Connection, answer: Result, now: datetime) -> int
 def _enqueue(
     connection: Connection, answer: Result, revision: int, owed: Sequence[Owed], now: datetime
 ) -> None:
-    """Outbox rows, of each object once. An earlier answer that was never sent is owed no more: of the
-    answers for a study a destination gets the newest, in order, and none when it is out of date.
+    """Outbox rows, of each object once. Of what is owed of a study a destination gets the newest, in order,
+    and nothing that is out of date: an earlier answer that it never took, and its objects once there are
+    new ones, are owed no more.
     """
     uid = answer.study_instance_uid
     for item in owed:
@@ -521,7 +571,6 @@ def _enqueue(
             continue
         rows: list[dict[str, Any]]
         if item.objects is None:
-            connection.execute(delete(delivery).where(*ours, delivery.c.state != DeliveryState.SENT))
             rows = [{"revision": revision}]
         else:
             rows = [
@@ -533,6 +582,8 @@ def _enqueue(
                 for new in item.objects
                 if new.sop_instance_uid not in before
             ]
+        if rows:
+            connection.execute(delete(delivery).where(*ours, delivery.c.state.in_(UNSENT)))
         for row in rows:
             connection.execute(
                 insert(delivery).values(

@@ -18,6 +18,7 @@ ANEW: dict[str, Any] = {
     "state": StudyState.RECEIVING,
     "attempts": 0,
     "not_before": None,
+    "completeness": None,
     "lease_owner": None,
     "lease_until": None,
     "closed_at": None,

@@ -55,6 +55,7 @@ study = Table(
     Column("stat", Boolean, nullable=False, default=False),
     Column("priority_asked_at", UtcDateTime),
     Column("notes", JSON, nullable=False, default=list),
+    Column("completeness", Text),
     Column("attempts", Integer, nullable=False, default=0),
     Column("not_before", UtcDateTime),
     Column("lease_owner", String(128)),
@@ -119,9 +120,13 @@ delivery = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("next_attempt_at", UtcDateTime, nullable=False),
     Column("sent_at", UtcDateTime),
+    Column("transaction_uid", String(64)),
     Column("last_error", Text, nullable=False, default=""),
+    Column("away", Boolean, nullable=False, default=False),
     UniqueConstraint("destination", "sop_instance_uid"),
     Index("delivery_of_answer", "destination", "study_instance_uid", "revision", unique=True),
     Index("delivery_due", "state", "destination", "next_attempt_at"),
     Index("delivery_by_study", "study_instance_uid"),
+    Index("delivery_by_transaction", "transaction_uid"),
+    sqlite_autoincrement=True,  # who still sends a row that was deleted must not mark another one sent
 )

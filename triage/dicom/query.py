@@ -6,10 +6,11 @@ first, here or there, ConfigError; what it will refuse again, Rejected.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from time import monotonic
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -23,16 +24,16 @@ from pydicom.uid import (
     RLETransferSyntaxes,
     UncompressedTransferSyntaxes,
 )
-from pynetdicom import AE, build_role, evt
+from pynetdicom import build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from triage.config import DicomSource
+from triage.dicom import header
 from triage.dicom.receiving import Receiver
+from triage.dicom.sender import Gone, associated
 from triage.dicom.series import CT_IMAGE, MULTI_FRAME_CT
-from triage.dicom.status import explain_refusal, explain_rejection
-from triage.dicom.upper_layer import ClosingSocket, close, guard
+from triage.dicom.status import explain_refusal
 from triage.errors import ConfigError, Rejected, Retryable, TriageError
 
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -50,6 +51,11 @@ SYNTAXES = [
 """Every image comes as the archive keeps it; with three classes well below 128 presentation contexts."""
 AT_ONCE = 100
 """Images asked for in one request."""
+
+LONGEST = 10
+"""Timeouts that all answers to one query may take; an archive that drips is no better than a silent one."""
+NO_STUDY = "2.25.0"
+"""A valid UID (PS3.5 section B.2) that nobody gave a study."""
 
 SUCCESS, PENDING, SOME_FAILED = 0x0000, (0xFF00, 0xFF01), 0xB000
 NOT_ALLOWED = (0x0122, 0x0124)
@@ -100,11 +106,8 @@ class Offered:
 
 
 def offered(answer: Dataset) -> Offered:
-    texts = (
-        str(answer.get(keyword) or "")
-        for keyword in ("StudyInstanceUID", "PatientID", "StudyDate", "StudyDescription")
-    )
-    return Offered(*texts)
+    texts = (str(answer.get(keyword) or "") for keyword in ("PatientID", "StudyDate", "StudyDescription"))
+    return Offered(told(answer, "StudyInstanceUID"), *texts)
 
 
 def is_ct_image(answer: Dataset) -> bool:
@@ -121,19 +124,36 @@ class Pacs:
         self._timeout = timeout_seconds
         self._named = f"source {source.name} at {source.host}:{source.port}"
 
+    def reach(self) -> str:
+        """How it answers and how images would come; a fault of it is raised as always."""
+        nothing = {"StudyInstanceUID": NO_STUDY}
+        with self._associated([build_context(uid) for uid in (FIND, *self._ways)]) as link:
+            self._find(link, "STUDY", **nothing)
+            way = self._way(link)
+            if way == MOVE:  # an archive that does not know us says so before it looks for the study
+                for status, _ in link.send_c_move(_request("STUDY", **nothing), self._ae_title, MOVE):
+                    if self._code(status) == UNKNOWN_DESTINATION:
+                        raise self._fault(UNKNOWN_DESTINATION)
+        where = f"{self._source.ae_title} at {self._source.host}:{self._source.port}"
+        return f"{where} answers C-FIND and offers {'C-GET' if way == GET else 'C-MOVE'}"
+
     def studies(self, query: Query) -> list[Offered]:
         """The studies with CT images that match."""
-        return [offered(answer) for answer in self._find("STUDY", **query.keys()) if query.admits(answer)]
+        with self._associated([build_context(FIND)]) as link:
+            found = self._find(link, "STUDY", **query.keys())
+        return [offered(answer) for answer in found if query.admits(answer)]
 
     def images(self, study_instance_uid: str) -> dict[str, list[str]]:
         """Series → SOP Instance UIDs of the study's CT images; empty when the archive does not have it."""
         study = {"StudyInstanceUID": study_instance_uid}
         found = {}
-        for series in self._find("SERIES", **study, SeriesInstanceUID="", Modality="CT"):
-            if series.get("Modality", "CT") == "CT":
-                uid = str(series.SeriesInstanceUID)
-                keys = {**study, "SeriesInstanceUID": uid, "SOPInstanceUID": "", "SOPClassUID": ""}
-                found[uid] = [str(x.SOPInstanceUID) for x in self._find("IMAGE", **keys) if is_ct_image(x)]
+        with self._associated([build_context(FIND)]) as link:
+            for series in self._find(link, "SERIES", **study, SeriesInstanceUID="", Modality="CT"):
+                if series.get("Modality", "CT") == "CT":
+                    uid = told(series, "SeriesInstanceUID")
+                    keys = {**study, "SeriesInstanceUID": uid, "SOPInstanceUID": "", "SOPClassUID": ""}
+                    images = self._find(link, "IMAGE", **keys)
+                    found[uid] = [told(image, "SOPInstanceUID") for image in images if is_ct_image(image)]
         return found
 
     def fetch(
@@ -142,6 +162,7 @@ class Pacs:
         """Let the images come; yields how many more have. C-GET where the archive offers it, else C-MOVE.
 
         By C-GET they go to ``take``; by C-MOVE the archive sends them to our listener, which must run.
+        Raises Retryable in the end when some did not come.
         """
         study = {"StudyInstanceUID": study_instance_uid}
         requests = [
@@ -149,47 +170,62 @@ class Pacs:
             for series, uids in wanted.items()
             for at in range(0, len(uids), AT_ONCE)
         ]
-        retrieve = self._source.retrieve
-        contexts = [build_context(MOVE)] if retrieve != "get" else []
-        if retrieve != "move":
-            contexts += [build_context(GET)]
+        contexts = [build_context(uid) for uid in self._ways]
+        if GET in self._ways:
             contexts += [build_context(uid, syntax) for uid in CT_CLASSES for syntax in SYNTAXES]
-        with self._associated(contexts, take) as association:
-            accepted = {context.abstract_syntax for context in association.accepted_contexts}
+        failed = 0
+        with self._associated(contexts, take) as link:
+            way = self._way(link)
             for request in requests:
-                if GET in accepted:
-                    yield from self._until_done(association.send_c_get(request, GET))
-                elif MOVE in accepted:
-                    yield from self._until_done(association.send_c_move(request, self._ae_title, MOVE))
+                if way == GET:
+                    responses = link.send_c_get(request, GET)
                 else:
-                    raise ConfigError(f"{self._named} offers neither C-GET nor C-MOVE to {self._ae_title}")
+                    responses = link.send_c_move(request, self._ae_title, MOVE)
+                failed += yield from self._until_done(responses)
+        if failed:
+            raise Retryable(
+                f"{self._named} could not send {failed} images: by C-MOVE our listener must run, and "
+                f"the archive know {self._ae_title} with our address and listener.port; else see its log"
+            )
 
-    def _find(self, level: str, **keys: str) -> list[Dataset]:
+    @property
+    def _ways(self) -> tuple[str, ...]:
+        """How images may come, the best first."""
+        return {"get": (GET,), "move": (MOVE,), "auto": (GET, MOVE)}[self._source.retrieve]
+
+    def _way(self, link: Association) -> str:
+        accepted = {context.abstract_syntax for context in link.accepted_contexts}
+        for way in self._ways:
+            if way in accepted:
+                return way
+        names = " or ".join("C-GET" if way == GET else "C-MOVE" for way in self._ways)
+        raise ConfigError(f"{self._named} does not offer {names} to {self._ae_title}; allow it there")
+
+    def _find(self, link: Association, level: str, **keys: str) -> list[Dataset]:
         answers = []
-        with self._associated([build_context(FIND)]) as association:
-            for status, answer in association.send_c_find(_request(level, **keys), FIND):
-                code = self._code(status)
-                if code in PENDING and answer is not None:
-                    answers.append(answer)
-                elif code != SUCCESS:
-                    raise self._fault(code)
+        ends = monotonic() + LONGEST * self._timeout
+        for status, answer in link.send_c_find(_request(level, **keys), FIND):
+            code = self._code(status)
+            if code in PENDING:
+                answers.append(Dataset() if answer is None else answer)
+            elif code != SUCCESS:
+                raise self._fault(code)
+            if monotonic() > ends:
+                raise Retryable(f"{self._named} is too slow: its answers took {LONGEST * self._timeout:g} s")
         return answers
 
-    def _until_done(self, responses: Iterator[tuple[Dataset, Dataset | None]]) -> Iterator[int]:
-        done = 0
+    def _until_done(self, responses: Iterator[tuple[Dataset, Dataset | None]]) -> Generator[int, None, int]:
+        """Yields how many more images have come; returns how many failed."""
+        done = failed = 0
         for status, _ in responses:
             code = self._code(status)
-            completed = int(status.get("NumberOfCompletedSuboperations") or 0)
+            completed = _number(status, "NumberOfCompletedSuboperations")
             yield max(completed - done, 0)
             done = max(completed, done)
-            failed = int(status.get("NumberOfFailedSuboperations") or 0)
-            if code == SOME_FAILED or (failed and code not in PENDING):
-                raise Retryable(
-                    f"{self._named} could not send {failed} images: by C-MOVE our listener must run, and "
-                    f"the archive know {self._ae_title} with our address and listener.port; else see its log"
-                )
-            if code not in (*PENDING, SUCCESS):
+            failed = _number(status, "NumberOfFailedSuboperations")
+            if code not in (*PENDING, SUCCESS, SOME_FAILED) and not failed:
                 raise self._fault(code)
+        return failed
 
     def _code(self, status: Dataset) -> int:
         if "Status" not in status:
@@ -210,50 +246,30 @@ class Pacs:
     def _associated(
         self, contexts: list[PresentationContext], take: Receiver | None = None
     ) -> Iterator[Association]:
-        ae = _Caller(self._ae_title)
-        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = self._timeout
-        ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
-        handlers: list[Any] = [(evt.EVT_CONN_OPEN, guard, [self._timeout])]
-        if take is not None:
-            handlers.append((evt.EVT_C_STORE, take.on_store))
+        roles = [build_role(uid, scp_role=True) for uid in CT_CLASSES] if take and GET in self._ways else ()
+        handlers = [(evt.EVT_C_STORE, take.on_store)] if take else ()
         try:
-            association = ae.associate(
-                self._source.host,
-                self._source.port,
-                contexts,
-                ae_title=self._source.ae_title,
-                ext_neg=[build_role(uid, scp_role=True) for uid in CT_CLASSES] if take is not None else None,
-                evt_handlers=handlers,
-            )
-        except OSError as error:
-            raise Retryable(f"{self._named} cannot be found: {error}") from error
-        try:
-            if not association.is_established:
-                raise self._why_not(association)
-            yield association
-        finally:
-            association.release()
-            close(association)
-
-    def _why_not(self, association: Association) -> TriageError:
-        answer = association.acceptor.primitive
-        if association.is_rejected and answer is not None:
-            reason = explain_rejection(answer.result_source, answer.diagnostic)
-            kind = Retryable if answer.result_source == 3 else ConfigError
-            return kind(f"{self._named} refused the association of {self._ae_title}: {reason}")
-        if association.rejected_contexts:
-            return ConfigError(f"{self._named} allows {self._ae_title} no query or retrieval; allow it there")
-        return Retryable(f"{self._named} cannot be reached, or did not answer in {self._timeout:g} s")
+            with associated(self._source, contexts, self._ae_title, self._timeout, roles, handlers) as link:
+                yield link
+        except Gone as error:
+            raise (ConfigError if error.refused else Retryable)(str(error)) from error
+        except (
+            RuntimeError,
+            *header.BROKEN,
+        ) as error:  # pynetdicom's words for a peer that left, or for noise
+            raise Retryable(f"{self._named} left, or does not speak DICOM well: {error}") from error
 
 
-class _Caller(AE):
-    def _create_socket(
-        self,
-        assoc: Association,
-        address: AddressInformation,
-        tls_args: Any,  # noqa: ARG002 - no TLS yet
-    ) -> AssociationSocket:
-        return ClosingSocket(assoc, address=address)
+def told(answer: Dataset, keyword: str) -> str:
+    """A UID that an answer must have. Raises Retryable where it has none."""
+    uid = str(answer.get(keyword) or "")
+    if not header.UID_NAME.fullmatch(uid):
+        raise Retryable(f"an archive's answer has no {keyword}: it cannot be used")
+    return uid
+
+
+def _number(status: Dataset, keyword: str) -> int:
+    return int(status.get(keyword) or 0)
 
 
 def _request(level: str, **keys: Any) -> Dataset:

@@ -18,10 +18,11 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
-from triage.config import Destination, Peer
+from triage.config import Destination, DicomSource, Peer
 from triage.dicom.status import WARNINGS, StoreStatus, explain_refusal, explain_rejection
 from triage.dicom.upper_layer import ClosingSocket, close, guard
 
@@ -31,8 +32,12 @@ logger = logging.getLogger(__name__)
 _config.STORE_SEND_CHUNKED_DATASET = True
 
 VERIFICATION = "1.2.840.10008.1.1"
+PERMANENT = 1
+"""Result of an A-ASSOCIATE-RJ that will be given again (PS3.8 table 9-21)."""
 MAXIMUM_CONTEXTS = 128
 """Presentation contexts of one association (PS3.8 section 9.3.2.2: odd numbers up to 255)."""
+UNREADABLE = (OSError, InvalidDicomError, AttributeError)
+"""What reading a file of ours raises that is not there, or no DICOM."""
 SLOWEST_BYTES_PER_SECOND = 64 * 1024
 """A slow line may take longer than the timeout for a large object; a line slower than this is broken."""
 
@@ -42,7 +47,9 @@ class SendOutcome:
     """What became of one file.
 
     ``permanent``: these bytes will be refused again until someone acts. ``tried`` is False where the
-    association ended at an earlier file: that says nothing of this one, which may be sent at once.
+    association ended at an earlier file: that says nothing of this one, which may be sent at once. ``away``:
+    the peer took no file at all, which says nothing of this one either. ``said``: the peer's own words, which
+    may name a patient: never for a log. ``retry_after``: that HTTP header, as it came.
     """
 
     path: Path
@@ -50,6 +57,9 @@ class SendOutcome:
     permanent: bool = False
     error: str = ""
     tried: bool = True
+    away: bool = False
+    said: str = ""
+    retry_after: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,14 @@ class _Object:
 
 
 class Gone(Exception):
-    """There is no association with the destination, or none any longer; the text says why."""
+    """There is no association with the peer, or none any longer; the text says why.
+
+    ``refused``: it said no, and will again until someone acts.
+    """
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
 
 
 class _Caller(AE):
@@ -90,8 +107,8 @@ def send(
     for path in objects:
         try:
             readable.append(_object_at(path))
-        except (OSError, InvalidDicomError, AttributeError) as error:
-            outcomes[path] = SendOutcome(path, False, True, f"{path.name} cannot be read: {error}")
+        except UNREADABLE as error:
+            outcomes[path] = unreadable(path, error)
     if readable:
         outcomes.update(_send_all(readable, destination, calling_ae_title, timeout_seconds))
     return [outcomes[path] for path in objects]
@@ -111,6 +128,13 @@ def echo(destination: Destination | Peer, calling_ae_title: str, timeout_seconds
     return None if code == StoreStatus.SUCCESS else f"{_named(destination)}: {explain_refusal(code)[1]}"
 
 
+def unreadable(path: Path, error: Exception) -> SendOutcome:
+    """A disk may come back; a file that is no DICOM stays so."""
+    lost = isinstance(error, OSError)
+    reason = (error.strerror if isinstance(error, OSError) else None) or error
+    return SendOutcome(path, False, not lost, f"{path.name} cannot be read: {reason}")
+
+
 def _object_at(path: Path) -> _Object:
     meta = read_file_meta_info(path)
     if not meta.MediaStorageSOPInstanceUID:
@@ -125,7 +149,7 @@ def _send_all(
         with associated(destination, _contexts(objects), calling_ae_title, timeout) as association:
             return _store_all(association, objects, destination, timeout)
     except Gone as error:
-        return {item.path: SendOutcome(item.path, False, False, str(error)) for item in objects}
+        return {item.path: SendOutcome(item.path, False, error=str(error), away=True) for item in objects}
 
 
 def _store_all(
@@ -159,12 +183,17 @@ def _contexts(objects: Sequence[_Object]) -> list[PresentationContext]:
 
 @contextmanager
 def associated(
-    destination: Destination | Peer,
+    destination: Destination | Peer | DicomSource,
     contexts: list[PresentationContext],
     calling_ae_title: str,
     timeout: float,
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[evt.EventHandlerType] = (),
 ) -> Iterator[Association]:
-    """An established association, released in the end; raises Gone with the reason where there is none."""
+    """An established association, released in the end; raises Gone with the reason where there is none.
+
+    ``roles`` and ``handlers`` are for what the peer may send us over it.
+    """
     ae = _Caller(calling_ae_title)
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout
     ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
@@ -172,7 +201,8 @@ def associated(
     try:
         tls = None if destination.tls is None else (destination.tls.context(), destination.host)
     except OSError as error:
-        raise Gone(f"{_named(destination)}: a file of its tls cannot be used: {error}") from error
+        text = f"{_named(destination)}: a file of its tls cannot be used: {error}"
+        raise Gone(text, refused=True) from error
     try:
         association = ae.associate(
             destination.host,
@@ -180,15 +210,19 @@ def associated(
             contexts,
             ae_title=destination.ae_title,
             tls_args=tls,
-            evt_handlers=[(evt.EVT_CONN_OPEN, guard, [timeout]), (evt.EVT_CONN_OPEN, connected.append)],
+            ext_neg=list(roles) or None,
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, guard, [timeout]),
+                (evt.EVT_CONN_OPEN, connected.append),
+                *handlers,
+            ],
         )
     except OSError as error:
         raise Gone(f"{_named(destination)} cannot be found: {error}") from error
     try:
         if not association.is_established:
-            raise Gone(
-                f"{_named(destination)} {_why_not(association, bool(connected), timeout, tls is not None)}"
-            )
+            why = _why_not(association, bool(connected), timeout, tls is not None)
+            raise Gone(f"{_named(destination)} {why}", refused=_is_refused(association))
         yield association
     finally:
         association.release()
@@ -210,6 +244,13 @@ def _why_not(association: Association, connected: bool, timeout: float, tls: boo
         classes = {str(context.abstract_syntax) for context in association.rejected_contexts}
         return f"accepts none of the SOP classes {', '.join(sorted(classes))}; allow them there"
     return f"ended the association before it began, or did not answer within {timeout:g} s"
+
+
+def _is_refused(association: Association) -> bool:
+    answer = association.acceptor.primitive
+    if association.is_rejected and answer is not None:
+        return int(answer.result or 0) == PERMANENT
+    return bool(association.rejected_contexts)
 
 
 def _store(association: Association, item: _Object, destination: Destination, timeout: float) -> SendOutcome:
@@ -253,5 +294,6 @@ def _outcome(item: _Object, code: int, destination: Destination) -> SendOutcome:
     return SendOutcome(item.path, False, permanent, f"{_named(destination)} refused: {text}")
 
 
-def _named(destination: Destination | Peer) -> str:
-    return f"destination {destination.name} at {destination.host}:{destination.port}"
+def _named(peer: Destination | Peer | DicomSource) -> str:
+    kind = "source" if isinstance(peer, DicomSource) else "destination"
+    return f"{kind} {peer.name} at {peer.host}:{peer.port}"

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pydicom
 import requests
 from dicomweb_client.web import DICOMwebClient
-from pydicom.errors import InvalidDicomError
 
-from triage.config import DicomWeb
-from triage.dicom.sender import SendOutcome
+from triage.config import DicomWeb, WebSource
+from triage.dicom.sender import UNREADABLE, SendOutcome, unreadable
 from triage.dicom.status import explain_refusal
 
 for _library in ("dicomweb_client", "retrying"):
@@ -24,6 +23,10 @@ for _library in ("dicomweb_client", "retrying"):
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""
+AWAY = (502, 503, 504)
+"""Statuses that come from before the archive, which is not there."""
+CONFLICT = 409
+UNREACHABLE = (requests.ConnectTimeout, requests.ConnectionError)
 UNUSABLE = (requests.RequestException, OSError, ValueError, LookupError, SyntaxError)
 """What the client raises without a connection, and for an answer that is no DICOMweb."""
 
@@ -40,78 +43,108 @@ class _Bearer(requests.auth.AuthBase):
 def send(objects: Sequence[Path], destination: DicomWeb, timeout_seconds: float) -> list[SendOutcome]:
     """Store each file; one outcome for each, in the order given.
 
-    Without a connection all have failed; where it ends at one file, only that one has, and what comes after
-    it is not tried.
+    Where the connection ends at one file, or the archive wants to be left alone, only that one has failed,
+    and what comes after it is not tried.
     """
     outcomes: list[SendOutcome] = []
     ended = ""
-    with _client(destination, timeout_seconds) as client:
+    with client_of(destination, timeout_seconds) as client:
         for path in objects:
             if ended:
                 outcomes.append(SendOutcome(path, False, error=ended, tried=False))
                 continue
             try:
-                outcomes.append(_store(client, path, destination))
+                outcome = _store(client, path, destination)
             except UNUSABLE as error:
-                ended = f"{_named(destination)} {_why(error, timeout_seconds)}"
-                outcomes.append(SendOutcome(path, False, error=ended))
+                ended = f"{_named(destination)} {why(error, timeout_seconds)}"
+                outcome = SendOutcome(path, False, error=ended, away=isinstance(error, UNREACHABLE))
+            if outcome.away or outcome.retry_after:
+                ended = outcome.error
+            outcomes.append(outcome)
     return outcomes
 
 
 def reach(destination: DicomWeb, timeout_seconds: float) -> str | None:
     """None when the archive answers a search of one study, otherwise what is wrong."""
     try:
-        with _client(destination, timeout_seconds) as client:
+        with client_of(destination, timeout_seconds) as client:
             client.search_for_studies(limit=1)
     except requests.HTTPError as error:
-        return _refusal(Path(), error, destination).error
+        return _refusal(Path(), error.response, destination).error
     except UNUSABLE as error:
-        return f"{_named(destination)} {_why(error, timeout_seconds)}"
+        return f"{_named(destination)} {why(error, timeout_seconds)}"
     return None
 
 
 def _store(client: DICOMwebClient, path: Path, destination: DicomWeb) -> SendOutcome:
     try:
         dataset = pydicom.dcmread(path)
-    except (OSError, InvalidDicomError) as error:
-        return SendOutcome(path, False, True, f"{path.name} cannot be read: {error}")
+        uid = dataset.SOPInstanceUID
+    except UNREADABLE as error:
+        return unreadable(path, error)
     try:
         answer = client.store_instances([dataset])
     except requests.HTTPError as error:
-        return _refusal(path, error, destination)
-    failed = answer.get("FailedSOPSequence") or ()  # Orthanc writes it empty when nothing failed
-    if not failed:
+        return _refusal(path, error.response, destination)
+    if any(item.get("ReferencedSOPInstanceUID") == uid for item in answer.get("ReferencedSOPSequence") or ()):
         return SendOutcome(path, True)
+    return _failed(path, answer, destination)
+
+
+def _failed(path: Path, answer: pydicom.Dataset, destination: DicomWeb) -> SendOutcome:
+    """What is neither stored nor failed was not acknowledged: a proxy may have answered."""
+    failed = answer.get("FailedSOPSequence") or ()
+    if not failed:
+        text = f"{_named(destination)} did not say that it stored {path.name}; is its url right?"
+        return SendOutcome(path, False, error=text)
     permanent, text = explain_refusal(int(failed[0].get("FailureReason") or 0x0110))
     return SendOutcome(path, False, permanent, f"{_named(destination)} refused: {text}")
 
 
-def _refusal(path: Path, error: requests.HTTPError, destination: DicomWeb) -> SendOutcome:
-    answer = error.response
-    code = answer.status_code if answer is not None else 0
-    transient = code >= 500 or code in TRY_AGAIN
-    text = f"{_named(destination)} refused: {error}"
-    return SendOutcome(path, False, not transient, text)
+def _refusal(path: Path, answer: requests.Response, destination: DicomWeb) -> SendOutcome:
+    """An error status; 409 says that nothing was stored, and its body why (PS3.18 table 10.5.3-1)."""
+    code = answer.status_code
+    if code == CONFLICT:
+        with suppress(*UNUSABLE):
+            return _failed(path, pydicom.Dataset.from_json(answer.json()), destination)
+    return SendOutcome(
+        path,
+        False,
+        permanent=code < 500 and code not in TRY_AGAIN,
+        error=f"{_named(destination)} refused: HTTP {code}",
+        away=code in AWAY,
+        said=" ".join(str(answer.reason).split()),
+        retry_after=answer.headers.get("Retry-After", ""),
+    )
 
 
 @contextmanager
-def _client(destination: DicomWeb, timeout: float) -> Iterator[DICOMwebClient]:
-    with requests.Session() as session:
-        session.trust_env = False  # what stands in a .netrc would replace our own credentials
-        if destination.user:
-            session.auth = (destination.user, destination.secret)
-        elif destination.secret:
-            session.auth = _Bearer(destination.secret)
-        if destination.tls is not None:
-            ca, certificate, key = destination.tls.ca, destination.tls.certificate, destination.tls.key
-            session.verify = str(ca) if ca else True
-            session.cert = (str(certificate), str(key)) if certificate and key else None
-        client = DICOMwebClient(destination.url, session, timeout=timeout)
-        client.set_http_retry_params(retry=False)  # the outbox tries again, and knows when
+def client_of(peer: DicomWeb | WebSource, timeout: float) -> Iterator[DICOMwebClient]:
+    """Tries once, and says when it failed: who asks knows when to try again."""
+    with session_of(peer) as session:
+        client = DICOMwebClient(peer.url, session, timeout=timeout)
+        client.set_http_retry_params(retry=False)
         yield client
 
 
-def _why(error: Exception, timeout: float) -> str:
+@contextmanager
+def session_of(peer: DicomWeb | WebSource) -> Iterator[requests.Session]:
+    """Lets itself in as the settings say, over TLS that checks who answers."""
+    with requests.Session() as session:
+        session.trust_env = False  # what stands in a .netrc would replace our own credentials
+        if peer.user:
+            session.auth = (peer.user, peer.secret)
+        elif peer.secret:
+            session.auth = _Bearer(peer.secret)
+        if peer.tls is not None:
+            ca, certificate, key = peer.tls.ca, peer.tls.certificate, peer.tls.key
+            session.verify = str(ca) if ca else True
+            session.cert = (str(certificate), str(key)) if certificate and key else None
+        yield session
+
+
+def why(error: Exception, timeout: float) -> str:
+    """What UNUSABLE means for the peer."""
     if isinstance(error, requests.Timeout):
         return f"did not answer within {timeout:g} s"
     if isinstance(error, requests.exceptions.SSLError):

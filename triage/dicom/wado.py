@@ -2,77 +2,106 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from email.message import Message
 from functools import partial
-from io import BytesIO
+from time import monotonic
 from typing import Any
 
-import pydicom
 import requests
 from dicomweb_client.web import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from triage.config import WebSource
 from triage.dicom import header, spool
-from triage.dicom.query import Offered, Query, is_ct_image, offered
+from triage.dicom.query import LONGEST, NO_STUDY, Offered, Query, is_ct_image, offered, told
 from triage.dicom.receiving import Receiver
+from triage.dicom.stow import TRY_AGAIN, UNUSABLE, client_of, session_of, why
+from triage.domain import Instance
 from triage.errors import ConfigError, Rejected, Retryable, TriageError
 
-logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)  # we say what failed, and with whom
-
-AS_STORED = (("application/dicom", "*"),)
-TRY_AGAIN = (408, 425, 429)
+AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+LARGEST_ANSWER = 2 * 1024**3
+"""Bytes; what an archive sends beyond that is no image."""
 
 
 class Web:
     """An archive that speaks DICOMweb."""
 
     def __init__(self, source: WebSource, timeout_seconds: float) -> None:
-        session = requests.Session()
-        if source.user:
-            session.auth = (source.user, source.secret)
-        elif source.secret:
-            session.headers["Authorization"] = f"Bearer {source.secret}"
-        self._client = DICOMwebClient(source.url, session=session, timeout=timeout_seconds)
-        self._client.set_http_retry_params(retry=False)
+        self._source = source
+        self._timeout = timeout_seconds
         self._named = f"source {source.name} at {source.url}"
+
+    def reach(self) -> str:
+        """How it answers; a fault of it is raised as always."""
+        with self._client() as client:
+            client.search_for_studies(search_filters={"StudyInstanceUID": NO_STUDY}, limit=1)
+        return f"DICOMweb at {self._source.url} answers QIDO-RS"
 
     def studies(self, query: Query) -> list[Offered]:
         """The studies with CT images that match."""
         asked = replace(query, study_description="")  # archives differ on wildcards: compared here
         filters = {keyword: value for keyword, value in asked.keys().items() if value}
-        with self._plain_faults():
+        with self._client() as client:
             fields = ["StudyDescription", "ModalitiesInStudy"]
-            search = partial(self._client.search_for_studies, search_filters=filters, fields=fields)
+            search = partial(client.search_for_studies, search_filters=filters, fields=fields)
             found = _all(search, "StudyInstanceUID")
             return [offered(answer) for answer in found if query.admits(answer)]
 
     def images(self, study_instance_uid: str) -> dict[str, list[str]]:
         """Series → SOP Instance UIDs of the study's CT images; empty when the archive does not have it."""
         images = {}
-        with self._plain_faults():
+        with self._client() as client:
             only = {"Modality": "CT"}
-            search = partial(self._client.search_for_series, study_instance_uid, search_filters=only)
-            for series in (str(answer.SeriesInstanceUID) for answer in _all(search, "SeriesInstanceUID")):
-                search = partial(self._client.search_for_instances, study_instance_uid, series)
+            search = partial(client.search_for_series, study_instance_uid, search_filters=only)
+            for series in (told(answer, "SeriesInstanceUID") for answer in _all(search, "SeriesInstanceUID")):
+                search = partial(client.search_for_instances, study_instance_uid, series)
                 listed = _all(search, "SOPInstanceUID")
-                images[series] = [str(x.SOPInstanceUID) for x in listed if is_ct_image(x)]
+                images[series] = [told(image, "SOPInstanceUID") for image in listed if is_ct_image(image)]
         return images
 
     def fetch(
         self, study_instance_uid: str, wanted: Mapping[str, Sequence[str]], take: Receiver
     ) -> Iterator[int]:
-        """Fetch the images one by one into ``take``; yields 1 for each."""
-        for series, uids in wanted.items():
-            for uid in uids:
-                with self._plain_faults():
-                    image = self._client.retrieve_instance(study_instance_uid, series, uid, AS_STORED)
-                    raw, transfer_syntax_uid = _bytes(image)
-                take.keep(raw, spool.read(raw, transfer_syntax_uid), source="")
+        """Fetch the images one by one into ``take``; yields 1 for each.
+
+        An image that the archive cannot give holds up no other; raises the first such fault in the end.
+        """
+        first: Rejected | None = None
+        with session_of(self._source) as session:
+            for series, uid in ((series, uid) for series, uids in wanted.items() for uid in uids):
+                try:
+                    raw, instance = self._image(session, study_instance_uid, series, uid)
+                except Rejected as fault:
+                    first = first or fault
+                    continue
+                take.keep(raw, instance, source="")
                 yield 1
+        if first is not None:
+            raise first
+
+    def _image(self, session: requests.Session, study: str, series: str, uid: str) -> tuple[bytes, Instance]:
+        """As the archive keeps it, byte for byte: the same image by C-STORE is then known for the same."""
+        path = f"studies/{study}/series/{series}/instances/{uid}"
+        with self._plain_faults():
+            content = _read(session, f"{self._source.url.rstrip('/')}/{path}", self._timeout)
+        try:
+            transfer_syntax_uid, body = header.split(content)
+            raw = bytes(body)
+            instance = spool.read(raw, transfer_syntax_uid)
+        except Rejected as fault:
+            raise Rejected(f"{self._named} sent for {uid} what is no image: {fault}") from fault
+        if (instance.study_instance_uid, instance.sop_instance_uid) != (study, uid):
+            raise Rejected(f"{self._named} sent {instance.sop_instance_uid} where {uid} was asked for")
+        return raw, instance
+
+    @contextmanager
+    def _client(self) -> Iterator[DICOMwebClient]:
+        with self._plain_faults(), client_of(self._source, self._timeout) as client:
+            yield client
 
     @contextmanager
     def _plain_faults(self) -> Iterator[None]:
@@ -80,17 +109,16 @@ class Web:
             yield
         except requests.HTTPError as error:
             raise self._fault(0 if error.response is None else error.response.status_code) from error
-        except (requests.RequestException, *header.BROKEN) as error:
-            what = (
-                "cannot be reached" if isinstance(error, requests.ConnectionError) else "did not answer well"
-            )
-            raise Retryable(f"{self._named} {what}: {type(error).__name__}") from error
+        except (*UNUSABLE, *header.BROKEN) as error:
+            raise Retryable(f"{self._named} {why(error, self._timeout)}") from error
 
     def _fault(self, status: int) -> TriageError:
         if status in (401, 403):
             return ConfigError(f"{self._named} does not let us in (HTTP {status}): see its user and secret")
-        if status in TRY_AGAIN or status >= 500:
+        if status in TRY_AGAIN or status > 500:
             return Retryable(f"{self._named} is busy or broken (HTTP {status})")
+        if status == 500:
+            return Rejected(f"{self._named} failed (HTTP 500); see its log")
         return Rejected(f"{self._named} refused (HTTP {status}); is the url right?")
 
 
@@ -101,14 +129,34 @@ def _all(search: Callable[..., Sequence[Mapping[str, Any]]], key: str) -> list[D
         before = len(found)
         for answer in search(offset=before) if before else search():
             dataset = Dataset.from_json(dict(answer))
-            found.setdefault(str(dataset[key].value), dataset)
+            found.setdefault(told(dataset, key), dataset)
         if len(found) == before:
             return list(found.values())
 
 
-def _bytes(image: Dataset) -> tuple[bytes, str]:
-    """The data set without file meta information, and its transfer syntax."""
-    buffer = BytesIO()
-    pydicom.dcmwrite(buffer, image, enforce_file_format=True)
-    transfer_syntax_uid, body = header.split(buffer.getvalue())
-    return bytes(body), transfer_syntax_uid
+def _read(session: requests.Session, url: str, timeout: float) -> bytes:
+    """The one object of an answer; an archive that drips or never ends is let go."""
+    content = bytearray()
+    ends = monotonic() + LONGEST * timeout
+    with session.get(url, headers={"Accept": AS_STORED}, timeout=timeout, stream=True) as answer:
+        answer.raise_for_status()
+        for piece in answer.iter_content(1024**2):
+            content += piece
+            if len(content) > LARGEST_ANSWER or monotonic() > ends:
+                raise ValueError("its answer is too long, or too slow")
+    return _only_part(answer.headers.get("Content-Type", ""), bytes(content))
+
+
+def _only_part(content_type: str, content: bytes) -> bytes:
+    """What a multipart/related message carries (RFC 2387); some servers send the object as it is."""
+    message = Message()
+    message["Content-Type"] = content_type
+    boundary = message.get_boundary()
+    if boundary is None:
+        return content
+    delimiter = b"--" + boundary.encode("latin-1")
+    part, end, _ = content.partition(delimiter)[2].partition(b"\r\n" + delimiter)
+    _, blank_line, body = part.partition(b"\r\n\r\n")
+    if not (end and blank_line):
+        raise ValueError("its answer is cut off")
+    return body
