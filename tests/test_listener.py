@@ -37,7 +37,7 @@ from tests.objects import PATIENT, SERIES, STUDY, body, ct, save, with_body
 from tests.peers import free_port
 from triage import config
 from triage.config import Destination
-from triage.dicom import header, sender, spool
+from triage.dicom import header, sender, spool, uids
 from triage.dicom.listener import Listener, index_spool
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
@@ -181,7 +181,7 @@ def test_the_file_names_its_sender_and_writer(tmp_path: Path, received: Received
     assert raw[128:132] == b"DICM"
     meta = raw[: len(raw) - len(body(received.instances[0].path))]
     assert b"SCANNER" in meta
-    assert spool.IMPLEMENTATION_CLASS_UID.encode() in meta
+    assert uids.IMPLEMENTATION_CLASS_UID.encode() in meta
 
 
 def test_the_peers_own_order_of_transfer_syntaxes_counts(received: Received) -> None:

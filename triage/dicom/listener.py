@@ -14,7 +14,7 @@ from socketserver import BaseServer
 from types import TracebackType
 from typing import Self
 
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRLittleEndian, UID_dictionary
 from pynetdicom import (
     AE,
     AllStoragePresentationContexts,
@@ -30,6 +30,7 @@ from triage.dicom import lists
 from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
+from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
 
@@ -41,6 +42,20 @@ STORAGE_SERVICE_CLASS = "1.2.840.10008.4.2"
 VERIFICATION = "1.2.840.10008.1.1"
 KNOWN_CLASSES = frozenset(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 RETIRED_CLASSES = frozenset(str(context.abstract_syntax) for context in StoragePresentationContexts)
+NO_DATA_SETS = frozenset(
+    {
+        *("1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"),  # JPIP, deflated
+        *("1.2.840.10008.1.2.6.1", "1.2.840.10008.1.2.6.2"),  # MIME, XML
+        *("1.2.840.10008.1.2.7.1", "1.2.840.10008.1.2.7.2", "1.2.840.10008.1.2.7.3"),  # SMPTE streams
+        "1.2.840.10008.1.20",  # Papyrus 3
+    }
+)
+"""Transfer syntaxes that we could accept, but not read: every object would be refused thereafter."""
+TRANSFER_SYNTAXES = (
+    frozenset(uid for uid, (_, kind, *_) in UID_dictionary.items() if kind == "Transfer Syntax")
+    - NO_DATA_SETS
+)
+"""Every other one that DICOM has defined, retired ones too: objects are kept as they come."""
 
 
 class _Server(ThreadedAssociationServer):
@@ -139,6 +154,8 @@ def _application_entity(settings: config.Listener) -> AE:
     ae = AE(settings.ae_title)
     ae.require_called_aet = True
     ae.require_calling_aet = list(settings.calling_ae_titles)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.maximum_associations = settings.maximum_associations
     ae.maximum_pdu_size = settings.maximum_pdu_bytes
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = settings.timeout_seconds
@@ -164,7 +181,7 @@ def _contexts_for(proposed: list[PresentationContext]) -> list[PresentationConte
     syntaxes: dict[UID, list[UID]] = {}
     for context in proposed:
         if context.abstract_syntax is not None and _is_storage(context.abstract_syntax):
-            known = [uid for uid in context.transfer_syntax if uid.type == "Transfer Syntax"]
+            known = [uid for uid in context.transfer_syntax if uid in TRANSFER_SYNTAXES]
             if ExplicitVRLittleEndian in known and not known[0].is_compressed:
                 known.insert(0, ExplicitVRLittleEndian)
             syntaxes.setdefault(context.abstract_syntax, []).extend(known)

@@ -1,117 +1,155 @@
 """What our objects inherit from the received series: geometry, and who and which study it is of.
 
 Scanners and de-identification tools leave broken attributes behind; copied along they would make our
-objects invalid. ``COPIED`` is the written table of what is taken and when it is left out.
+objects invalid. ``COPIED`` is the written table of what is taken, what is repaired and what is left out.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydicom.charset import python_encoding
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.valuerep import DA, TM
 
-from triage.dicom.header import parse, read_bytes, split
+from triage.dicom.header import BROKEN, character_set, parse, read_bytes, split
 from triage.dicom.uids import derive
 from triage.domain import Instance, Series
 
-Check = Callable[[DataElement], bool]
+LONGEST_TEXT = 64
+"""Characters of a Long String and of a code's meaning."""
+LONGEST_CODE = 16
+"""Characters of CodeValue and of a coding scheme's name."""
+METHOD_UNKNOWN = "not told by the source"
 
 
-def _as_received(_: DataElement) -> bool:
-    return True
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What of an attribute is taken: ``words`` say it in deploy/objects.md, ``value`` does it.
+
+    ``value`` gives what to write of a sound or repaired attribute, and None of any other. Without it the
+    bytes are handed on as they came.
+    """
+
+    words: str
+    value: Callable[[DataElement], Any] | None = None
 
 
-def _filled(element: DataElement) -> bool:
-    return not element.is_empty
+def _text(element: DataElement) -> Any:
+    """None also where the bytes are not of the character set that the source names."""
+    texts = element.value if isinstance(element.value, MultiValue) else [element.value]
+    sound = [re.sub(r"[\x00-\x1f\x7f]+", " ", str(text or "")).strip()[:LONGEST_TEXT] for text in texts]
+    return sound if any(sound) and not any("\ufffd" in text for text in sound) else None
 
 
-def _character_set(element: DataElement) -> bool:
-    terms = [element.value] if element.VM == 1 else element.value or ()
-    return bool(terms) and all(term in python_encoding for term in terms)
+def _date(element: DataElement) -> str | None:
+    return f"{DA(str(element.value)):%Y%m%d}" if element.value else None
 
 
-def _date(element: DataElement) -> bool:
-    return _parses(DA, element)
+def _time(element: DataElement) -> str | None:
+    return str(element.value) if element.value and TM(str(element.value)) else None
 
 
-def _time(element: DataElement) -> bool:
-    return _parses(TM, element)
+def _one_of(*terms: str) -> Callable[[DataElement], str | None]:
+    return lambda element: element.value if element.value in terms else None
 
 
-def _parses(kind: Callable[[str], object], element: DataElement) -> bool:
-    try:
-        return element.is_empty or kind(str(element.value)) is not None
-    except ValueError:
-        return False
+def _age(element: DataElement) -> str | None:
+    return element.value if re.fullmatch(r"\d{3}[DWMY]", str(element.value)) else None
 
 
-def _sex(element: DataElement) -> bool:
-    return element.is_empty or element.value in ("M", "F", "O")
+def _positive(element: DataElement) -> str | None:
+    text = str(element.value)
+    return text if len(text) <= 16 and 0 < float(text) < 10_000 else None
 
 
-def _age(element: DataElement) -> bool:
-    return re.fullmatch(r"\d{3}[DWMY]", str(element.value)) is not None
+def _references(element: DataElement) -> list[Dataset] | None:
+    return _items(element, _reference)
 
 
-def _positive(element: DataElement) -> bool:
-    return element.VM == 1 and not element.is_empty and float(element.value) > 0
+def _reference(item: Dataset) -> Dataset | None:
+    return _with(item, "ReferencedSOPClassUID", "ReferencedSOPInstanceUID")
 
 
-def _references(element: DataElement) -> bool:
-    return _complete(element, ("ReferencedSOPClassUID",), ("ReferencedSOPInstanceUID",))
+def _coded(element: DataElement) -> list[Dataset] | None:
+    return _items(element, _code)
 
 
-def _coded(element: DataElement) -> bool:
-    return _complete(
-        element, ("CodeValue", "LongCodeValue", "URNCodeValue"), ("CodeMeaning",), ("CodingSchemeDesignator",)
-    )
+def _code(item: Dataset) -> Dataset | None:
+    code = _with(item, "CodeMeaning", "CodingSchemeDesignator")
+    value = next((item.get(k) for k in ("CodeValue", "LongCodeValue") if item.get(k)), None)
+    if code is None or value is None or len(code.CodingSchemeDesignator) > LONGEST_CODE:
+        return None
+    code.CodeMeaning = code.CodeMeaning[:LONGEST_TEXT]
+    setattr(code, "CodeValue" if len(value) <= LONGEST_CODE else "LongCodeValue", value)
+    if 0 < len(item.get("CodingSchemeVersion") or "") <= LONGEST_CODE:
+        code.CodingSchemeVersion = item.CodingSchemeVersion
+    return None if "\ufffd" in code.CodeMeaning else code
 
 
-def _complete(element: DataElement, *needed: tuple[str, ...]) -> bool:
-    items = element.value or ()
-    return bool(items) and all(any(item.get(k) for k in one_of) for item in items for one_of in needed)
+def _items(element: DataElement, sound: Callable[[Dataset], Dataset | None]) -> list[Dataset] | None:
+    return [made for item in element.value or () if (made := sound(item)) is not None] or None
 
 
-COPIED: Mapping[str, Check] = {
-    "SpecificCharacterSet": _character_set,
-    # Identity: never altered, however odd.
-    "PatientID": _as_received,
-    "PatientName": _as_received,
-    "IssuerOfPatientID": _filled,
-    "StudyInstanceUID": _as_received,
-    "AccessionNumber": _as_received,
-    "StudyID": _as_received,
-    "ReferringPhysicianName": _as_received,
-    # Patient and study, left out (type 2: emptied) where the value is not what the standard allows.
-    "PatientBirthDate": _date,
-    "PatientSex": _sex,
-    "PatientAge": _age,
-    "PatientSize": _positive,
-    "PatientWeight": _positive,
-    "PatientIdentityRemoved": _filled,
-    "DeidentificationMethod": _filled,
-    "DeidentificationMethodCodeSequence": _coded,
-    "StudyDate": _date,
-    "StudyTime": _time,
-    "StudyDescription": _filled,
-    "ProcedureCodeSequence": _coded,
-    "ReferencedStudySequence": _references,  # Lung_Dx: items without their SOP class
+def _with(item: Dataset, *keywords: str) -> Dataset | None:
+    """These attributes of the item and no other, or None where one is missing."""
+    made = Dataset()
+    for keyword in keywords:
+        if not item.get(keyword):
+            return None
+        setattr(made, keyword, item.get(keyword))
+    return made
+
+
+AS_RECEIVED = Rule("as received, however odd")
+TEXT = Rule("64 characters of it at most, control characters made spaces", _text)
+DATE = Rule("a date; 1950.12.31 as 19501231", _date)
+TIME = Rule("a time", _time)
+MEASURE = Rule("a number above 0", _positive)
+CODES = Rule(
+    "the items with value, scheme and meaning; a value of more than 16 characters as LongCodeValue", _coded
+)
+
+COPIED: Mapping[str, Rule] = {
+    # Identity: never altered, byte for byte.
+    "PatientID": AS_RECEIVED,
+    "PatientName": AS_RECEIVED,
+    "StudyInstanceUID": AS_RECEIVED,
+    "AccessionNumber": AS_RECEIVED,
+    "StudyID": AS_RECEIVED,
+    "ReferringPhysicianName": AS_RECEIVED,
+    # Patient and study.
+    "IssuerOfPatientID": TEXT,
+    "PatientBirthDate": DATE,
+    "PatientSex": Rule("M, F or O", _one_of("M", "F", "O")),
+    "PatientAge": Rule("three digits and D, W, M or Y", _age),
+    "PatientSize": MEASURE,
+    "PatientWeight": MEASURE,
+    "PatientIdentityRemoved": Rule("YES or NO", _one_of("YES", "NO")),
+    "DeidentificationMethod": TEXT,
+    "DeidentificationMethodCodeSequence": CODES,
+    "StudyDate": DATE,
+    "StudyTime": TIME,
+    "StudyDescription": TEXT,
+    "ProcedureCodeSequence": CODES,
+    "ReferencedStudySequence": Rule("the items with SOP class and instance", _references),  # Lung_Dx: without
     # Clinical trial, an optional module: taken whole or not at all, see _clinical_trial.
-    "ClinicalTrialSponsorName": _filled,
-    "ClinicalTrialProtocolID": _filled,
-    "ClinicalTrialProtocolName": _as_received,
-    "ClinicalTrialSiteID": _as_received,
-    "ClinicalTrialSiteName": _as_received,
-    "ClinicalTrialSubjectID": _filled,  # ACRIN: empty
-    "ClinicalTrialSubjectReadingID": _filled,
+    "ClinicalTrialSponsorName": TEXT,
+    "ClinicalTrialProtocolID": TEXT,
+    "ClinicalTrialProtocolName": TEXT,
+    "ClinicalTrialSiteID": TEXT,
+    "ClinicalTrialSiteName": TEXT,
+    "ClinicalTrialSubjectID": TEXT,  # ACRIN: empty
+    "ClinicalTrialSubjectReadingID": TEXT,
 }
-"""Attributes taken from the source, and when each is sound (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2)."""
+"""Attributes taken from the source, and what of them is sound (PS3.3 C.7.1.1, C.7.1.3, C.7.2.1, C.7.2.2)."""
 
 TYPE_2 = (
     "PatientID",
@@ -131,8 +169,8 @@ TYPE_2 = (
 class Source:
     """patient: what every object of ours copies. slices: one small data set a slice, in series order.
 
-    The first slice also carries the patient, but no name and no character set: highdicom prints names
-    that it finds odd (one component is enough), and ours must never show one.
+    No slice says whose it is: names reach our objects from ``patient`` alone, byte for byte, past
+    highdicom, which prints names that it finds odd (one component is enough).
     """
 
     patient: Dataset
@@ -146,14 +184,14 @@ def read(series: Series) -> Source:
     cannot be read, Rejected when it is no longer DICOM.
     """
     header = _header(series.instances[0].path)
-    patient = _patient(header)
     frame_of_reference_uid = header.get("FrameOfReferenceUID") or derive("space", series.series_instance_uid)
     slices = [_slice(series, instance, str(frame_of_reference_uid)) for instance in series.instances]
-    for element in patient:
-        if element.keyword not in ("PatientName", "SpecificCharacterSet"):
-            slices[0].add(element)
-    slices[0].PatientName = None
-    return Source(patient, slices)
+    return _source(header, slices)
+
+
+def of_instances(instances: Sequence[Instance]) -> Source:
+    """What a report needs of images that were not judged; raises as ``read``."""
+    return _source(_header(instances[0].path), [_named(instance) for instance in instances])
 
 
 def patient(series: Series) -> Dataset:
@@ -161,40 +199,79 @@ def patient(series: Series) -> Dataset:
     return _patient(_header(series.instances[0].path))
 
 
+def _source(header: Dataset, slices: list[Dataset]) -> Source:
+    for keyword in TYPE_2:
+        setattr(slices[0], keyword, None)
+    return Source(_patient(header), slices)
+
+
 def _header(path: Path) -> Dataset:
     transfer_syntax_uid, body = split(read_bytes(path))
-    return parse(body, transfer_syntax_uid, [*COPIED, "FrameOfReferenceUID"])
+    return parse(body, transfer_syntax_uid, ["SpecificCharacterSet", *COPIED, "FrameOfReferenceUID"])
 
 
 def _patient(header: Dataset) -> Dataset:
     kept = Dataset()
-    for keyword, sound in COPIED.items():
-        if keyword in header and sound(header[keyword]):
-            kept.add(header[keyword])
+    for keyword, rule in COPIED.items():
+        element = _taken(header, keyword, rule) if keyword in header else None
+        if element is not None:
+            kept[element.tag] = element
         elif keyword in TYPE_2:
             setattr(kept, keyword, "")
-    return _clinical_trial(kept)
+    if kept.get("PatientIdentityRemoved") == "YES" and not kept.get("DeidentificationMethodCodeSequence"):
+        kept.setdefault("DeidentificationMethod", METHOD_UNKNOWN)
+    _clinical_trial(kept)
+    if "SpecificCharacterSet" in header or not _is_ascii(kept):
+        kept.SpecificCharacterSet = character_set(header)
+    return kept
 
 
-def _clinical_trial(kept: Dataset) -> Dataset:
+def _taken(header: Dataset, keyword: str, rule: Rule) -> DataElement | RawDataElement | None:
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    if rule.value is None:
+        raw = header.get_item(tag)
+        if not isinstance(raw, RawDataElement) or not raw.value:
+            return None
+        value = raw.value.rstrip(b"\0 ")
+        value += (b"\0" if vr == "UI" else b" ") * (len(value) % 2)
+        return RawDataElement(tag, vr, len(value), value, 0, False, True)
+    try:
+        sound = rule.value(header[tag])
+    except BROKEN:
+        return None
+    return None if sound is None else DataElement(tag, vr, sound)
+
+
+def _is_ascii(kept: Dataset) -> bool:
+    """Whether no text but that of the default character set is in what was taken."""
+    buffer = BytesIO()
+    
+
+
+def _clinical_trial(kept: Dataset) -> None:
     """Without sponsor, protocol and a subject there is no Clinical Trial Subject module (PS3.3 C.7.1.3)."""
     subject = "ClinicalTrialSubjectID" in kept or "ClinicalTrialSubjectReadingID" in kept
     if not (subject and "ClinicalTrialSponsorName" in kept and "ClinicalTrialProtocolID" in kept):
         for keyword in [k for k in COPIED if k.startswith("ClinicalTrial") and k in kept]:
             delattr(kept, keyword)
-        return kept
+        return
     for keyword in ("ClinicalTrialProtocolName", "ClinicalTrialSiteID", "ClinicalTrialSiteName"):
         kept.setdefault(keyword, "")
-    return kept
 
 
-def _slice(series: Series, instance: Instance, frame_of_reference_uid: str) -> Dataset:
+def _named(instance: Instance) -> Dataset:
     dataset = Dataset()
     dataset.Modality = instance.modality
     dataset.SOPClassUID = instance.sop_class_uid
     dataset.SOPInstanceUID = instance.sop_instance_uid
     dataset.StudyInstanceUID = instance.study_instance_uid
     dataset.SeriesInstanceUID = instance.series_instance_uid
+    return dataset
+
+
+def _slice(series: Series, instance: Instance, frame_of_reference_uid: str) -> Dataset:
+    dataset = _named(instance)
     dataset.FrameOfReferenceUID = frame_of_reference_uid
     dataset.Rows = instance.rows
     dataset.Columns = instance.columns

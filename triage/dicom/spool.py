@@ -18,7 +18,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from triage.dicom import header
 from triage.dicom.files import sync_directory
-from triage.dicom.uids import derive
+from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
 
@@ -30,9 +30,6 @@ CONFLICTS = "conflicts"
 """Folder, in a series, of objects that reused the SOP Instance UID of another one."""
 RESULTS = "results"
 """Folder of our own objects."""
-
-IMPLEMENTATION_CLASS_UID = derive("implementation")
-IMPLEMENTATION_VERSION_NAME = "TRIAGE"
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 

@@ -41,7 +41,7 @@ WARNINGS = {
 }
 """Statuses with which a peer says that it did store the object."""
 
-_EXACT = {
+REFUSALS = {
     0x0105: (False, "no such attribute"),
     0x0110: (False, "processing failure"),
     0x0117: (True, "invalid SOP Instance UID"),
@@ -51,17 +51,19 @@ _EXACT = {
     0x0211: (True, "unrecognised operation; is this a storage service?"),
     0x0212: (True, "mistyped argument"),
 }
-_FAMILIES = {
+"""Failures of which the whole status counts: (permanent, plain text)."""
+REFUSAL_FAMILIES = {
     0xA7: (False, "out of resources"),
     0xA9: (True, "data set does not match its SOP class"),
     0xC0: (True, "cannot understand the object"),
 }
+"""Failures of which only the beginning counts: the first two digits, of Cxxx the first."""
 
 
 def explain_refusal(code: int) -> tuple[bool, str]:
     """(permanent, plain text) of a failure status; permanent: the same bytes will be refused again."""
     family = 0xC0 if code >> 12 == 0xC else code >> 8
-    permanent, text = _EXACT.get(code) or _FAMILIES.get(family) or (False, "unknown status")
+    permanent, text = REFUSALS.get(code) or REFUSAL_FAMILIES.get(family) or (False, "unknown status")
     return permanent, f"{text} (0x{code:04X})"
 
 
@@ -69,7 +71,7 @@ CALLED_AE_TITLE = (1, 1, 7)
 CALLING_AE_TITLE = (1, 1, 3)
 NO_REASON = (1, 1, 1)
 
-_REJECTIONS = {
+REJECTIONS = {
     NO_REASON[1:]: "no reason given",
     (1, 2): "application context not supported",
     CALLING_AE_TITLE[1:]: "calling AE title not recognised",
@@ -84,4 +86,4 @@ _REJECTIONS = {
 
 def explain_rejection(source: int | None, diagnostic: int | None) -> str:
     """Plain text of an association rejection."""
-    return _REJECTIONS.get((source or 0, diagnostic or 0), f"source {source}, reason {diagnostic}")
+    return REJECTIONS.get((source or 0, diagnostic or 0), f"source {source}, reason {diagnostic}")
