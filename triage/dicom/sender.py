@@ -24,6 +24,7 @@ from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from triage.config import Destination, DicomSource, Peer
 from triage.dicom.status import WARNINGS, StoreStatus, explain_refusal, explain_rejection
+from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.dicom.upper_layer import ClosingSocket, close, guard
 
 logger = logging.getLogger(__name__)
@@ -195,6 +196,8 @@ def associated(
     ``roles`` and ``handlers`` are for what the peer may send us over it.
     """
     ae = _Caller(calling_ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout
     ae.network_timeout = None  # the guarded socket and the timeouts above bound every wait
     connected: list[evt.Event] = []
