@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triage import daemon, deliver, models
+from triage import daemon, deliver, models, pull
 from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
 from triage.dicom import files, sender
 from triage.errors import TriageError
@@ -22,7 +22,7 @@ class Check:
 
 
 def run(config: Config) -> Iterator[Check]:
-    """Try spool, disk, database, weights, device and every destination."""
+    """Try spool, disk, database, weights, device, every destination and every source."""
     yield _spool(config)
     yield _database(config)
     yield from _model(config)
@@ -31,6 +31,11 @@ def run(config: Config) -> Iterator[Check]:
     for destination in config.delivery.destinations:
         error = deliver.reach(destination, config)
         yield Check(f"destination {destination.name}", error is None, error or _answers(destination))
+    for source in config.pull.sources:
+        try:
+            yield Check(f"source {source.name}", True, pull.archive(config, source.name).reach())
+        except TriageError as fault:
+            yield Check(f"source {source.name}", False, str(fault))
     if (ris := config.orders.worklist) is not None:
         error = sender.echo(ris, config.listener.ae_title, config.delivery.timeout_seconds)
         where = f"{ris.ae_title} at {ris.host}:{ris.port} answers C-ECHO"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from triage.dicom.query import Query
     from triage.dicom.receiving import Receiver
     from triage.models.packages import Metric, Package
-    from triage.pull import Archive, Coming
+    from triage.pull import Archive, Coming, File
     from triage.training.evaluation import Evaluation
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ err = Console(stderr=True)
 TRAINING = ("matplotlib", "SimpleITK", "sklearn", "tensorboard")
 """Modules of the extra that training and evaluation need."""
 DEFAULT_CONFIG = Path("config.yaml")
+SHOWN = 10
+"""Files named with the same reason; of more, the number is enough."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 StudyUid = Annotated[str, typer.Argument(help="Study Instance UID, as the worklist shows it.")]
@@ -168,6 +170,7 @@ def import_(
         if bool(paths) == bool(source) or (paths and query != Query()):
             raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)
+        pull.check_user(settings.storage.spool)
         database = _database(settings)
         take = None if dry_run else pull.receiver(database, settings, lambda: datetime.now(UTC))
         if paths:
@@ -179,10 +182,8 @@ def import_(
                 _fetched(database, pull.archive(settings, source), query, take, progress),
                 [],
             )
-    for file, reason in passed_over:
-        err.print(
-            f"passed over {file}: {reason}", style="yellow", highlight=False, markup=False, soft_wrap=True
-        )
+    for line in _passed_over(passed_over):
+        err.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     out.print(_came(studies, dry_run), soft_wrap=True)
     if any(one.error for one in studies) or (paths and not studies):
         raise typer.Exit(1)
@@ -311,7 +312,7 @@ def worklist(
 
 @app.command()
 def check(context: typer.Context, as_json: AsJson = False) -> None:
-    """Go or no-go: try settings, disk, database, weights, device and every destination."""
+    """Go or no-go: try settings, disk, database, weights, device, every destination and every source."""
     from triage import check as checking
 
     with _plain_errors():
@@ -503,7 +504,7 @@ def _known(found: bool, study_uid: str) -> None:
 def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEntry], datetime]:
     now = datetime.now(UTC)
     days = settings.retention.leave_list_after_days
-    return database.worklist(now, settings.priority.ordering, days), now
+    return database.worklist(now, settings.ordering, days), now
 
 
 def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
@@ -540,6 +541,15 @@ def _fetched(
     return studies
 
 
+def _passed_over(files: Sequence[tuple[File, str]]) -> Iterator[str]:
+    """A line a file; where many are no DICOM, as on a CD with a viewer, only the first and their number."""
+    for reason in dict.fromkeys(reason for _, reason in files):
+        same = [file for file, why in files if why == reason]
+        yield from (f"passed over {file}: {reason}" for file in same[:SHOWN])
+        if len(same) > SHOWN:
+            yield f"passed over {len(same) - SHOWN} more: {reason}"
+
+
 def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
     """Some lines a study: a UID on a line of its own can be copied in any terminal."""
     came = "to come" if dry_run else "came"
@@ -549,7 +559,8 @@ def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
         here = len(study.objects & study.here_before)
         lines.append(Text(f"     {study.new} {came}, {here} here before"))
         if study.error:
-            lines.append(Text(f"     {study.missing} missing: {study.error}", "red"))
+            missing = f"{study.missing} missing: " if study.missing else ""
+            lines.append(Text(f"     {missing}{study.error}", "red"))
         lines.append(Text(f"     {study.study_instance_uid}", "dim"))
     total = sum(study.new for study in studies)
     return Group(*lines, Text(f"{total} objects of {len(studies)} studies {came}"))

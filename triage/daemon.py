@@ -28,7 +28,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, deliver, orders, priority
+from triage import analyze, assemble, deliver, orders, priority, pull
 from triage.config import AnyDestination, Config
 from triage.db import Database
 from triage.dicom.files import has_room
@@ -138,6 +138,9 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     }
     for destination in config.delivery.destinations:
         jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 1)
+    if (source := config.pull.reconcile) is not None:
+        archive, take = pull.archive(config, source), pull.receiver(db, config, now)
+        jobs[f"compare with {source}"] = (lambda: pull.step(db, config, archive, take, now()), 1)
     if (ris := config.orders.worklist) is not None:
         jobs["ask for priorities"] = (lambda: orders.step(db, config, ris, now()), 10)
     scheduler = BackgroundScheduler(

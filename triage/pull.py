@@ -6,15 +6,18 @@ delivered alike, and the same one again changes nothing.
 
 from __future__ import annotations
 
+import logging
+import os
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Protocol
+from time import monotonic
+from typing import IO, Protocol
 
 from triage import assemble
 from triage.config import Config, DicomSource
@@ -23,13 +26,16 @@ from triage.dicom import files, header, spool
 from triage.dicom.query import Offered, Pacs, Query
 from triage.dicom.receiving import Receiver
 from triage.dicom.wado import Web
-from triage.domain import Instance
+from triage.domain import Instance, Study
 from triage.errors import ConfigError, Rejected, Retryable, TriageError
 
+log = logging.getLogger(__name__)
+
 LARGEST_OBJECT = 2 * 1024**3
-"""Bytes; what a zip file makes larger is no image."""
+"""Bytes; what is larger is no image."""
 BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error)
 """What zipfile raises; RuntimeError is its word for an encrypted member."""
+NOT_THERE = "not compared with the archive, which does not have this study: images may be missing"
 
 
 def receiver(db: Database, config: Config, clock: Callable[[], datetime]) -> Receiver:
@@ -41,6 +47,13 @@ def receiver(db: Database, config: Config, clock: Callable[[], datetime]) -> Rec
         has_room=lambda: files.has_room(config.storage),
         on_conflict=db.note_conflict,
     )
+
+
+def check_user(spool: Path) -> None:
+    """Raises ConfigError for root beside a daemon that is not: it could not read what root keeps."""
+    owner = next(folder for folder in (spool, *spool.absolute().parents) if folder.exists()).stat().st_uid
+    if os.geteuid() == 0 != owner:
+        raise ConfigError(f"run this as the daemon's user: sudo -u '#{owner}' triage …")
 
 
 @dataclass(kw_only=True)
@@ -108,10 +121,19 @@ def read_files(found: Iterable[File], db: Database, take: Receiver | None) -> Fi
         uid = instance.study_instance_uid
         if uid not in read.studies:
             read.studies[uid] = _coming(instance, db.sop_instance_uids(uid))
-        read.studies[uid].objects.add(instance.sop_instance_uid)
         if take is not None:
-            take.keep(raw, instance, source="")
+            _keep(take, raw, instance, read)
+        read.studies[uid].objects.add(instance.sop_instance_uid)
     return read
+
+
+def _keep(take: Receiver, raw: bytes, instance: Instance, read: FilesRead) -> None:
+    try:
+        take.keep(raw, instance, source="")
+    except Retryable as error:
+        came = sum(study.new for study in read.studies.values())
+        again = f"{came} objects have come and stay; start the same import again to go on"
+        raise Retryable(f"{error}; {again}") from error
 
 
 def _object(content: bytes | str) -> tuple[bytes, Instance]:
@@ -162,19 +184,29 @@ def _contents(found: Iterable[File]) -> Iterator[tuple[File, bytes | str]]:
 
 def _read_plain(file: File) -> bytes | str:
     try:
-        return header.read_bytes(file.path)
-    except Retryable as error:
-        return str(error)
+        with file.path.open("rb") as stream:
+            return _read(stream, file.path.stat().st_size)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | str:
-    """Never more than LARGEST_OBJECT, whatever the zip file says of itself; nothing goes to the disk."""
+    """Nothing goes to the disk; zipfile gives no more than the size that the zip file says."""
     try:
         with archive.open(name) as stream:
-            content = stream.read(LARGEST_OBJECT + 1)
+            return _read(stream, archive.getinfo(name).file_size)
     except BROKEN_ZIP as error:
         return f"cannot be unpacked: {error}"
-    return content if len(content) <= LARGEST_OBJECT else "too large for an image"
+
+
+def _read(stream: IO[bytes], size: int) -> bytes | str:
+    """The bytes, or why they are no image: films and what blows up are not read to the end."""
+    if not header.may_be_dicom(stream.read(header.HEAD)):
+        return "not a DICOM file"
+    if size > LARGEST_OBJECT:
+        return "too large for an image"
+    stream.seek(0)
+    return stream.read()
 
 
 # --- archives ------------------------------------------------------------------------------------
@@ -182,6 +214,9 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | str:
 
 class Archive(Protocol):
     """Something that can be asked and fetched from; a fault is a TriageError that says what to do."""
+
+    def reach(self) -> str:
+        """How it answers."""
 
     def studies(self, query: Query) -> list[Offered]:
         """The studies with CT images that match."""
@@ -212,16 +247,26 @@ def look(db: Database, asked: Archive, query: Query) -> Iterator[Coming]:
     if query == Query():
         raise ConfigError("say what to fetch: a day or range, a description, a patient, an accession number")
     for study in asked.studies(query):
-        series = asked.images(study.study_instance_uid)
-        yield Coming(
+        coming = Coming(
             study_instance_uid=study.study_instance_uid,
             patient_id=study.patient_id,
             study_date=study.study_date,
             study_description=study.study_description,
-            series=series,
-            objects={uid for uids in series.values() for uid in uids},
-            here_before=frozenset(db.sop_instance_uids(study.study_instance_uid)),
         )
+        yield _compared(db, asked, coming)
+
+
+def _compared(db: Database, asked: Archive, study: Coming) -> Coming:
+    """With what the archive has of it and what is here; what the archive fails at is the ``error``."""
+    try:
+        study.series = asked.images(study.study_instance_uid)
+    except ConfigError:
+        raise
+    except TriageError as error:
+        study.error = str(error)
+    study.objects = {uid for uids in study.series.values() for uid in uids}
+    study.here_before = frozenset(db.sop_instance_uids(study.study_instance_uid))
+    return study
 
 
 def fetch(db: Database, asked: Archive, study: Coming, take: Receiver) -> Iterator[int]:
@@ -229,22 +274,68 @@ def fetch(db: Database, asked: Archive, study: Coming, take: Receiver) -> Iterat
 
     What the archive fails at is the study's ``error``: it holds up no other. Raises ConfigError.
     """
-    try:
-        yield from _fetch(asked, study.study_instance_uid, study.series, study.here_before, take)
-    except ConfigError:
-        raise
-    except TriageError as error:
-        study.error = str(error)
-    here = db.sop_instance_uids(study.study_instance_uid)
-    study.missing = len(study.objects - here)
+    missing = {name: [x for x in uids if x not in study.here_before] for name, uids in study.series.items()}
+    if wanted := {name: uids for name, uids in missing.items() if uids}:
+        try:
+            yield from asked.fetch(study.study_instance_uid, wanted, take)
+        except ConfigError:
+            raise
+        except TriageError as error:
+            study.error = str(error)
+    study.missing = len(study.objects - db.sop_instance_uids(study.study_instance_uid))
     if study.missing and not study.error:
         study.error = "the archive said that it sent all, yet some did not come; see the log here and there"
 
 
-def _fetch(
-    asked: Archive, uid: str, series: Mapping[str, Sequence[str]], here: Collection[str], take: Receiver
-) -> Iterator[int]:
-    missing = {name: [x for x in uids if x not in here] for name, uids in series.items()}
-    wanted = {name: uids for name, uids in missing.items() if uids}
-    if wanted:
-        yield from asked.fetch(uid, wanted, take)
+# --- before a study is judged --------------------------------------------------------------------
+
+
+def step(db: Database, config: Config, asked: Archive, take: Receiver, now: datetime) -> bool:
+    """Compare one quiet study with the archive and let come what is missing; False when none waits for that.
+
+    What comes reopens the study, which is compared again; else it is asked for again until the assembly
+    waits no longer. An archive that is away, or has no such study, keeps no study waiting.
+    """
+    study = db.study_to_compare(now - timedelta(seconds=config.assemble.quiet_seconds), now)
+    if study is None:
+        return False
+    there = Coming(study_instance_uid=study.study_instance_uid)
+    try:
+        _compared(db, asked, there)
+    except ConfigError as error:
+        there.error = str(error)
+    if there.error:
+        log.warning("study %s is not compared with the archive: %s", study.study_instance_uid, there.error)
+        db.mark_compared(study, study.completeness or assemble.NOT_COMPARED)
+    elif not there.objects:
+        db.mark_compared(study, NOT_THERE)
+    elif not there.new:
+        db.mark_compared(study, "")
+    else:
+        _complete(db, config, asked, take, study, there, now)
+    return True
+
+
+def _complete(
+    db: Database,
+    config: Config,
+    asked: Archive,
+    take: Receiver,
+    study: Study,
+    there: Coming,
+    now: datetime,
+) -> None:
+    """Let come what is missing, for a while: then it is the next study's turn."""
+    total = len(there.objects)
+    said = f"{total - there.new} of {total} images: the archive has more than came here"
+    log.info("study %s: %s", study.study_instance_uid, said)
+    db.mark_compared(study, said, now + timedelta(seconds=config.pull.retry_seconds))
+    ends = monotonic() + config.pull.reconcile_seconds
+    try:
+        for _ in fetch(db, asked, there, take):
+            if monotonic() > ends:
+                break
+    except ConfigError as error:
+        there.error = str(error)
+    if there.error:
+        log.warning("study %s: %s", study.study_instance_uid, there.error)

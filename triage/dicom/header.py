@@ -7,6 +7,7 @@ what identifies an object (its UIDs) is required.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
 import zlib
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pydicom
-from pydicom.charset import convert_encodings
+from pydicom.charset import STAND_ALONE_ENCODINGS, convert_encodings, python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
@@ -45,6 +46,8 @@ BROKEN = (
 UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 """A UID as tolerant as scanners need it, and as strict as the name of a file or folder must be."""
 
+HEAD = 132
+"""Bytes after which it shows whether a file may be DICOM."""
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 KEYWORDS = (
@@ -131,6 +134,11 @@ def read_bytes(path: Path) -> bytes:
         raise Retryable(f"cannot read {path}: {error.strerror}") from error
 
 
+def may_be_dicom(head: bytes) -> bool:
+    """False when ``split`` would not take a file that begins with these HEAD bytes."""
+    return head[128:132] == b"DICM" or head[:2] == b"\x02\x00" or _starts_like_a_data_set(memoryview(head))
+
+
 def split(raw: bytes) -> tuple[str, memoryview]:
     """Transfer syntax UID and data set of a file (PS3.10 section 7.1).
 
@@ -168,7 +176,7 @@ def parse(
         stop = None if pixels else _at_pixels
         elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
         dataset = Dataset({element.tag: element for element in elements})
-        dataset.set_original_encoding(implicit, little, _encodings(dataset))
+        dataset.set_original_encoding(implicit, little, convert_encodings(character_set(dataset)))
     except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
     return dataset
@@ -202,17 +210,44 @@ def _starts_like_a_data_set(body: memoryview) -> bool:
     return bytes(body[:2]) == b"\x08\x00" and length < 256
 
 
-def _encodings(dataset: Dataset) -> list[str]:
-    """Python's names for SpecificCharacterSet; latin-1, which loses no byte, where it is missing."""
-    return convert_encodings(_texts(dataset, "SpecificCharacterSet") or "ISO_IR 100")
+def character_set(dataset: Dataset) -> list[str]:
+    """SpecificCharacterSet in the standard's terms (PS3.3 C.12.1.1.2), misspelt ones corrected.
+
+    ISO_IR 100, in which every byte is a character, where none is told, or one that nobody knows.
+    """
+    terms = [_term(text) for text in _texts(dataset, "SpecificCharacterSet")]
+    known = all(term in python_encoding for term in terms)
+    if not any(terms) or not known or terms in (["ISO_IR 6"], ["ISO 2022 IR 6"]):
+        return ["ISO_IR 100"]
+    if terms[0] in STAND_ALONE_ENCODINGS:
+        return terms[:1]
+    return [term for term in terms if term not in STAND_ALONE_ENCODINGS]
+
+
+def _term(text: str) -> str:
+    """ "ISO-IR 192" and "UTF-8" as "ISO_IR 192", "iso_2022_ir 87" as "ISO 2022 IR 87"."""
+    found = re.fullmatch(r"ISO[ _-]?(2022)?[ _-]?IR[ _-]?(\d+)", text.upper())
+    if found is None:
+        return {"UTF-8": "ISO_IR 192", "UTF8": "ISO_IR 192"}.get(text.upper(), text)
+    return f"ISO 2022 IR {found[2]}" if found[1] else f"ISO_IR {found[2]}"
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """The file itself, or every file below a folder, in a stable order."""
+    """The file itself, or every file below a folder, in a stable order.
+
+    Raises Retryable for a folder that cannot be listed: what lies there would be missed.
+    """
     if path.is_dir():
-        yield from (file for file in sorted(path.rglob("*")) if file.is_file())
+        below = (
+            Path(folder, name) for folder, _, names in os.walk(path, onerror=_unlisted) for name in names
+        )
+        yield from (file for file in sorted(below) if file.is_file())
     else:
         yield path
+
+
+def _unlisted(error: OSError) -> None:
+    raise Retryable(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def _instance_or_reason(path: Path) -> Instance | str:

@@ -257,7 +257,9 @@ class Pacs:
             RuntimeError,
             *header.BROKEN,
         ) as error:  # pynetdicom's words for a peer that left, or for noise
-            raise Retryable(f"{self._named} left, or does not speak DICOM well: {error}") from error
+            raise Retryable(
+                f"{self._named} left, or does not speak DICOM well: {type(error).__name__}"
+            ) from error
 
 
 def told(answer: Dataset, keyword: str) -> str:

@@ -57,7 +57,7 @@ class Receiver:
         ``source`` is the AE title that sent it, or "". Raises Retryable when it cannot be kept now.
         """
         if not self._has_room():
-            raise Retryable("the disk is full")
+            raise Retryable("the disk is full: make room for the spool, see storage.minimum_free_gb")
         filed = spooling.file(self._spool, raw, instance, source)
         if filed.conflict:
             self._conflict(filed.instance)

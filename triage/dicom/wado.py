@@ -109,8 +109,10 @@ class Web:
             yield
         except requests.HTTPError as error:
             raise self._fault(0 if error.response is None else error.response.status_code) from error
-        except (*UNUSABLE, *header.BROKEN) as error:
+        except requests.RequestException as error:
             raise Retryable(f"{self._named} {why(error, self._timeout)}") from error
+        except (*UNUSABLE, *header.BROKEN) as error:  # not its text: it may quote what the archive said
+            raise Retryable(f"{self._named} did not answer well: {type(error).__name__}") from error
 
     def _fault(self, status: int) -> TriageError:
         if status in (401, 403):
@@ -143,7 +145,7 @@ def _read(session: requests.Session, url: str, timeout: float) -> bytes:
         for piece in answer.iter_content(1024**2):
             content += piece
             if len(content) > LARGEST_ANSWER or monotonic() > ends:
-                raise ValueError("its answer is too long, or too slow")
+                raise Retryable(f"an answer of {url} is too long, or too slow")
     return _only_part(answer.headers.get("Content-Type", ""), bytes(content))
 
 
@@ -158,5 +160,5 @@ def _only_part(content_type: str, content: bytes) -> bytes:
     part, end, _ = content.partition(delimiter)[2].partition(b"\r\n" + delimiter)
     _, blank_line, body = part.partition(b"\r\n\r\n")
     if not (end and blank_line):
-        raise ValueError("its answer is cut off")
+        raise Rejected("the answer is cut off")
     return body
