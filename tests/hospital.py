@@ -11,10 +11,11 @@ from typing import Any
 
 from tests import peers
 from tests.boxes import Boxes
-from triage import analyze, assemble, config, deliver
+from triage import analyze, assemble, commitment, config, deliver
 from triage.config import Config
 from triage.db import Database
 from triage.dicom.listener import Listener
+from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
 from triage.models import Model
 
@@ -51,6 +52,11 @@ class Hospital:
             while deliver.step(self.db, self.config, destination, self.now):
                 pass
 
+    def commit(self) -> None:
+        for destination in commitment.asked(self.config):
+            while commitment.step(self.db, self.config, destination, self.now):
+                pass
+
     def entry(self, study_instance_uid: str) -> WorklistEntry:
         entry = self.db.entry(study_instance_uid)
         assert entry is not None, f"{study_instance_uid} is not on record"
@@ -70,6 +76,7 @@ def hospital(folder: Path, pacs_port: int | None = None, **sections: dict[str, A
         on_received=built.receive,
         has_room=lambda: True,
         on_conflict=db.note_conflict,
+        commitments=Reports(lambda report: commitment.take(db, settings, report, built.now)),
     ):
         yield built
     db.close()

@@ -25,7 +25,7 @@ from triage import __version__
 from triage import config as configuration
 from triage.config import Analysis, Config
 from triage.db import Database
-from triage.domain import WorklistEntry, percent
+from triage.domain import DeliveryState, WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
 from triage.rows import delivery_row, entry_row, result_row
 
@@ -49,6 +49,13 @@ err = Console(stderr=True)
 TRAINING = ("matplotlib", "SimpleITK", "sklearn", "tensorboard")
 """Modules of the extra that training and evaluation need."""
 DEFAULT_CONFIG = Path("config.yaml")
+DELIVERIES = {
+    DeliveryState.PENDING: "pending",
+    DeliveryState.GIVEN_UP: "given up",
+    DeliveryState.COMMITTING: "delivered, commitment awaited",
+    DeliveryState.NOT_COMMITTED: "delivered, not committed",
+}
+"""What `triage deliveries` calls what is not finished."""
 SHOWN = 10
 """Files named with the same reason; of more, the number is enough."""
 
@@ -358,16 +365,17 @@ def requeue(context: typer.Context, study_uid: StudyUid) -> None:
 
 @app.command()
 def deliveries(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show what waits to be sent to its destination or was given up, and why."""
+    """Show what waits to be sent to its destination, or to be committed by it, or was given up, and why."""
     with _plain_errors():
-        unsent = _database(configuration.load(context.obj)).undelivered()
+        database = _database(configuration.load(context.obj))
+        unfinished = database.undelivered() + database.uncommitted()
     if as_json:
-        typer.echo(json.dumps([delivery_row(one) for one in unsent], indent=2, ensure_ascii=False))
+        typer.echo(json.dumps([delivery_row(one) for one in unfinished], indent=2, ensure_ascii=False))
         return
-    if not unsent:
+    if not unfinished:
         out.print("everything has been sent")
-    for one in unsent:
-        state = f"{one.state.value.replace('_', ' ')}, tried {one.attempts} times"
+    for one in unfinished:
+        state = f"{DELIVERIES[one.state]}, tried {one.attempts} times"
         out.print(Text.assemble((f"{one.destination}: {state}\n", "bold"), f"  {one.name}"), soft_wrap=True)
         if one.last_error:
             out.print(f"  {one.last_error}", markup=False, highlight=False, soft_wrap=True)
@@ -379,15 +387,21 @@ def resend(
     destination: Annotated[str, typer.Argument(help="Its name in delivery.destinations.")],
     study: Annotated[str | None, typer.Option(help="Only of this study: its Study Instance UID.")] = None,
 ) -> None:
-    """Send a destination now what waits for its next try or was given up; never what it has taken."""
+    """Send a destination now what waits for its next try or was given up; never what it has taken.
+
+    Where it has not committed itself to what it took, it is asked again.
+    """
     with _plain_errors():
         settings = configuration.load(context.obj)
         names = [one.name for one in settings.delivery.destinations]
         if destination not in names:
             known = ", ".join(names) or "none"
             raise ConfigError(f"{destination}: no such destination; delivery.destinations has {known}")
-        count = _database(settings).resend(destination, study, datetime.now(UTC))
+        database, now = _database(settings), datetime.now(UTC)
+        count, asked = database.resend(destination, study, now), database.ask_anew(destination, study, now)
     out.print(f"{count} results will be sent to {destination} again", markup=False, soft_wrap=True)
+    if asked:
+        out.print(f"it will be asked again to commit itself to {asked} that it has", soft_wrap=True)
 
 
 @app.command()
@@ -517,12 +531,15 @@ def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
 def _lines(place: int, row: dict[str, Any]) -> Text:
     due = datetime.fromisoformat(row["due_at"]).astimezone().strftime("%H:%M")
     answer = (row["status"] or row["state"]).replace("_", " ")
-    sent, owed = row["deliveries"]["sent"], sum(row["deliveries"].values())
+    counts = {DeliveryState(state): count for state, count in row["deliveries"].items()}
+    sent, owed = sum(n for state, n in counts.items() if state.is_delivered), sum(counts.values())
+    committed = counts[DeliveryState.COMMITTED]
     grade = f", {row['grade']}" if row["grade"] else ""
     return Text.assemble(
         (f"{place:>3}  {row['band']}, due {due}: {answer}{grade}\n", "bold"),
         f"     {row['reason']}\n",
-        f"     {row['patient_id']}, {row['images']} images, {sent} of {owed} delivered\n",
+        f"     {row['patient_id']}, {row['images']} images, {sent} of {owed} delivered"
+        f"{f', {committed} committed' if committed else ''}\n",
         (f"     {row['study_instance_uid']}\n", "dim"),
     )
 

@@ -109,7 +109,10 @@ class Analysis(Section):
 
 class Results(Section):
     sr: Literal["comprehensive_3d", "comprehensive", "enhanced"] = "comprehensive_3d"
+    sr_not_judged: bool = False
+    lesion_seg: bool = True
     lung_seg: bool = False
+    seg: Literal["binary", "labelmap_rle", "labelmap_jpeg_ls"] = "binary"
     omit_empty_frames: bool = True
     picture: bool = True
     key_slices: bool = True
@@ -140,13 +143,17 @@ class Tls(Section):
 
 DicomResult = Literal["lesion_seg", "lung_seg", "sr", "picture", "key_slices", "view_3d"]
 Only = Literal["all", "positive", "severe", "critical"]
+NotJudged = Literal["not_analysable", "failed"]
+Mode = Literal["live", "shadow", "both"]
 
 
 def _web_address(value: str) -> str:
     try:
-        TypeAdapter(HttpUrl).validate_python(value)
+        url = TypeAdapter(HttpUrl).validate_python(value)
     except ValidationError as error:
         raise ValueError("no web address; write https://host/path or https://host:port/path") from error
+    if url.username or url.password:
+        raise ValueError("has a user or password in it, which would be shown; set user and secret")
     return value
 
 
@@ -159,7 +166,14 @@ class _Owed(Section):
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     only: Only = "all"
+    mode: Mode = "live"
     tls: Tls | None = None
+
+
+class _Told(_Owed):
+    """What gets answers instead of DICOM objects: also that there is none, where it asks for that."""
+
+    also: tuple[NotJudged, ...] = ()
 
 
 class Destination(_Owed):
@@ -170,6 +184,7 @@ class Destination(_Owed):
     host: Host
     port: Port
     objects: tuple[DicomResult, ...] = get_args(DicomResult)
+    commitment: bool = False
 
 
 class DicomWeb(_Owed):
@@ -182,7 +197,7 @@ class DicomWeb(_Owed):
     objects: tuple[DicomResult, ...] = get_args(DicomResult)
 
 
-class Hl7(_Owed):
+class Hl7(_Told):
     """A RIS that gets the answer as ORU^R01 over MLLP."""
 
     kind: Literal["hl7"]
@@ -192,7 +207,7 @@ class Hl7(_Owed):
     facility: str = ""
 
 
-class Webhook(_Owed):
+class Webhook(_Told):
     """A program that gets the answer as JSON, signed with ``secret``."""
 
     kind: Literal["webhook"]
@@ -200,7 +215,7 @@ class Webhook(_Owed):
     secret: str = Field(min_length=16, repr=False)
 
 
-class Email(_Owed):
+class Email(_Told):
     """People who get the answer as a letter: never the patient's name or number."""
 
     kind: Literal["email"]
@@ -243,8 +258,9 @@ class Delivery(Section):
     destinations: tuple[AnyDestination, ...] = ()
     timeout_seconds: Seconds = 30.0
     first_retry_seconds: Seconds = 10.0
-    longest_retry_seconds: Annotated[float, Field(gt=0, le=86400)] = 3600.0
+    longest_retry_seconds: Annotated[float, Field(gt=0, le=86400)] = 86400.0
     give_up_hours: Annotated[float, Field(gt=0)] = 72.0
+    commitment_seconds: Seconds = 600.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -416,6 +432,8 @@ class Retention(Section):
 class Config(Section):
     """Every setting of the daemon. Relative paths are relative to the folder of config.yaml."""
 
+    shadow: bool = False
+    """Judge and record, but let nobody see it: order by arrival, send nothing but to who wants it so."""
     storage: Storage = Storage()
     database: Database = Database()
     listener: Listener = Listener()
@@ -430,12 +448,33 @@ class Config(Section):
     orders: Orders = Orders()
     retention: Retention = Retention()
 
+    @property
+    def ordering(self) -> Literal["deadline", "strict", "arrival"]:
+        """The order of every list."""
+        return "arrival" if self.shadow else self.priority.ordering
+
+    @property
+    def destinations(self) -> tuple[AnyDestination, ...]:
+        """Those that get anything in this mode."""
+        modes = ("shadow" if self.shadow else "live", "both")
+        return tuple(one for one in self.delivery.destinations if one.mode in modes)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.listener.port == self.web.port:
             raise ValueError(f"listener.port and web.port are both {self.web.port}: they must differ")
         if self.orders.port in (self.listener.port, self.web.port):
             raise ValueError(f"orders.port is {self.orders.port}, as another port here: they must differ")
+        answering = {
+            one.ae_title
+            for one in self.delivery.destinations
+            if isinstance(one, Destination) and one.commitment
+        }
+        if self.listener.calling_ae_titles and (unknown := answering - {*self.listener.calling_ae_titles}):
+            raise ValueError(
+                f"who is asked for its commitment answers to our listener: add {', '.join(sorted(unknown))} "
+                "to listener.calling_ae_titles"
+            )
         if self.lists.serve and not (self.listener.peers or _is_loopback(self.listener.host)):
             raise ValueError(
                 "lists.serve shows patients' names to whoever may connect: "
@@ -484,7 +523,8 @@ def _explain(error: dict[str, Any]) -> str:
         return f"{key}: unknown key; see config.yaml for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
         return f"{key}: {message}"
-    shown = "***" if key.endswith(("token", "secret")) else repr(error["input"])
+    secret = key.endswith(("token", "secret")) or (key.endswith("url") and "@" in str(error["input"]))
+    shown = "***" if secret else repr(error["input"])
     return f"{key} = {shown}: {message}"
 
 

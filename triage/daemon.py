@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -28,12 +29,13 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, deliver, orders, priority, pull
-from triage.config import AnyDestination, Config
+from triage import analyze, assemble, commitment, deliver, orders, priority, pull
+from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
 from triage.dicom.files import has_room
 from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
+from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, Retryable
 from triage.incoming import mllp
@@ -79,6 +81,7 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         has_room=lambda: has_room(config.storage),
         on_conflict=db.note_conflict,
         worklist=_lists(db, config) if config.lists.serve else None,
+        commitments=_reports(db, config) if commitment.asked(config) else None,
     )
     try:
         listener.start()
@@ -92,12 +95,27 @@ def run_listener(config: Config, stop: threading.Event) -> None:
 
 
 def _lists(db: Database, config: Config) -> Lists:
-    """The open studies for other machines' queries, as the page shows them."""
+    """The open studies for other machines' queries, as the page shows them; in shadow mode nothing is told
+    of what was found.
+    """
 
-    def open_studies() -> list[WorklistEntry]:
-        return db.worklist(now(), config.priority.ordering, config.retention.leave_list_after_days)
+    def open_studies(limit: int) -> list[WorklistEntry]:
+        days = config.retention.leave_list_after_days
+        entries = db.worklist(now(), config.ordering, days, limit)
+        return [_as_arrived(entry, config) for entry in entries] if config.shadow else entries
 
     return Lists(open_studies, config.listener.ae_title, config.lists.maximum_answers)
+
+
+def _as_arrived(entry: WorklistEntry, config: Config) -> WorklistEntry:
+    """The place of a study as if nobody had judged it."""
+    place = priority.pending(entry.study.arrived_at, entry.study.stat, config.priority)
+    return replace(entry, priority=place)
+
+
+def _reports(db: Database, config: Config) -> Reports:
+    """What archives say of their commitment, put on record."""
+    return Reports(lambda report: commitment.take(db, config, report, now()))
 
 
 def run_analyzer(config: Config, stop: threading.Event) -> None:
@@ -125,6 +143,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     """Assemble, deliver and tidy up on schedule."""
     db = open_database(config)
     db.restart_quiet_periods(now())
+    db.waive_commitments([one.name for one in commitment.asked(config)])
     db.reprioritise(
         lambda study, result: priority.prioritise(
             result, study.arrived_at, study.stat, config.priority, config.analysis
@@ -136,8 +155,10 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
         "assemble": (lambda: assemble.step(db, config, now()), 1),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }
-    for destination in config.delivery.destinations:
+    for destination in config.destinations:
         jobs[f"deliver to {destination.name}"] = (_delivery(db, config, destination), 1)
+    for destination in commitment.asked(config):
+        jobs[f"ask {destination.name} for its commitment"] = (_commitment(db, config, destination), 1)
     if (source := config.pull.reconcile) is not None:
         archive, take = pull.archive(config, source), pull.receiver(db, config, now)
         jobs[f"compare with {source}"] = (lambda: pull.step(db, config, archive, take, now()), 1)
@@ -157,6 +178,10 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
 
 def _delivery(db: Database, config: Config, destination: AnyDestination) -> Callable[[], bool]:
     return lambda: deliver.step(db, config, destination, now())
+
+
+def _commitment(db: Database, config: Config, destination: Destination) -> Callable[[], bool]:
+    return lambda: commitment.step(db, config, destination, now())
 
 
 def run_orders(config: Config, stop: threading.Event) -> None:

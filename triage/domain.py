@@ -451,6 +451,10 @@ class Owed:
     wanted: bool = True
 
 
+Reference = tuple[str, str]
+"""SOP Class UID and SOP Instance UID of an object."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """One thing owed to one destination: an object, or revision ``revision`` of the study's answer."""
@@ -469,6 +473,10 @@ class Delivery:
     """Of the storage commitment that was asked for last."""
     attempts: int = 0
     last_error: str = ""
+
+    @property
+    def reference(self) -> Reference:
+        return self.sop_class_uid, self.sop_instance_uid
 
     @property
     def name(self) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
-from triage.db import intake, orders, records
+from triage.db import commitments, intake, orders, records
+from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
 from triage.db.orders import Pending
 from triage.db.tables import delivery, instance, result, study
@@ -21,6 +22,7 @@ from triage.domain import (
     Instance,
     Owed,
     Priority,
+    Reference,
     Result,
     Study,
     StudyState,
@@ -137,17 +139,9 @@ class Database:
     ) -> bool:
         """→ REJECTED with its reason as a new revision and outbox rows, unless a slice came meanwhile."""
         with self._write() as connection:
-            changed = _transition(
-                connection,
-                seen,
-                StudyState.REJECTED,
-                reason=answer.reason,
-                attempts=0,
-                **orders.place_values(connection, seen, priority),
+            return _settle(
+                connection, seen, StudyState.REJECTED, answer, priority, owed, now, reason=answer.reason
             )
-            if changed and not _is_current(connection, answer):
-                _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
-            return changed
 
     # --- analyzing ---------------------------------------------------------------------------
 
@@ -203,22 +197,12 @@ class Database:
         False, and nothing written, when late slices reopened the study meanwhile.
         """
         with self._write() as connection:
-            changed = _transition(
-                connection,
-                seen,
-                StudyState.ANALYZED,
-                reason="",
-                attempts=0,
-                **orders.place_values(connection, seen, priority),
-            )
-            if changed and not _is_current(connection, answer):
-                _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
-            return changed
+            return _settle(connection, seen, StudyState.ANALYZED, answer, priority, owed, now, reason="")
 
     def mark_failed(
-        self, seen: Study, reason: str, priority: Priority, retry_at: datetime | None, attempts: int
+        self, seen: Study, reason: str, priority: Priority, retry_at: datetime, attempts: int
     ) -> bool:
-        """→ FAILED, to be tried again at ``retry_at`` or given up (None); ``attempts`` so far that count."""
+        """→ FAILED, to be tried again at ``retry_at``; ``attempts`` so far that count."""
         with self._write() as connection:
             return _transition(
                 connection,
@@ -228,6 +212,15 @@ class Database:
                 attempts=attempts,
                 not_before=retry_at,
                 **orders.place_values(connection, seen, priority),
+            )
+
+    def mark_given_up(
+        self, seen: Study, answer: Result, priority: Priority, now: datetime, owed: Sequence[Owed] = ()
+    ) -> bool:
+        """→ FAILED for good, with its reason as a new revision and outbox rows, unless a slice came."""
+        with self._write() as connection:
+            return _settle(
+                connection, seen, StudyState.FAILED, answer, priority, owed, now, reason=answer.reason
             )
 
     # --- delivering --------------------------------------------------------------------------
@@ -253,10 +246,15 @@ class Database:
         with self._read() as connection:
             return set(connection.execute(query).scalars())
 
-    def mark_sent(self, delivery_id: int, now: datetime) -> None:
-        self._set_delivery(delivery_id, state=DeliveryState.SENT, sent_at=now, last_error="")
+    def mark_sent(self, delivery_id: int, now: datetime, *, commit: bool = False) -> None:
+        """The destination has it; with ``commit`` it is to be asked, from now on, to keep it."""
+        state = DeliveryState.COMMITTING if commit else DeliveryState.SENT
+        asked = {"transaction_uid": None, "next_attempt_at": now}
+        self._set_delivery(delivery_id, state=state, sent_at=now, last_error="", **asked)
 
-    def postpone(self, delivery_id: int, error: str, next_attempt_at: datetime, *, away: bool) -> None:
+    def postpone(
+        self, delivery_id: int, error: str, next_attempt_at: datetime, *, away: bool = False
+    ) -> None:
         """Try again then; or sooner, where the destination was ``away`` and is back."""
         self._set_delivery(delivery_id, last_error=error, next_attempt_at=next_attempt_at, away=away)
 
@@ -297,10 +295,7 @@ class Database:
 
     def undelivered(self) -> list[Delivery]:
         """What waits to be sent or was given up, oldest first."""
-        unsent = delivery.c.state.in_(UNSENT)
-        with self._read() as connection:
-            rows = connection.execute(select(delivery).where(unsent).order_by(delivery.c.delivery_id))
-            return [records.delivery_of(row) for row in rows.mappings()]
+        return self._deliveries(delivery.c.state.in_(UNSENT))
 
     def resend(self, destination: str, study_instance_uid: str | None, now: datetime) -> int:
         """Owe this destination anew what it was not sent, of one study or of all; how many they are."""
@@ -309,6 +304,54 @@ class Database:
             chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
             return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
+
+    # --- storage commitment ------------------------------------------------------------------
+
+    def due_commitment(self, destination: str, now: datetime) -> list[Delivery]:
+        """What this destination has to be asked now of one study: all with the same transaction, or none."""
+        with self._read() as connection:
+            return commitments.due(connection, destination, now)
+
+    def begin_commitment(self, asked: Sequence[Delivery], transaction_uid: str, answer_by: datetime) -> None:
+        """Before the request is sent: whatever happens then, its answer is known, or looked for."""
+        with self._write() as connection:
+            commitments.begin(connection, asked, transaction_uid, answer_by)
+
+    def put_off_commitment(self, transaction_uid: str, error: str, again: Again, *, ask_anew: bool) -> None:
+        """The destination could not be asked. With ``ask_anew`` it surely knows of no such transaction."""
+        with self._write() as connection:
+            commitments.put_off(connection, transaction_uid, error, again, ask_anew=ask_anew)
+
+    def destination_of_commitment(self, transaction_uid: str) -> str | None:
+        """Who was asked in this transaction; None when nobody was."""
+        with self._read() as connection:
+            return commitments.destination_of(connection, transaction_uid)
+
+    def settle_commitment(
+        self,
+        transaction_uid: str,
+        committed: Collection[Reference],
+        failed: Mapping[Reference, str],
+        again: Again,
+        states: Collection[DeliveryState] = commitments.ANSWERABLE,
+    ) -> list[Delivery]:
+        """Mark what was asked for in this transaction: committed, or to be sent again. Gives what changed."""
+        with self._write() as connection:
+            return commitments.settle(connection, transaction_uid, committed, failed, again, states)
+
+    def uncommitted(self) -> list[Delivery]:
+        """What was taken and not committed, or not yet, oldest first."""
+        return self._deliveries(delivery.c.state.in_(commitments.UNCOMMITTED))
+
+    def ask_anew(self, destination: str, study_instance_uid: str | None, now: datetime) -> int:
+        """Ask this destination for its commitment again, for one study or for all; for how many objects."""
+        with self._write() as connection:
+            return commitments.ask_anew(connection, destination, study_instance_uid, now)
+
+    def waive_commitments(self, all_but: Collection[str]) -> None:
+        """Ask no more of destinations that are asked no longer: what they took is sent, and that is all."""
+        with self._write() as connection:
+            commitments.waive(connection, all_but)
 
     # --- what people do ----------------------------------------------------------------------
 
@@ -457,11 +500,10 @@ class Database:
             return [records.result_of(document) for document in connection.execute(query).scalars()]
 
     def deliveries(self, study_instance_uid: str) -> list[Delivery]:
-        query = (
-            select(delivery)
-            .where(delivery.c.study_instance_uid == study_instance_uid)
-            .order_by(delivery.c.delivery_id)
-        )
+        return self._deliveries(delivery.c.study_instance_uid == study_instance_uid)
+
+    def _deliveries(self, chosen: ColumnElement[bool]) -> list[Delivery]:
+        query = select(delivery).where(chosen).order_by(delivery.c.delivery_id)
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
 
@@ -524,6 +566,27 @@ def _transition(connection: Connection, seen: Study, state: StudyState, **values
         .values(state=state, lease_owner=None, lease_until=None, **values)
     )
     return changed.rowcount > 0
+
+
+def _settle(
+    connection: Connection,
+    seen: Study,
+    state: StudyState,
+    answer: Result,
+    priority: Priority,
+    owed: Sequence[Owed],
+    now: datetime,
+    reason: str,
+) -> bool:
+    """Change the state with an answer: result row and outbox rows, unless it is the answer already.
+
+    False, and nothing written, when late slices reopened the study meanwhile.
+    """
+    place = orders.place_values(connection, seen, priority)
+    changed = _transition(connection, seen, state, reason=reason, attempts=0, not_before=None, **place)
+    if changed and not _is_current(connection, answer):
+        _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
+    return changed
 
 
 def _is_current(connection: Connection, answer: Result) -> bool:

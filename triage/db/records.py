@@ -100,6 +100,8 @@ def delivery_of(row: RowMapping) -> Delivery:
         path=Path(row["path"]) if row["path"] else None,
         state=DeliveryState(row["state"]),
         created_at=row["created_at"],
+        sent_at=row["sent_at"],
+        transaction_uid=row["transaction_uid"],
         attempts=row["attempts"],
         last_error=row["last_error"],
     )

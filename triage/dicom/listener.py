@@ -26,10 +26,11 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
-from triage.dicom import lists
+from triage.dicom import lists, storage_commitment
 from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
+from triage.dicom.storage_commitment import Reports
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
@@ -72,7 +73,7 @@ class Listener:
     """A storage SCP on one port; it never sees the database.
 
     What becomes of an object, and when the three callables are called, ``Receiver`` says. With ``worklist``
-    it also answers C-FIND, under the same AE title.
+    it also answers C-FIND, under the same AE title; with ``commitments`` it also hears what archives report.
     """
 
     def __init__(
@@ -83,9 +84,11 @@ class Listener:
         has_room: Callable[[], bool],
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
         worklist: lists.Lists | None = None,
+        commitments: Reports | None = None,
     ) -> None:
         self.port = settings.port
         self._worklist = worklist
+        self._commitments = commitments
         self._settings = settings
         self._receiver = Receiver(spool, on_received, has_room, on_conflict)
         self._peers = [ip_network(peer) for peer in settings.peers]
@@ -94,11 +97,15 @@ class Listener:
 
     def start(self) -> None:
         """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
-        queries = [(evt.EVT_C_FIND, self._worklist.on_find)] if self._worklist else []
+        also: list[evt.EventHandlerType] = []
+        if self._worklist is not None:
+            also.append((evt.EVT_C_FIND, self._worklist.on_find))
+        if self._commitments is not None:
+            also.append((evt.EVT_N_EVENT_REPORT, self._commitments.on_event_report))
         server = self._ae.make_server(
             (self._settings.host, self._settings.port),
             evt_handlers=[
-                *queries,
+                *also,
                 (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
                 (evt.EVT_CONN_CLOSE, forget),
                 (evt.EVT_REQUESTED, self._on_requested),
@@ -146,8 +153,10 @@ class Listener:
             _log_rejection(event)
             association.kill()
             return
-        queries = [build_context(uid) for uid in lists.SOP_CLASSES] if self._worklist else []
-        association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *queries]
+        also = [build_context(uid) for uid in lists.SOP_CLASSES] if self._worklist else []
+        if self._commitments is not None:
+            also.append(storage_commitment.answering())
+        association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *also]
 
 
 def _application_entity(settings: config.Listener) -> AE:

@@ -31,6 +31,22 @@ class FindStatus(IntEnum):
     UNABLE_TO_PROCESS = 0xC000
 
 
+class ReportStatus(IntEnum):
+    """What we answer to an N-EVENT-REPORT request (PS3.7 section 10.1.1.1.8)."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    NO_SUCH_OBJECT_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
+    NO_SUCH_SOP_CLASS = 0x0118
+    RESOURCE_LIMITATION = 0x0213
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
 WARNINGS = {
     0x0001: "stored with a warning",
     0x0107: "attribute list error",
@@ -44,12 +60,20 @@ WARNINGS = {
 REFUSALS = {
     0x0105: (False, "no such attribute"),
     0x0110: (False, "processing failure"),
+    0x0112: (False, "no such object instance"),
+    0x0114: (True, "no such argument"),
+    0x0115: (True, "invalid argument value"),
     0x0117: (True, "invalid SOP Instance UID"),
+    0x0118: (True, "no such SOP class"),
+    0x0119: (True, "class and instance do not match"),
     0x0122: (True, "SOP class not supported; allow it at the destination"),
+    0x0123: (True, "no such action"),
     0x0124: (True, "not authorised; allow our AE title at the destination"),
+    0x0131: (False, "duplicate transaction UID"),
     0x0210: (False, "duplicate invocation"),
     0x0211: (True, "unrecognised operation; is this a storage service?"),
     0x0212: (True, "mistyped argument"),
+    0x0213: (False, "resource limitation"),
 }
 """Failures of which the whole status counts: (permanent, plain text)."""
 REFUSAL_FAMILIES = {

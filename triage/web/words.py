@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -31,6 +32,11 @@ BANDS = {
 }
 """A sign and a word for every band, so that no colour is needed to tell them apart."""
 
+ORDERINGS = {
+    "deadline": "in order of due time",
+    "strict": "in order of band, then score, then arrival",
+    "arrival": "in order of arrival, in shadow mode",
+}
 STATUSES = {
     Status.POSITIVE: "Positive",
     Status.NEGATIVE: "Negative",
@@ -57,6 +63,17 @@ class Answer:
     sign: str
     title: str
     detail: str = ""
+
+
+DELIVERIES = {
+    DeliveryState.PENDING: Answer("pending", "…", "Waiting"),
+    DeliveryState.SENT: Answer("sent", "✓", "Delivered"),
+    DeliveryState.COMMITTING: Answer("pending", "…", "Delivered, not committed yet"),
+    DeliveryState.COMMITTED: Answer("sent", "✓", "Delivered and committed"),
+    DeliveryState.NOT_COMMITTED: Answer("failed", "✕", "Delivered, not committed"),
+    DeliveryState.GIVEN_UP: Answer("failed", "✕", "Given up"),
+}
+"""That an archive has an object, and that it has promised to keep it, are two things."""
 
 
 def answer(entry: WorklistEntry) -> Answer:
@@ -94,28 +111,26 @@ def earlier(entry: WorklistEntry) -> Result | None:
 
 def delivered(entry: WorklistEntry) -> Answer | None:
     """How far the results of a study have come; None when it has none to deliver."""
-    counts = entry.deliveries
-    total = sum(counts.values())
-    sent, given_up = counts.get(DeliveryState.SENT, 0), counts.get(DeliveryState.GIVEN_UP, 0)
+    counts = Counter(entry.deliveries)
+    total = counts.total()
+    sent = sum(count for state, count in counts.items() if state.is_delivered)
+    committed, waiting = counts[DeliveryState.COMMITTED], counts[DeliveryState.COMMITTING]
     if not total:
         return None
-    if given_up:
+    if given_up := counts[DeliveryState.GIVEN_UP]:
         return Answer("failed", "✕", f"{given_up} of {total} not delivered")
     if sent < total:
         return Answer("pending", "…", f"{sent} of {total} delivered")
-    return Answer("sent", "✓", f"{total} delivered")
+    if refused := counts[DeliveryState.NOT_COMMITTED]:
+        return Answer("failed", "✕", f"{total} delivered, {refused} not committed")
+    said = f"{total} delivered" + (f", {committed} committed" if committed or waiting else "")
+    return Answer("pending", "…", said) if waiting else Answer("sent", "✓", said)
 
 
 def delivery_state(delivery: Delivery) -> Answer:
-    match delivery.state:
-        case DeliveryState.SENT:
-            return Answer("sent", "✓", "Sent")
-        case DeliveryState.GIVEN_UP:
-            return Answer("failed", "✕", "Given up")
-        case DeliveryState.PENDING if delivery.attempts:
-            return Answer("pending", "↻", "Will be retried")
-        case DeliveryState.PENDING:
-            return Answer("pending", "…", "Waiting")
+    if delivery.state is DeliveryState.PENDING and delivery.attempts:
+        return Answer("pending", "↻", "Will be retried")
+    return DELIVERIES[delivery.state]
 
 
 def person(name: str) -> str:

@@ -1,0 +1,20 @@
+"""In which storage commitment transaction a destination was asked to keep an object"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("delivery") as delivery:
+        delivery.add_column(sa.Column("transaction_uid", sa.String(length=64), nullable=True))
+    op.create_index("delivery_by_transaction", "delivery", ["transaction_uid"])
+
+
+def downgrade() -> None:
+    op.execute("UPDATE delivery SET state = 'sent' WHERE state LIKE '%commit%'")
+    op.drop_index("delivery_by_transaction", "delivery")
+    with op.batch_alter_table("delivery") as delivery:
+        delivery.drop_column("transaction_uid")
