@@ -123,7 +123,9 @@ def test_archives_are_owed_the_objects_they_list_and_others_the_answer() -> None
 @pytest.mark.parametrize(
     ("only", "status", "band", "wanted"),
     [
-        ("all", Status.NOT_ANALYSABLE, Band.NOT_JUDGED, True),
+        ("all", Status.NEGATIVE, Band.ROUTINE, True),
+        ("all", Status.NOT_ANALYSABLE, Band.NOT_JUDGED, False),
+        ("all", Status.FAILED, Band.NOT_JUDGED, False),
         ("positive", Status.POSITIVE, Band.ROUTINE, True),
         ("positive", Status.NEGATIVE, Band.CRITICAL, False),  # ordered STAT
         ("severe", Status.POSITIVE, Band.POSITIVE, False),
@@ -247,7 +249,7 @@ def test_one_destination_that_refuses_for_good_holds_up_no_other(tmp_path: Path)
         with clerk(tmp_path, first, second) as here:
             here.deliver()
             assert len(received) == 1
-            here.pass_time(here.config.delivery.longest_retry_seconds - 1)
+            here.pass_time(here.config.delivery.longest_retry_seconds * (1 - deliver.JITTER) - 1)
             assert here.db.due_deliveries("HOOK", here.now) == []
 
 
@@ -312,11 +314,11 @@ def test_from_the_scanner_to_every_kind_of_destination(tmp_path: Path, study: Pa
     assert entry.priority.reason.encode() in content(heard).replace(b"=\r\n", b"")
 
 
-def test_not_analysable_is_told_to_who_wants_every_answer(tmp_path: Path, study: Path) -> None:  # noqa: F811
+def test_not_analysable_is_told_to_who_asks_for_it(tmp_path: Path, study: Path) -> None:  # noqa: F811
     with receiver(200) as (port, posted):
-        positive = {**hook_at(port), "name": "POSITIVE", "only": "positive"}
+        asks = {**hook_at(port), "name": "ASKS", "only": "critical", "also": ["not_analysable"]}
         sections = {
-            "delivery": {"destinations": [hook_at(port), positive]},
+            "delivery": {"destinations": [hook_at(port), asks]},
             "analysis": {"minimum_lung_ml": 90_000},
         }
         with hospital(tmp_path / "daemon", **sections) as here:
@@ -411,12 +413,20 @@ def test_an_answer_that_is_no_dicomweb_holds_up_nothing(tmp_path: Path) -> None:
     assert (first.sent, first.permanent, first.tried, second.tried) == (False, False, True, False)
 
 
+def stored(number: int) -> bytes:
+    """What an archive says that has stored this object."""
+    uids = {"00081155": {"vr": "UI", "Value": [ct(number).SOPInstanceUID]}}
+    body = json.dumps({"00081199": {"vr": "SQ", "Value": [uids]}}).encode()
+    head = "HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
 def test_an_archive_may_ask_who_we_are(tmp_path: Path, certificate: tuple[Path, Path]) -> None:  # noqa: F811
     def accept(connection: socket.socket) -> None:
         received = b""
         while not received.rstrip().endswith(b"--"):
             received += connection.recv(65536)
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        connection.sendall(stored(1))
 
     file = save(ct(1), tmp_path / "1.dcm")
     known = Tls(ca=certificate[0], certificate=certificate[0], key=certificate[1])

@@ -24,7 +24,15 @@ from triage import config, daemon
 from triage.config import Destination
 from triage.dicom import sender
 from triage.dicom.listener import Listener
-from triage.dicom.lists import MODALITY_WORKLIST, STUDY_ROOT, Lists, matches, procedure_step, study
+from triage.dicom.lists import (
+    LONGEST_SEARCH,
+    MODALITY_WORKLIST,
+    STUDY_ROOT,
+    Lists,
+    matches,
+    procedure_step,
+    study,
+)
 from triage.domain import Band, Priority, Study, StudyState, WorklistEntry
 from triage.errors import Retryable
 
@@ -67,10 +75,10 @@ OPEN = [
 
 @contextmanager
 def served(folder: Path, entries: object = OPEN, maximum: int = 100) -> Iterator[int]:
-    def open_studies() -> list[WorklistEntry]:
+    def open_studies(limit: int) -> list[WorklistEntry]:
         if isinstance(entries, Exception):
             raise entries
-        return list(entries)
+        return list(entries)[:limit]
 
     settings = config.Listener.model_validate({"host": HOST, "port": free_port()})
     worklist = Lists(open_studies, "TRIAGE", maximum)
@@ -211,9 +219,9 @@ def test_the_most_urgent_come_when_there_are_too_many(tmp_path: Path) -> None:
 
 @needs_dcmtk
 def test_a_peer_that_cancels_is_heard(tmp_path: Path) -> None:
-    with served(tmp_path, [entry(1)] * 20_000, maximum=30_000) as port:
+    with served(tmp_path, [entry(1)] * LONGEST_SEARCH, maximum=30_000) as port:
         answers, said = findscu(tmp_path, port, "-d", "--cancel", "3", *STUDIES)
-    assert 3 <= len(answers) < 20_000
+    assert 3 <= len(answers) < LONGEST_SEARCH
     assert "0xfe00" in said.lower()
 
 

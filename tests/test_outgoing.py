@@ -299,7 +299,7 @@ def test_only_an_acknowledgement_of_this_message_counts(
     with stub(behave) as port:
         outcome = hl7.send(letter(), ris(port), QUICK)
     assert (outcome.sent, outcome.permanent) == (False, permanent)
-    assert words in outcome.error
+    assert words in f"{outcome.error} {outcome.said}"
 
 
 def test_a_ris_that_is_not_there_is_tried_again() -> None:
@@ -405,7 +405,7 @@ def test_a_letter_is_sent_when_the_server_took_it(
     with stub(smtp(replies, [])) as port:
         outcome = email.send(letter(), mail(port), 5)
     assert (outcome.sent, outcome.permanent) == (sent, permanent)
-    assert words in outcome.error
+    assert words in f"{outcome.error} {outcome.said}"
 
 
 def test_a_mail_server_that_hangs_or_is_not_there_is_tried_again() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from triage import assemble, priority
 from triage import config as settings
-from triage import priority
 from triage.config import Config
 from triage.db import Database
 from triage.domain import Grade, Instance, Owed, Priority, Result, ResultKind, ResultObject, Status, Study
@@ -153,7 +153,10 @@ class Ward:
             f"analysis failed: {reason}",
             self.config.priority,
         )
-        assert self.database.mark_failed(claimed, reason, place, retry_at, claimed.attempts)
+        if retry_at is None:
+            assert self.database.mark_given_up(claimed, assemble.given_up(claimed, reason), place, self.now)
+        else:
+            assert self.database.mark_failed(claimed, reason, place, retry_at, claimed.attempts)
 
     def png(self, name: str = "picture.png", colour: tuple[int, int, int] = (60, 90, 60)) -> Path:
         path = self.config.storage.spool / name

@@ -14,6 +14,8 @@ AT_LEAST: dict[Only, Band] = {
 }
 """Of ``only``: the least urgent band in which a positive study passes."""
 
+JUDGED = (Status.POSITIVE, Status.NEGATIVE)
+
 
 def owed(
     destinations: Sequence[AnyDestination], answer: Result, place: Priority, objects: Sequence[ResultObject]
@@ -23,14 +25,21 @@ def owed(
         Owed(
             destination.name,
             _listed(destination, objects) if isinstance(destination, Destination | DicomWeb) else None,
-            passes(destination.only, answer, place),
+            _wants(destination, answer, place),
         )
         for destination in destinations
     ]
 
 
+def _wants(destination: AnyDestination, answer: Result, place: Priority) -> bool:
+    """Of judged answers ``only`` decides, of others ``also``; an archive gets what objects there are."""
+    if isinstance(destination, Destination | DicomWeb) or answer.status in JUDGED:
+        return passes(destination.only, answer, place)
+    return answer.status.value in destination.also
+
+
 def passes(only: Only, answer: Result, place: Priority) -> bool:
-    """Whether a destination with this filter wants the answer."""
+    """Whether this filter lets the answer through."""
     return only == "all" or (answer.status is Status.POSITIVE and place.band <= AT_LEAST[only])
 
 

@@ -1,4 +1,4 @@
-"""Rows of the study table → worklist entries, and the two orderings."""
+"""Rows of the study table → worklist entries, and the orderings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, select
 
 from triage.db import records
 from triage.db.tables import delivery, instance, result, study
-from triage.domain import Band, DeliveryState, WorklistEntry
+from triage.domain import Band, DeliveryState, Status, WorklistEntry
 
 _STRICT_RANK = case((study.c.band == Band.NOT_JUDGED, int(Band.INDETERMINATE)), else_=study.c.band)
 """Studies that were not judged sort with the indeterminate ones, above routine."""
@@ -17,17 +17,21 @@ _STRICT_RANK = case((study.c.band == Band.NOT_JUDGED, int(Band.INDETERMINATE)), 
 ORDERINGS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "deadline": (study.c.due_at, study.c.arrived_at, study.c.study_instance_uid),
     "strict": (_STRICT_RANK, study.c.score.desc(), study.c.arrived_at, study.c.study_instance_uid),
+    "arrival": (study.c.arrived_at, study.c.study_instance_uid),
 }
 
 
 def entries(connection: Connection, rows: Sequence[RowMapping]) -> list[WorklistEntry]:
-    """Worklist rows with their newest result, slice and delivery counts: three queries for all."""
+    """Worklist rows with their newest result, slice and delivery counts: three queries for all.
+
+    That a study was given up is no result: what was found before still explains its place.
+    """
     uids = [row["study_instance_uid"] for row in rows]
     results = {
         uid: records.result_of(document)
         for uid, document in connection.execute(
             select(result.c.study_instance_uid, result.c.document)
-            .where(result.c.study_instance_uid.in_(uids))
+            .where(result.c.study_instance_uid.in_(uids), result.c.status != Status.FAILED)
             .order_by(result.c.revision)
         )
     }

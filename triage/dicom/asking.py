@@ -30,20 +30,16 @@ def ordered_priority(
     contexts = [build_context(MODALITY_WORKLIST)]
     try:
         with associated(ris, contexts, calling_ae_title, timeout_seconds) as link:
-            found = []
+            priorities = set()
             for status, match in link.send_c_find(_question(accession_number), MODALITY_WORKLIST):
-                if status.get("Status") in MATCHES:
-                    found.append(match)
-                else:
+                if status.get("Status") not in MATCHES:
                     _check(status, ris)
+                # A RIS that does not match by accession number answers with everything it has.
+                elif match is not None and str(match.get("AccessionNumber", "")).strip() == accession_number:
+                    priorities.add(str(match.get("RequestedProcedurePriority", "")).strip().upper())
     except (Gone, RuntimeError, ValueError, OSError) as error:
         raise Retryable(f"the priorities of orders are not known: {error}") from error
-    return {
-        str(match.get("RequestedProcedurePriority", "")).strip().upper()
-        for match in found
-        # A RIS that does not match by accession number answers with everything it has.
-        if match is not None and str(match.get("AccessionNumber", "")).strip() == accession_number
-    } - {""}
+    return priorities - {""}
 
 
 def _question(accession_number: str) -> Dataset:

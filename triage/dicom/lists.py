@@ -45,8 +45,12 @@ MEDIUM and LOW are never said. The standard lists MEDIUM after ROUTINE, many sys
 indeterminate study could sink below the routine ones. LOW would sink a study below the orders of others.
 """
 
-OpenStudies = Callable[[], Sequence[WorklistEntry]]
-"""The open studies in reading order; may raise Retryable."""
+OpenStudies = Callable[[int], Sequence[WorklistEntry]]
+"""So many of the open studies, in reading order; may raise Retryable."""
+LONGEST_SEARCH = 5000
+"""Open studies that one query looks at: the most urgent ones."""
+LONGEST_IDENTIFIER = 64 * 1024
+"""Bytes of a query's keys; a thousand UIDs fit in."""
 
 
 Answer = tuple[Dataset | int, Dataset | None]
@@ -75,14 +79,15 @@ class Lists:
             yield _failure(FindStatus.UNABLE_TO_PROCESS, "the keys cannot be understood"), None
 
     def _answers(self, event: evt.Event) -> Iterator[Answer]:
-        keys = event.identifier
-        rows = self._rows(event.context.abstract_syntax, keys)
-        pending = FindStatus.PENDING_UNSUPPORTED_KEYS if _unsupported(keys, rows) else FindStatus.PENDING
+        keys = _keys(event)
+        row_of = self._row_of(event.context.abstract_syntax, keys)
+        entries = self._open_studies(LONGEST_SEARCH + 1)
         told = 0
-        for row in rows:
+        for entry in entries[:LONGEST_SEARCH]:
             if event.is_cancelled:
                 yield int(FindStatus.CANCELLED), None
                 return
+            row = row_of(entry)
             if not matches(keys, row):
                 continue
             if told == self._maximum:
@@ -90,18 +95,28 @@ class Lists:
                 yield _failure(FindStatus.OUT_OF_RESOURCES, comment), None
                 return
             told += 1
-            yield int(pending), returned(keys, row)
+            yield int(_pending(keys, row)), returned(keys, row)
+        if len(entries) > LONGEST_SEARCH:
+            comment = f"only the first {LONGEST_SEARCH} studies were looked at"
+            yield _failure(FindStatus.OUT_OF_RESOURCES, comment), None
 
-    def _rows(self, sop_class: UID, keys: Dataset) -> list[Dataset]:
+    def _row_of(self, sop_class: UID, keys: Dataset) -> Callable[[WorklistEntry], Dataset]:
         if sop_class == MODALITY_WORKLIST:
-            return [procedure_step(entry, self._ae_title) for entry in self._open_studies()]
+            return lambda entry: procedure_step(entry, self._ae_title)
         if keys.get("QueryRetrieveLevel") != "STUDY":
             raise _Mismatch("Query/Retrieve Level must be STUDY: open studies are listed")
-        return [study(entry) for entry in self._open_studies()]
+        return study
 
 
 class _Mismatch(Exception):
     """The identifier is not one that its SOP class has; the text is for the peer (64 characters)."""
+
+
+def _keys(event: evt.Event) -> Dataset:
+    sent = event.request.Identifier
+    if sent is not None and len(sent.getvalue()) > LONGEST_IDENTIFIER:
+        raise _Mismatch("the keys are too long")
+    return event.identifier
 
 
 def _failure(status: FindStatus, comment: str) -> Dataset:
@@ -208,6 +223,8 @@ def _one_matches(vr: str, wanted: str, known: str) -> bool:
         return _in_range(vr, wanted.strip(), known)
     if vr == "PN":  # without regard to case, and with or without the trailing empty components
         wanted, known = wanted.rstrip("^").casefold(), known.rstrip("^").casefold()
+        if "=" in known and "=" not in wanted:  # any of its scripts
+            return any(_one_matches(vr, wanted, group) for group in known.split("="))
     return fnmatchcase(known, _SQUARE.sub(r"[\g<0>]", wanted.strip()))
 
 
@@ -252,22 +269,24 @@ def _is_ascii(row: Dataset) -> bool:
     )
 
 
-def _unsupported(keys: Dataset, rows: Sequence[Dataset]) -> bool:
+def _pending(keys: Dataset, row: Dataset) -> FindStatus:
+    return FindStatus.PENDING_UNSUPPORTED_KEYS if _unsupported(keys, row) else FindStatus.PENDING
+
+
+def _unsupported(keys: Dataset, row: Dataset) -> bool:
     """True when a key is asked for that we do not return, or matched that we do not know."""
-    if not rows:
-        return False
     for key in keys:
-        known = rows[0].get(key.tag)
+        known = row.get(key.tag)
         if keyword_for_tag(key.tag) in _NO_KEYS:
             continue
-        if known is None or (not key.is_empty and key.VR != "SQ" and known.keyword in _NEVER_KNOWN):
+        if known is None or (not key.is_empty and key.VR != "SQ" and known.keyword in NEVER_KNOWN):
             return True
-        if key.VR == "SQ" and known.value and any(_unsupported(item, known.value) for item in key.value):
+        if key.VR == "SQ" and known.value and any(_unsupported(item, known.value[0]) for item in key.value):
             return True
     return False
 
 
-_NEVER_KNOWN = {
+NEVER_KNOWN = {
     *_UNKNOWN_TO_THE_WORKLIST, "PatientBirthDate", "PatientSex", "ReferringPhysicianName", "StudyTime",
     "StudyID", "ScheduledPerformingPhysicianName", "ScheduledStationName", "ScheduledProcedureStepLocation",
 }  # fmt: skip

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 import pydicom
 import requests
 from dicomweb_client.web import DICOMwebClient
+from urllib3.exceptions import MaxRetryError
 
 from triage.config import DicomWeb, WebSource
 from triage.dicom.sender import UNREADABLE, SendOutcome, unreadable
@@ -26,7 +28,6 @@ TRY_AGAIN = (408, 425, 429)
 AWAY = (502, 503, 504)
 """Statuses that come from before the archive, which is not there."""
 CONFLICT = 409
-UNREACHABLE = (requests.ConnectTimeout, requests.ConnectionError)
 UNUSABLE = (requests.RequestException, OSError, ValueError, LookupError, SyntaxError)
 """What the client raises without a connection, and for an answer that is no DICOMweb."""
 
@@ -57,7 +58,7 @@ def send(objects: Sequence[Path], destination: DicomWeb, timeout_seconds: float)
                 outcome = _store(client, path, destination)
             except UNUSABLE as error:
                 ended = f"{_named(destination)} {why(error, timeout_seconds)}"
-                outcome = SendOutcome(path, False, error=ended, away=isinstance(error, UNREACHABLE))
+                outcome = SendOutcome(path, False, error=ended, away=_is_away(error))
             if outcome.away or outcome.retry_after:
                 ended = outcome.error
             outcomes.append(outcome)
@@ -70,7 +71,7 @@ def reach(destination: DicomWeb, timeout_seconds: float) -> str | None:
         with client_of(destination, timeout_seconds) as client:
             client.search_for_studies(limit=1)
     except requests.HTTPError as error:
-        return _refusal(Path(), error.response, destination).error
+        return _refusal(Path(), error, destination).error
     except UNUSABLE as error:
         return f"{_named(destination)} {why(error, timeout_seconds)}"
     return None
@@ -85,7 +86,7 @@ def _store(client: DICOMwebClient, path: Path, destination: DicomWeb) -> SendOut
     try:
         answer = client.store_instances([dataset])
     except requests.HTTPError as error:
-        return _refusal(path, error.response, destination)
+        return _refusal(path, error, destination)
     if any(item.get("ReferencedSOPInstanceUID") == uid for item in answer.get("ReferencedSOPSequence") or ()):
         return SendOutcome(path, True)
     return _failed(path, answer, destination)
@@ -101,12 +102,15 @@ def _failed(path: Path, answer: pydicom.Dataset, destination: DicomWeb) -> SendO
     return SendOutcome(path, False, permanent, f"{_named(destination)} refused: {text}")
 
 
-def _refusal(path: Path, answer: requests.Response, destination: DicomWeb) -> SendOutcome:
+def _refusal(path: Path, error: requests.HTTPError, destination: DicomWeb) -> SendOutcome:
     """An error status; 409 says that nothing was stored, and its body why (PS3.18 table 10.5.3-1)."""
+    answer = cast(requests.Response, error.response)  # the client raises it for an answer
     code = answer.status_code
     if code == CONFLICT:
         with suppress(*UNUSABLE):
-            return _failed(path, pydicom.Dataset.from_json(answer.json()), destination)
+            said = pydicom.Dataset.from_json(answer.json())
+            if said.get("FailedSOPSequence"):
+                return _failed(path, said, destination)
     return SendOutcome(
         path,
         False,
@@ -141,6 +145,11 @@ def session_of(peer: DicomWeb | WebSource) -> Iterator[requests.Session]:
             session.verify = str(ca) if ca else True
             session.cert = (str(certificate), str(key)) if certificate and key else None
         yield session
+
+
+def _is_away(error: Exception) -> bool:
+    """True where there was no connection; one that broke says nothing of what comes next."""
+    return isinstance(error, requests.ConnectionError) and isinstance(error.args[0], MaxRetryError)
 
 
 def why(error: Exception, timeout: float) -> str:

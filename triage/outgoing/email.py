@@ -9,9 +9,11 @@ from contextlib import contextmanager, suppress
 from email.message import EmailMessage
 
 from triage.config import Email
-from triage.outgoing.letters import SENT, Letter, Outcome, why
+from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
 log = logging.getLogger(__name__)
+
+UNAVAILABLE = 421
 
 
 def send(letter: Letter, destination: Email, timeout_seconds: float) -> Outcome:
@@ -38,10 +40,11 @@ def reach(destination: Email, timeout_seconds: float) -> str | None:
 def compose(letter: Letter, destination: Email) -> EmailMessage:
     """Urgency first; the reader finds the study by its accession number."""
     study, result, place = letter.study, letter.result, letter.priority
-    which = study.accession_number or study.study_instance_uid
+    accession_number = words(study.accession_number)
+    which = accession_number or study.study_instance_uid
     again = f", revision {result.revision}: the earlier message is out of date" if result.revision > 1 else ""
     message = EmailMessage()
-    message["Subject"] = " ".join(f"{place.band.label}: chest CT {which}".split())
+    message["Subject"] = f"{place.band.label}: chest CT {which}"
     message["From"] = destination.sender
     message["To"] = ", ".join(destination.to)
     message["Date"] = letter.now
@@ -52,8 +55,8 @@ def compose(letter: Letter, destination: Email) -> EmailMessage:
     message.set_content(
         f"{result.status.value.replace('_', ' ')}{again}\n"
         f"{place.reason}\n\n"
-        f"Accession number: {study.accession_number or 'none'}\n"
-        f"Study date: {study.study_date or 'unknown'}\n"
+        f"Accession number: {accession_number or 'none'}\n"
+        f"Study date: {words(study.study_date) or 'unknown'}\n"
         f"Study Instance UID: {study.study_instance_uid}\n"
         f"To be read by: {place.due_at:%Y-%m-%d %H:%M} UTC\n\n"
         "Written by triage, research use, not a medical device. Read the study whatever this says.\n"
@@ -78,23 +81,23 @@ def _server(destination: Email, timeout: float) -> Iterator[smtplib.SMTP]:
 
 
 def _failure(error: Exception, destination: Email, timeout: float) -> Outcome:
-    """4yz is said to be for now, 5yz for good (RFC 5321, section 4.2.1)."""
+    """4yz is said to be for now, 5yz for good; 421: the service is not there (RFC 5321, section 4.2)."""
     name = _named(destination)
     match error:
         case smtplib.SMTPRecipientsRefused():
             codes = [code for code, _ in error.recipients.values()]
             return Outcome(False, min(codes) >= 500, f"{name} refused every address: SMTP {max(codes)}")
-        case smtplib.SMTPResponseException():
-            said = error.smtp_error
+        case smtplib.SMTPResponseException(smtp_code=code, smtp_error=said):
             text = said.decode(errors="replace") if isinstance(said, bytes) else said
-            return Outcome(False, error.smtp_code >= 500, f"{name} refused: SMTP {error.smtp_code} {text}")
+            refused = f"{name} refused: SMTP {code}"
+            return Outcome(False, code >= 500, refused, away=code == UNAVAILABLE, said=words(text))
         case smtplib.SMTPServerDisconnected():
             return Outcome(
                 False, error=f"{name} ended the connection, or did not answer within {timeout:g} s"
             )
         case smtplib.SMTPNotSupportedError():
             return Outcome(False, True, f"{name}: {error}; see its tls and user")
-    return Outcome(False, error=f"{name} {why(error, timeout)}")
+    return Outcome(False, error=f"{name} {why(error, timeout)}", away=True)
 
 
 def _named(destination: Email) -> str:

@@ -10,13 +10,14 @@ from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from unicodedata import category
 
 import hl7
 from hl7.mllp import HL7StreamReader, HL7StreamWriter, InvalidBlockError, open_hl7_connection
 
 from triage.config import Hl7
 from triage.domain import Band, Result, tenths_of_percent, two_decimals
-from triage.outgoing.letters import SENT, Letter, Outcome, why
+from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
 PRIORITY = {
     Band.CRITICAL: "S",
@@ -37,19 +38,22 @@ def send(letter: Letter, destination: Hl7, timeout_seconds: float) -> Outcome:
     """Send the letter; sent is only what was acknowledged under its own control ID."""
     try:
         code, said = asyncio.run(_exchange(letter, destination, timeout_seconds))
+    except _Away as error:
+        return Outcome(False, error=str(error), away=True)
     except (OSError, IncompleteReadError, InvalidBlockError, ValueError, hl7.HL7Exception) as error:
         return Outcome(False, error=f"{_named(destination)} {why(error, timeout_seconds)}: not acknowledged")
     if code in ACCEPTED:
         return SENT
-    return Outcome(False, code in PERMANENT, f"{_named(destination)} refused: {code} {said}".rstrip())
+    refused = f"{_named(destination)} refused: {words(code)}"
+    return Outcome(False, code in PERMANENT, refused, said=words(said))
 
 
 def reach(destination: Hl7, timeout_seconds: float) -> str | None:
     """None when something listens there and agrees on TLS; otherwise what is wrong."""
     try:
         asyncio.run(_knock(destination, timeout_seconds))
-    except OSError as error:
-        return f"{_named(destination)} {why(error, timeout_seconds)}"
+    except _Away as error:
+        return str(error)
     return None
 
 
@@ -106,13 +110,20 @@ def _figures(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
     yield "NM", "REVISION", "Revision of the answer", str(result.revision), ""
 
 
+class _Away(Exception):
+    """Nobody is there, or nobody that we may trust; the text says why."""
+
+
 @asynccontextmanager
 async def _connection(
     destination: Hl7, timeout: float
 ) -> AsyncIterator[tuple[HL7StreamReader, HL7StreamWriter]]:
-    context = destination.tls.context() if destination.tls else None
-    opening = open_hl7_connection(destination.host, destination.port, encoding="utf-8", ssl=context)
-    reader, writer = await asyncio.wait_for(opening, timeout)
+    try:
+        context = destination.tls.context() if destination.tls else None
+        opening = open_hl7_connection(destination.host, destination.port, encoding="utf-8", ssl=context)
+        reader, writer = await asyncio.wait_for(opening, timeout)
+    except OSError as error:
+        raise _Away(f"{_named(destination)} {why(error, timeout)}") from error
     reader.encoding_errors = "replace"
     try:
         yield reader, writer
@@ -144,8 +155,9 @@ async def _exchange(letter: Letter, destination: Hl7, timeout: float) -> tuple[s
 
 
 def _text(value: str) -> str:
-    """Separators and control characters escaped; letters of any script as they are, for MSH-18 says UTF-8."""
-    return "".join(c if ord(c) > 0x7E else str(_EMPTY.escape(c)) for c in value)
+    """Separators escaped, control characters left out; other letters as they are, for MSH-18 says UTF-8."""
+    plain = ("" if category(c) in _CONTROLS else c for c in value)
+    return "".join(c if ord(c) > 0x7E else str(_EMPTY.escape(c)) for c in plain)
 
 
 def _person(name: str) -> str:
@@ -166,3 +178,5 @@ def _named(destination: Hl7) -> str:
 
 
 _EMPTY = hl7.parse("MSH|^~\\&|\r")
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode categories of what begins a new line, steers a device or cannot be written in UTF-8."""

@@ -22,14 +22,28 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a letter. ``permanent``: it will be refused again until someone acts."""
+    """What became of a letter.
+
+    ``permanent``: it will be refused again until someone acts. ``away``: the peer took no letter at all,
+    which says nothing of this one. ``said``: the peer's own words, which may name a patient: never for a
+    log. ``retry_after``: that HTTP header, as it came.
+    """
 
     sent: bool
     permanent: bool = False
     error: str = ""
+    away: bool = False
+    said: str = ""
+    retry_after: str = ""
 
 
 SENT = Outcome(True)
+LONGEST_WORDS = 200
+
+
+def words(said: str) -> str:
+    """A peer's words, fit for one line of a list: neither long nor able to steer a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:LONGEST_WORDS]
 
 
 def why(error: Exception, timeout: float) -> str:

@@ -17,10 +17,12 @@ import httpx
 
 from triage import rows
 from triage.config import Webhook
-from triage.outgoing.letters import SENT, Letter, Outcome, why
+from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""
+AWAY = (502, 503, 504)
+"""Statuses that come from before the program, which is not there."""
 
 
 def send(letter: Letter, destination: Webhook, timeout_seconds: float) -> Outcome:
@@ -38,13 +40,24 @@ def send(letter: Letter, destination: Webhook, timeout_seconds: float) -> Outcom
             _client(destination, timeout_seconds) as client,
             client.stream("POST", destination.url, content=body, headers=headers) as answer,
         ):
-            code, phrase = answer.status_code, answer.reason_phrase
+            return _outcome(answer, destination)
     except (httpx.HTTPError, OSError) as error:
-        return Outcome(False, error=f"{_named(destination)} {why(error, timeout_seconds)}")
+        away = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | OSError)
+        return Outcome(False, error=f"{_named(destination)} {why(error, timeout_seconds)}", away=away)
+
+
+def _outcome(answer: httpx.Response, destination: Webhook) -> Outcome:
+    code = answer.status_code
     if 200 <= code < 300:
         return SENT
-    transient = code >= 500 or code in TRY_AGAIN
-    return Outcome(False, not transient, f"{_named(destination)} refused: HTTP {code} {phrase}")
+    return Outcome(
+        False,
+        permanent=code < 500 and code not in TRY_AGAIN,
+        error=f"{_named(destination)} refused: HTTP {code}",
+        away=code in AWAY,
+        said=words(answer.reason_phrase),
+        retry_after=answer.headers.get("retry-after", ""),
+    )
 
 
 def reach(destination: Webhook, timeout_seconds: float) -> str | None:

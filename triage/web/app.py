@@ -131,7 +131,7 @@ class Pages:
             now,
             entries=entries[:LONGEST_LIST],
             more=len(entries) > LONGEST_LIST,
-            ordering=self.config.priority.ordering,
+            ordering=self.config.ordering,
             counts=words.summary(entries, now),
             title=words.title(entries, now),
         )
@@ -159,7 +159,7 @@ class Pages:
             entry=self._entry(uid),
             results=self.database.results(uid),
             deliveries=self.database.deliveries(uid),
-            ordering=self.config.priority.ordering,
+            ordering=self.config.ordering,
         )
 
     def picture(self, request: Request) -> Response:
@@ -228,7 +228,7 @@ class Pages:
         """Open studies in reading order; one more than is shown, so that the page knows of it."""
         return self.database.worklist(
             now,
-            self.config.priority.ordering,
+            self.config.ordering,
             self.config.retention.leave_list_after_days,
             limit=LONGEST_LIST + 1,
         )
