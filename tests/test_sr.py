@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
 
 from tests.needs import needs_dcmtk, needs_dicom3tools
 from tests.results import (
@@ -34,7 +35,7 @@ from tests.results import (
     small_study,
     source_series,
 )
-from triage.dicom import codes, seg, sr
+from triage.dicom import codes, pictures, seg, sr
 from triage.domain import LUNG_REGIONS, Grade, Result, ResultObject, Series, Severity, Status
 
 PARAMETERS = {"lesion threshold": 0.5, "positive probability": 0.5}
@@ -69,6 +70,16 @@ def items(dataset: Dataset) -> list[Dataset]:
     return [each for item in dataset.get("ContentSequence", []) for each in (item, *items(item))]
 
 
+def images(folder: Path, name: str) -> list[Dataset]:
+    """The images of this name that the report in the folder refers to."""
+    found = [item for item in items(dcmread(folder / "sr.dcm")) if item.ValueType == "IMAGE"]
+    return [image for image in found if image.ConceptNameCodeSequence[0].CodeMeaning == name]
+
+
+def referenced(found: list[Dataset]) -> list[str]:
+    return [image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for image in found]
+
+
 def answers(group: MeasurementsAndQualitativeEvaluations) -> dict[str, str]:
     told = {e.name.meaning: e.value.meaning for e in group.get_qualitative_evaluations()}
     assert told.pop("Algorithm Family") == "Artificial Intelligence"
@@ -92,7 +103,7 @@ def test_reports_are_valid(name: str, sop_class: sr.SopClass, tmp_path: Path) ->
     series = source_series(name, tmp_path)
     result = positive(series)
     lesions = seg.write_lesions(series, blob(series), result, INFO, tmp_path, now=NOW)
-    for answer, severity, segment in ((result, SEVERE, lesions), (negative(series), CLEAR, None)):
+    for answer, severity, segment in ((result, SEVERE, [lesions]), (negative(series), CLEAR, [])):
         written = sr.write(
             series,
             answer,
@@ -102,7 +113,7 @@ def test_reports_are_valid(name: str, sop_class: sr.SopClass, tmp_path: Path) ->
             tmp_path,
             now=NOW,
             sop_class=sop_class,
-            lesion_seg=segment,
+            segmentations=segment,
         )
         assert errors(written.path) == []
         assert dcmread(written.path).SOPClassUID == written.sop_class_uid
@@ -112,7 +123,7 @@ def test_reports_are_valid(name: str, sop_class: sr.SopClass, tmp_path: Path) ->
 @needs_dicom3tools
 def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
     written = sr.write(
-        study, positive(study), SEVERE, INFO, PARAMETERS, tmp_path, now=NOW, lesion_seg=lesion_seg
+        study, positive(study), SEVERE, INFO, PARAMETERS, tmp_path, now=NOW, segmentations=[lesion_seg]
     )
     figures = (
         "0.97", "not calibrated", "62.0", "41.0", "4100.2", "2200.4", "CT-3", "Severe", "Positive",
@@ -130,7 +141,7 @@ def test_other_readers_show_the_figures(study: Series, lesion_seg: ResultObject,
 
 
 def test_positive_reads_back(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
-    content = report(study, positive(study), SEVERE, tmp_path, lesion_seg=lesion_seg)
+    content = report(study, positive(study), SEVERE, tmp_path, segmentations=[lesion_seg])
     group = study_group(content)
     (probability,) = group.get_measurements(codes.PROBABILITY)
     (volume,) = group.get_measurements(codes.VOLUME)
@@ -153,14 +164,16 @@ def test_positive_reads_back(study: Series, lesion_seg: ResultObject, tmp_path: 
 
 
 def test_lesion_segment_is_measured(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
-    content = report(study, positive(study), SEVERE, tmp_path, lesion_seg=lesion_seg)
+    content = report(study, positive(study), SEVERE, tmp_path, segmentations=[lesion_seg])
     (group,) = content.get_volumetric_roi_measurement_groups()
     assert isinstance(group, VolumetricROIMeasurementsAndQualitativeEvaluations)
     (volume,) = group.get_measurements(codes.VOLUME)
-    assert volume.value == 2200.4
+    voxels = np.count_nonzero(blob(study))
+    assert volume.value == pytest.approx(voxels * np.prod(study.spacing) / 1000, abs=0.05)
+    assert volume.method == codes.BY_VOXELS
     segment = dcmread(lesion_seg.path).SegmentSequence[0]
     assert group.tracking_uid == segment.TrackingUID
-    (image,) = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
+    (image,) = images(tmp_path, "Referenced Segment")
     assert image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == lesion_seg.sop_instance_uid
     assert image.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
     assert "ReferencedFrameNumber" not in image.ReferencedSOPSequence[0]
@@ -172,17 +185,20 @@ def test_each_kind_of_lesion_is_measured(study: Series, tmp_path: Path, sop_clas
     mask, result = blob(study), positive(study)
     lesions = seg.write_lesions(study, mask, result, INFO, tmp_path, now=NOW, classes=parted(mask))
     parts = replace(SEVERE, ground_glass_ml=1700.2, consolidation_ml=500.2)
-    content = report(study, result, parts, tmp_path, lesion_seg=lesions, sop_class=sop_class)
+    content = report(study, result, parts, tmp_path, segmentations=[lesions], sop_class=sop_class)
     groups = content.get_volumetric_roi_measurement_groups()
-    volumes = [group.get_measurements(codes.VOLUME)[0].value for group in groups]
-    assert [(g.finding_type, volume) for g, volume in zip(groups, volumes, strict=True)] == [
-        (codes.GROUND_GLASS, 1700.2),
-        (codes.CONSOLIDATION, 500.2),
-    ]
+    told = {g.finding_type: g.get_measurements(codes.VOLUME)[0].value for g in groups}
+    glass, solid = (np.count_nonzero(part) * np.prod(study.spacing) / 1000 for part in parted(mask).values())
+    assert told == {
+        codes.GROUND_GLASS: pytest.approx(glass, abs=0.05),
+        codes.CONSOLIDATION: pytest.approx(solid, abs=0.05),
+    }
     segments = dcmread(lesions.path).SegmentSequence
     assert [g.tracking_uid for g in groups] == [segment.TrackingUID for segment in segments]
-    images = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
-    numbers = [image.ReferencedSOPSequence[0].ReferencedSegmentNumber for image in images]
+    numbers = [
+        image.ReferencedSOPSequence[0].ReferencedSegmentNumber
+        for image in images(tmp_path, "Referenced Segment")
+    ]
     assert numbers == [segment.SegmentNumber for segment in segments]
     (whole,) = study_group(content).get_measurements(codes.LESION_VOLUME)
     assert whole.value == 2200.4
@@ -194,10 +210,10 @@ def test_what_a_network_did_not_find_of_both_kinds_is_no_group(study: Series, tm
     classes = {"ground_glass": np.zeros_like(mask), "consolidation": mask}
     lesions = seg.write_lesions(study, mask, result, INFO, tmp_path, now=NOW, classes=classes)
     parts = replace(SEVERE, ground_glass_ml=0.0, consolidation_ml=2200.4)
-    content = report(study, result, parts, tmp_path, lesion_seg=lesions)
+    content = report(study, result, parts, tmp_path, segmentations=[lesions])
     (group,) = content.get_volumetric_roi_measurement_groups()
     assert group.finding_type == codes.CONSOLIDATION
-    (image,) = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "IMAGE"]
+    (image,) = images(tmp_path, "Referenced Segment")
     assert image.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
 
 
@@ -222,11 +238,116 @@ def test_regions_of_either_lung_are_scored(study: Series, tmp_path: Path) -> Non
 def test_evidence_names_every_slice_and_the_segmentation(
     study: Series, lesion_seg: ResultObject, tmp_path: Path
 ) -> None:
-    written = sr.write(study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW, lesion_seg=lesion_seg)
+    written = sr.write(
+        study, positive(study), SEVERE, INFO, {}, tmp_path, now=NOW, segmentations=[lesion_seg]
+    )
     evidence = {(series, instance) for _, series, instance, _ in srread(written.path).get_evidence()}
     slices = {(i.series_instance_uid, i.sop_instance_uid) for i in study.instances}
     segmentation = dcmread(lesion_seg.path)
     assert evidence == {*slices, (segmentation.SeriesInstanceUID, segmentation.SOPInstanceUID)}
+
+
+def test_names_what_was_judged_and_shows_what_was_drawn(study: Series, tmp_path: Path) -> None:
+    result = positive(study)
+    picture = pictures.write_secondary_capture(
+        np.zeros((8, 8, 3), np.uint8), study, result, INFO, tmp_path, now=NOW
+    )
+    report(study, result, SEVERE, tmp_path, pictures=[picture])
+    assert referenced(images(tmp_path, "Source")) == [i.sop_instance_uid for i in study.instances]
+    assert referenced(images(tmp_path, "Best illustration of finding")) == [picture.sop_instance_uid]
+    told = {(uid, class_uid) for _, _, uid, class_uid in srread(tmp_path / "sr.dcm").get_evidence()}
+    assert (picture.sop_instance_uid, picture.sop_class_uid) in told
+    current = dcmread(tmp_path / "sr.dcm").CurrentRequestedProcedureEvidenceSequence
+    assert sum(len(s.ReferencedSOPSequence) for s in current[0].ReferencedSeriesSequence) == 25
+
+
+def test_either_lung_is_measured_where_it_is_segmented(study: Series, tmp_path: Path) -> None:
+    left, right = np.zeros((2, 24, 64, 64), bool)
+    left[2:20, 20:40, 36:60] = True
+    right[4:22, 22:44, 5:30] = True
+    lungs = seg.write_lungs(study, left, right, positive(study), INFO, tmp_path, now=NOW)
+    content = report(study, positive(study), SEVERE, tmp_path, segmentations=[lungs])
+    groups = content.get_volumetric_roi_measurement_groups()
+    told = {g.finding_sites[0].laterality.meaning: g.get_measurements(codes.VOLUME)[0].value for g in groups}
+    ml = np.prod(study.spacing) / 1000
+    assert told == {
+        "Right": pytest.approx(np.count_nonzero(right) * ml, abs=0.05),
+        "Left": pytest.approx(np.count_nonzero(left) * ml, abs=0.05),
+    }
+    assert {group.finding_type for group in groups} == {codes.LUNG}
+
+
+def test_every_figure_says_how_it_was_made(study: Series, lesion_seg: ResultObject, tmp_path: Path) -> None:
+    report(study, positive(study), SEVERE, tmp_path, segmentations=[lesion_seg])
+    figures = [item for item in items(dcmread(tmp_path / "sr.dcm")) if item.ValueType == "NUM"]
+    assert len(figures) == 9 + 20
+    for figure in figures:
+        assert (
+            figure.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodingSchemeDesignator == "UCUM"
+        )
+        how = {item.ConceptNameCodeSequence[0].CodeMeaning for item in figure.ContentSequence}
+        assert "Measurement Method" in how, figure.ConceptNameCodeSequence[0].CodeMeaning
+
+
+UNJUDGED = {
+    Status.NOT_ANALYSABLE: "Not analysable: missing slices: 35 mm hole between slices 20 and 27",
+    Status.FAILED: "Failed: missing slices: 35 mm hole between slices 20 and 27",
+}
+
+
+def unjudged(study: Series, status: Status, **changes: object) -> Result:
+    return Result(
+        **{
+            "study_instance_uid": study.study_instance_uid,
+            "patient_id": "p",
+            "status": status,
+            "reason": "missing slices: 35 mm hole between slices 20 and 27",
+            "content_key": "key",
+            **changes,
+        }
+    )
+
+
+@needs_dicom3tools
+@needs_dcmtk
+@pytest.mark.parametrize("status", list(UNJUDGED))
+@pytest.mark.parametrize("sop_class", sorted(sr.SOP_CLASSES))
+def test_a_study_that_was_not_judged_has_a_report_without_figures(
+    study: Series, status: Status, sop_class: sr.SopClass, tmp_path: Path
+) -> None:
+    result = unjudged(study, status)
+    written = sr.write_unjudged(study.instances, result, tmp_path, now=NOW, sop_class=sop_class)
+    assert errors(written.path) == []
+    dataset = dcmread(written.path)
+    assert [item for item in items(dataset) if item.ValueType == "NUM"] == []
+    group = study_group(srread(written.path).content)
+    told = {e.name.meaning: e.value.meaning for e in group.get_qualitative_evaluations()}
+    answer = {Status.NOT_ANALYSABLE: "Not analysable", Status.FAILED: "Failed, given up"}[status]
+    assert told["Triage result"] == answer
+    assert told["CAD Processing and Findings Summary"] == "No algorithms succeeded; without findings"
+    assert group.finding_type is None
+    assert dataset.ManufacturerModelName == "triage"
+    assert dataset.PatientName == dcmread(study.instances[0].path).PatientName
+    assert referenced(images(tmp_path, "Source")) == [i.sop_instance_uid for i in study.instances]
+    dumped = subprocess.run(
+        ["dsrdump", "+Pl", written.path], capture_output=True, text=True, check=True
+    ).stdout
+    assert UNJUDGED[status] in dumped
+    assert sr.CAUSE_UNKNOWN not in dumped
+
+
+@needs_dicom3tools
+def test_a_study_without_ct_images_is_reported_without_a_library(study: Series, tmp_path: Path) -> None:
+    other = replace(study.instances[0], sop_class_uid="1.2.840.10008.5.1.4.1.1.88.67", modality="SR")
+    written = sr.write_unjudged([other], unjudged(study, Status.NOT_ANALYSABLE), tmp_path, now=NOW)
+    assert errors(written.path) == []
+    assert images(tmp_path, "Source") == []
+    assert [uid for _, _, uid, _ in srread(written.path).get_evidence()] == [other.sop_instance_uid]
+
+
+def test_a_judged_study_is_never_reported_as_not_judged(study: Series, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="was judged"):
+        sr.write_unjudged(study.instances, positive(study), tmp_path, now=NOW)
 
 
 def test_negative_names_no_disease(study: Series, tmp_path: Path) -> None:
@@ -375,8 +496,8 @@ def test_a_report_replaces_only_the_one_it_names(study: Series, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("status", [Status.NOT_ANALYSABLE, Status.FAILED])
-def test_no_report_without_an_answer(study: Series, status: Status, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no report"):
+def test_no_figures_without_an_answer(study: Series, status: Status, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no figures"):
         sr.write(study, positive(study, status=status), SEVERE, INFO, {}, tmp_path, now=NOW)
     assert list(tmp_path.iterdir()) == []
 
@@ -390,6 +511,23 @@ def test_same_content_same_uids(study: Series, tmp_path: Path) -> None:
 
     assert uids("key") == uids("key")
     assert len({*uids("key"), *uids("another")}) == 4
+
+
+def test_no_code_of_ours_is_too_long_for_old_readers() -> None:
+    ours = [code for code in private_codes() if len(code.value) > 16 or len(code.meaning) > 64]
+    assert ours == []
+
+
+def private_codes() -> set[Code]:
+    """Every code of the private scheme that ``codes`` names, however deep."""
+
+    def within(value: object) -> list[Code]:
+        if isinstance(value, Code):
+            return [value] if value.scheme_designator == codes.PRIVATE else []
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
+        return [code for each in inside for code in within(each)]
+
+    return {code for value in vars(codes).values() for code in within(value)}
 
 
 def test_private_codes_say_whose_they_are(study: Series, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_full_disk_or_a_busy_gpu_never_gives_a_study_up(
     for _ in range(30):
         here.work()
         assert "will be retried" in here.entry(uid_of(study)).priority.reason
-        here.pass_time(analyze.LONGEST_RETRY.total_seconds())
+        here.pass_time(assemble.LONGEST_RETRY.total_seconds())
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
 

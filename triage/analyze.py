@@ -18,7 +18,7 @@ from pathlib import Path
 from time import perf_counter
 
 from triage import outbox, priority, severity
-from triage.assemble import fail, reject
+from triage.assemble import fail, give_up, reject, results_folder, try_later
 from triage.config import Config, Results
 from triage.db import Database
 from triage.dicom import files, key_slices, mesh, pictures, seg, series, sr, view3d, volume
@@ -37,12 +37,12 @@ from triage.domain import (
 )
 from triage.errors import DeviceLost, Rejected, Retryable
 from triage.models import Model
+from triage.unjudged import report_at_hand
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 7
+ANSWER_VERSION = 8
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
-LONGEST_RETRY = timedelta(minutes=15)
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
 """What drawing may raise: an answer never waits for key slices or a view that cannot be drawn."""
 
@@ -118,7 +118,7 @@ def judge(
         parameters=_parameters(model, config),
         folder=folder,
         now=now,
-        predecessor=_report_at_hand(previous),
+        predecessor=report_at_hand(previous),
     )
     objects, beside = _write(case, config.results, watch)
     if also is not None:
@@ -133,14 +133,14 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
         return False
     instances = db.instances(study.study_instance_uid)
     if study.attempts > config.analysis.maximum_attempts:
-        fail(db, config, study, "the analysis ended without a word each time it was tried", None)
+        give_up(db, config, study, "the analysis ended without a word each time it was tried", now)
         return True
     try:
         judgement = _judgement_of(db, config, model, study, instances, now)
     except Rejected as rejection:
         reject(db, config, study, instances, str(rejection), now)
     except Retryable as failure:
-        _try_later(db, config, study, str(failure), now)
+        try_later(db, config, study, str(failure), now)
         if isinstance(failure, DeviceLost):
             raise
     except Exception as error:
@@ -169,18 +169,12 @@ def content_key(chosen: Series, model: Model, config: Config, supersedes: str | 
 def _judgement_of(
     db: Database, config: Config, model: Model, study: Study, instances: Sequence[Instance], now: datetime
 ) -> Judgement:
-    """The newest report's answer is given again to the same content; its objects are never rebuilt.
-
-    Each attempt writes into a folder of its own: what was sent is never overwritten.
-    """
+    """The newest report's answer is given again to the same content; its objects are never rebuilt."""
     chosen = series.choose(instances, config.assemble)
     previous = next((r for r in db.results(study.study_instance_uid) if r.sr_sop_instance_uid), None)
     if previous and previous.content_key == content_key(chosen, model, config, previous.supersedes):
         return Judgement(previous)
-    home = config.storage.spool / study.study_instance_uid
-    if not home.is_dir():
-        raise Retryable(f"the study's images are not in {config.storage.spool}: is the disk mounted?")
-    folder = home / "results" / f"{now:%Y%m%dT%H%M%S%f}"
+    folder = results_folder(config, study.study_instance_uid, now)
     try:
         return judge(chosen, model, config, folder, now, previous)
     except BaseException:
@@ -191,29 +185,21 @@ def _judgement_of(
 def _finish(db: Database, config: Config, study: Study, judgement: Judgement, now: datetime) -> None:
     answer = judgement.answer
     place = priority.prioritise(answer, study.arrived_at, study.stat, config.priority, config.analysis)
-    owed = outbox.owed(config.delivery.destinations, answer, place, judgement.objects)
+    owed = outbox.owed(config.destinations, answer, place, judgement.objects)
     if db.finish(study, answer, owed, place, now):
         log.info("study %s is %s", study.study_instance_uid, answer.status.value)
     else:
         log.info("study %s received more images while it was judged; again", study.study_instance_uid)
 
 
-def _try_later(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
-    """Disk, memory or device failed: not the study's fault, so it is never given up for that.
-
-    The longer it has waited, the longer it waits again, up to LONGEST_RETRY.
-    """
-    waited = now - study.last_received_at
-    shortest = timedelta(seconds=config.analysis.retry_seconds)
-    fail(db, config, study, reason, now + min(max(waited, shortest), LONGEST_RETRY))
-
-
 def _count_failure(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
     """A fault of ours: tried again a few times, each after twice the wait, then given up."""
     settings = config.analysis
+    if study.attempts >= settings.maximum_attempts:
+        give_up(db, config, study, reason, now)
+        return
     wait = timedelta(seconds=settings.retry_seconds * 2.0 ** (study.attempts - 1))
-    retry_at = now + wait if study.attempts < settings.maximum_attempts else None
-    fail(db, config, study, reason, retry_at, attempts=study.attempts)
+    fail(db, config, study, reason, now + wait, attempts=study.attempts)
 
 
 def _conclude(
@@ -258,12 +244,6 @@ def _conclude(
     return replace(answer, reason=priority.sentence(answer))
 
 
-def _report_at_hand(previous: Result | None) -> Path | None:
-    """The earlier report's file; someone may have tidied the spool, which must not stop a judgement."""
-    path = previous.files.get(ResultKind.SR) if previous else None
-    return path if path is not None and path.exists() else None
-
-
 def _filed(
     answer: Result, objects: Sequence[ResultObject], beside: Mapping[ResultKind, Path], watch: Stopwatch
 ) -> Result:
@@ -290,13 +270,10 @@ def _parameters(model: Model, config: Config) -> Mapping[str, str | float]:
 def _write(
     case: Case, settings: Results, watch: Stopwatch
 ) -> tuple[tuple[ResultObject, ...], dict[ResultKind, Path]]:
-    """SEG of lesions and of lungs, SR, picture, key slices, 3D view; and beside them the page's files."""
+    """SEG of lesions and of lungs, pictures, 3D view, SR; and beside them the page's files."""
     files.make_folder(case.folder)
     with watch("seg"):
-        lesions = _lesion_seg(case, settings)
-        lungs = _lung_seg(case, settings)
-    with watch("sr"):
-        report = _report(case, settings, lesions)
+        masks = [o for o in (_lesion_seg(case, settings), _lung_seg(case, settings)) if o is not None]
     with watch("picture"):
         capture, beside = _summary_picture(case, settings)
     slices, turning = None, None
@@ -308,10 +285,15 @@ def _write(
         with watch("view_3d"):
             turning, surfaces = _view_3d(case)
         beside |= surfaces
-    return tuple(o for o in (lesions, lungs, report, capture, slices, turning) if o is not None), beside
+    drawn = [o for o in (capture, slices, turning) if o is not None]
+    with watch("sr"):  # last: it refers to all others
+        report = _report(case, settings, masks, drawn)
+    return (*masks, *drawn, report), beside
 
 
-def _report(case: Case, settings: Results, lesions: ResultObject | None) -> ResultObject:
+def _report(
+    case: Case, settings: Results, masks: Sequence[ResultObject], drawn: Sequence[ResultObject]
+) -> ResultObject:
     return sr.write(
         case.series,
         case.answer,
@@ -321,7 +303,8 @@ def _report(case: Case, settings: Results, lesions: ResultObject | None) -> Resu
         case.folder,
         now=case.now,
         sop_class=settings.sr,
-        lesion_seg=lesions,
+        segmentations=masks,
+        pictures=drawn,
         predecessor=case.predecessor,
     )
 
@@ -340,7 +323,7 @@ def _summary_picture(case: Case, settings: Results) -> tuple[ResultObject | None
 
 
 def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
-    mask = case.findings.lesion_mask
+    mask = case.findings.lesion_mask if settings.lesion_seg else None
     if mask is None or not mask.any():
         return None  # an empty segment hangs viewers; the report says that there is none
     return seg.write_lesions(
@@ -352,6 +335,7 @@ def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
         now=case.now,
         classes=case.findings.lesion_classes,
         omit_empty_frames=settings.omit_empty_frames,
+        form=settings.seg,
     )
 
 
@@ -367,6 +351,7 @@ def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
         case.folder,
         now=case.now,
         omit_empty_frames=settings.omit_empty_frames,
+        form=settings.seg,
     )
 
 

@@ -6,8 +6,9 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 
-from triage import outbox, priority
+from triage import outbox, priority, unjudged
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import series
@@ -16,6 +17,7 @@ from triage.errors import Rejected, Retryable
 
 log = logging.getLogger(__name__)
 
+LONGEST_RETRY = timedelta(minutes=15)
 NOT_COMPARED = "not compared with the archive, which did not answer: images may be missing"
 
 
@@ -51,7 +53,7 @@ def step(db: Database, config: Config, now: datetime) -> bool:
     except Retryable:
         raise
     except Exception as error:  # a study that trips us must not hold up all others
-        fail(db, config, study, f"internal error: {type(error).__name__}", None)
+        give_up(db, config, study, f"internal error: {type(error).__name__}", now)
         raise
     return True
 
@@ -71,29 +73,91 @@ def reject(
     db: Database, config: Config, study: Study, instances: Sequence[Instance], reason: str, now: datetime
 ) -> None:
     """Put "not analysable" and its reason on the list; the study keeps its place or moves up."""
+    try:
+        answer, objects = _told(db, config, not_analysable(instances, reason), instances, now)
+    except Retryable as failure:
+        try_later(db, config, study, str(failure), now)
+        return
     place = _place(db, config, study, reason)
-    answer = not_analysable(instances, reason)
-    owed = outbox.owed(config.delivery.destinations, answer, place, ())
+    owed = outbox.owed(config.destinations, answer, place, objects)
     if db.mark_rejected(study, answer, place, now, owed):
         log.info("study %s is not analysable: %s", study.study_instance_uid, reason)
 
 
 def fail(
-    db: Database, config: Config, study: Study, reason: str, retry_at: datetime | None, attempts: int = 0
+    db: Database, config: Config, study: Study, reason: str, retry_at: datetime, attempts: int = 0
 ) -> None:
-    """Put "failed" on the list, and whether it will be tried again; the study keeps its place or moves up.
+    """Put "failed, will be retried" on the list; the study keeps its place or moves up.
 
     ``attempts`` are those that count towards giving up.
     """
-    said = f"failed, {'will be retried' if retry_at else 'given up'}: {reason}"
+    said = f"failed, will be retried: {reason}"
     if db.mark_failed(study, reason, _place(db, config, study, said), retry_at, attempts):
         log.error("study %s %s", study.study_instance_uid, said)
+
+
+def try_later(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
+    """Disk, memory or device failed: not the study's fault, so it is never given up for that.
+
+    The longer it has waited, the longer it waits again, up to LONGEST_RETRY.
+    """
+    waited = now - study.last_received_at
+    shortest = timedelta(seconds=config.analysis.retry_seconds)
+    fail(db, config, study, reason, now + min(max(waited, shortest), LONGEST_RETRY))
+
+
+def give_up(db: Database, config: Config, study: Study, reason: str, now: datetime) -> None:
+    """Put "failed, given up" on the list, and tell who wants to know; the place is kept or moves up."""
+    said = f"failed, given up: {reason}"
+    instances = db.instances(study.study_instance_uid)
+    try:
+        answer, objects = _told(db, config, given_up(study, reason), instances, now)
+    except Retryable as failure:
+        try_later(db, config, study, f"{reason}; {failure}", now)
+        return
+    place = _place(db, config, study, said)
+    owed = outbox.owed(config.destinations, answer, place, objects)
+    if db.mark_given_up(study, answer, place, now, owed):
+        log.error("study %s %s", study.study_instance_uid, said)
+
+
+def results_folder(config: Config, study_instance_uid: str, now: datetime) -> Path:
+    """Where to write what is sent: each attempt has a folder of its own, so that nothing sent is overwritten.
+
+    Raises Retryable when the study's folder is not there.
+    """
+    home = config.storage.spool / study_instance_uid
+    if not home.is_dir():
+        raise Retryable(f"the study's images are not in {config.storage.spool}: is the disk mounted?")
+    return home / "results" / f"{now:%Y%m%dT%H%M%S%f}"
+
+
+def _told(
+    db: Database, config: Config, answer: Result, instances: Sequence[Instance], now: datetime
+) -> unjudged.Told:
+    """The answer with its report, where the site wants one; raises Retryable."""
+    uid = answer.study_instance_uid
+    if not config.results.sr_not_judged:
+        return answer, ()
+    folder = results_folder(config, uid, now)
+    return unjudged.tell(answer, instances, db.results(uid), config.results, folder, now)
 
 
 def _place(db: Database, config: Config, study: Study, reason: str) -> Priority:
     entry = db.entry(study.study_instance_uid)
     before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, config.priority)
     return priority.not_judged(before, study.arrived_at, study.stat, reason, config.priority)
+
+
+def given_up(study: Study, reason: str) -> Result:
+    """The answer for a study that we failed to judge; the same reason again is no other answer."""
+    return Result(
+        study_instance_uid=study.study_instance_uid,
+        patient_id=study.patient_id,
+        status=Status.FAILED,
+        reason=reason,
+        content_key=hashlib.sha256(f"{Status.FAILED}\n{reason}".encode()).hexdigest(),
+    )
 
 
 def not_analysable(instances: Sequence[Instance], reason: str) -> Result:

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from time import perf_counter
 
-from triage import analyze, assemble, rows
+from triage import analyze, assemble, rows, unjudged
 from triage.config import Config
 from triage.dicom import attention, series
 from triage.dicom.header import find_instances
@@ -81,10 +81,14 @@ def _predict_one(
     try:
         folder = output / first.study_instance_uid
         _clear(folder)
-        chosen = series.choose(instances, config.assemble)
-        return analyze.judge(chosen, model, config, folder, now, also=_write_attention).answer
-    except Rejected as rejection:
-        return assemble.not_analysable(instances, str(rejection))
+        try:
+            chosen = series.choose(instances, config.assemble)
+            return analyze.judge(chosen, model, config, folder, now, also=_write_attention).answer
+        except Rejected as rejection:
+            answer = assemble.not_analysable(instances, str(rejection))
+            if config.results.sr_not_judged:
+                answer, _ = unjudged.tell(answer, instances, (), config.results, folder, now)
+            return answer
     except Retryable as failure:
         return replace(failed, reason=str(failure))
     except Exception:  # one study must not cost the answers of the others

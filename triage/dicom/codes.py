@@ -10,19 +10,26 @@ from pydicom.sr.coding import Code
 from triage.domain import LUNG_REGIONS, Grade, GradeBasis, Status
 
 PRIVATE = "99TRIAGE"
+"""deploy/objects.md says of each of its codes what it means. None exceeds 16 characters: many readers know no
+LongCodeValue."""
 
 
 def private_scheme() -> CodingSchemeIdentificationItem:
     """Says whose scheme 99TRIAGE is (PS3.3 C.12.1.1.2): no standard code exists for what it names."""
     return CodingSchemeIdentificationItem(
         designator=PRIVATE,
-        name="triage: affected lung fraction, lesion volume, CT grades, CT severity score and its regions",
+        name="triage: answers, affected lung fraction, CT grades and scores; see deploy/objects.md",
         responsible_organization="triage",
     )
 
 
 # What made the objects, and of what.
 ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+IMAGE_LIBRARY = Code("111028", "DCM", "Image Library")
+IMAGE_LIBRARY_GROUP = Code("126200", "DCM", "Image Library Group")
+IMAGING_MEASUREMENTS = Code("126010", "DCM", "Imaging Measurements")
+SOURCE = Code("260753009", "SCT", "Source")
+ILLUSTRATION = Code("121080", "DCM", "Best illustration of finding")
 SOURCE_IMAGE = Code("121322", "DCM", "Source image for image processing operation")
 CT_CHEST = Code("169069000", "SCT", "CT of chest")
 LUNG = Code("39607008", "SCT", "Lung")
@@ -42,11 +49,15 @@ ANSWER = Code("answer", PRIVATE, "Triage result")
 ANSWERS = {
     Status.POSITIVE: Code("10828004", "SCT", "Positive"),
     Status.NEGATIVE: Code("260385009", "SCT", "Negative"),
+    Status.NOT_ANALYSABLE: Code("not-analysable", PRIVATE, "Not analysable"),
+    Status.FAILED: Code("failed", PRIVATE, "Failed, given up"),
 }
 CAD_SUMMARY = Code("111017", "DCM", "CAD Processing and Findings Summary")
 CAD_SUMMARIES = {
     Status.POSITIVE: Code("111242", "DCM", "All algorithms succeeded; with findings"),
     Status.NEGATIVE: Code("111241", "DCM", "All algorithms succeeded; without findings"),
+    Status.NOT_ANALYSABLE: Code("111245", "DCM", "No algorithms succeeded; without findings"),
+    Status.FAILED: Code("111245", "DCM", "No algorithms succeeded; without findings"),
 }
 
 # Figures.
@@ -55,13 +66,18 @@ SCORE = Code("score", PRIVATE, "Score, not a probability")
 PROBABILITY_KINDS = {
     ("classifier", True): Code("calibrated", PRIVATE, "Network output, calibrated"),
     ("classifier", False): Code("not-calibrated", PRIVATE, "Network output, not calibrated"),
-    ("score", True): Code("rule", PRIVATE, "Documented monotone rule, calibrated"),
-    ("score", False): Code("rule-uncalibrated", PRIVATE, "Documented monotone rule, not calibrated"),
+    ("score", True): Code("rule-calibrated", PRIVATE, "Documented monotone rule, calibrated"),
+    ("score", False): Code("rule-not-calib", PRIVATE, "Documented monotone rule, not calibrated"),
 }
 AFFECTED = Code("affected", PRIVATE, "Affected lung percentage")
+BY_VOLUME = Code("by-volume", PRIVATE, "Lesion volume over lung volume")
+BY_AREA = Code("by-area", PRIVATE, "Lesion area over lung area, slice by slice")
+BY_VOXELS = Code("126030", "DCM", "Sum of segmented voxel method for volume")
 MAXIMUM = Code("56851009", "SCT", "Maximum")
-SLICE_MEAN = Code("affected-slice-mean", PRIVATE, "Percentage of infection, mean over slices")
-CT_SEVERITY_SCORE = Code("ct-severity-score", PRIVATE, "CT severity score of 20 regions, 0 to 40")
+MEAN = Code("373098007", "SCT", "Mean")
+TOTAL = Code("255619001", "SCT", "Total")
+SLICE_MEAN = Code("slice-mean", PRIVATE, "Percentage of infection, mean over slices")
+CT_SEVERITY_SCORE = Code("ct-score", PRIVATE, "CT severity score of 20 regions, 0 to 40")
 REGION_SCORE = Code("ct-region-score", PRIVATE, "CT severity score of one region, 0 to 2")
 REGIONS = tuple(
     Code(f"region-{number}", PRIVATE, name.capitalize()) for number, name in enumerate(LUNG_REGIONS, 1)

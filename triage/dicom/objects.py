@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    EnhancedSRStorage,
+    MultiFrameTrueColorSecondaryCaptureImageStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 from pydicom.valuerep import DA, TM
 
 from triage import __version__
 from triage.dicom.files import write_durably
-from triage.dicom.uids import derive
+from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive
 from triage.domain import ModelInfo, Result, ResultKind, ResultObject
 
 MANUFACTURER = "triage"
@@ -26,6 +36,16 @@ SERIES_NUMBERS = {
     ResultKind.KEY_SLICES: 9006,
 }
 """High, so that viewers list our series after the scanner's."""
+_SEGMENTATIONS = (SegmentationStorage, UID("1.2.840.10008.5.1.4.1.1.66.7"))
+SOP_CLASSES: Mapping[ResultKind, tuple[UID, ...]] = {
+    ResultKind.LESION_SEG: _SEGMENTATIONS,
+    ResultKind.LUNG_SEG: _SEGMENTATIONS,
+    ResultKind.SR: (Comprehensive3DSRStorage, ComprehensiveSRStorage, EnhancedSRStorage),
+    ResultKind.PICTURE: (SecondaryCaptureImageStorage,),
+    ResultKind.KEY_SLICES: (SecondaryCaptureImageStorage,),
+    ResultKind.VIEW_3D: (MultiFrameTrueColorSecondaryCaptureImageStorage,),
+}
+"""What each object may be, by the settings: who stores our results must take these. 66.7 is the label map."""
 DESCRIPTIONS = {
     ResultKind.LESION_SEG: "triage: lesions (research use)",
     ResultKind.LUNG_SEG: "triage: lungs (research use)",
@@ -41,12 +61,14 @@ def series_instance_uid(kind: ResultKind, result: Result) -> str:
     return derive(f"series of {kind.value}", result.study_instance_uid, result.content_key)
 
 
-def identity(kind: ResultKind, result: Result, info: ModelInfo, now: datetime) -> dict[str, Any]:
+def identity(kind: ResultKind, result: Result, info: ModelInfo | None, now: datetime) -> dict[str, Any]:
     """Keyword arguments that highdicom's constructors share: UIDs, numbers, equipment, local date and time.
 
-    One series for each kind and revision: (study, content key, kind) give the UIDs.
+    One series for each kind and revision: (study, content key, kind) give the UIDs. Without ``info`` no
+    network had a part in it.
     """
     moment = now.astimezone()
+    network = [] if info is None else [f"{info.name} {info.version}"[:64]]
     return {
         "series_instance_uid": series_instance_uid(kind, result),
         "sop_instance_uid": derive(kind.value, result.study_instance_uid, result.content_key),
@@ -56,9 +78,9 @@ def identity(kind: ResultKind, result: Result, info: ModelInfo, now: datetime) -
         "content_date": moment.date(),
         "content_time": moment.time().replace(tzinfo=None),
         "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": f"triage {info.name}"[:64],
-        "software_versions": [f"triage {__version__}"[:64], f"{info.name} {info.version}"[:64]],
-        "device_serial_number": info.version[:64],
+        "manufacturer_model_name": MANUFACTURER if info is None else f"{MANUFACTURER} {info.name}"[:64],
+        "software_versions": [f"triage {__version__}"[:64], *network],
+        "device_serial_number": __version__ if info is None else info.version[:64],
     }
 
 
@@ -71,6 +93,8 @@ def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, no
     moment = now.astimezone()
     dataset.InstanceCreationDate = DA(moment.date())
     dataset.InstanceCreationTime = TM(moment.time().replace(tzinfo=None))
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     path = folder / f"{kind.value}.dcm"

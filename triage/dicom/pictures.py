@@ -278,14 +278,6 @@ def write_secondary_capture(
         coordinate_system="PATIENT",
         patient_orientation=patient_orientation,
         study_instance_uid=result.study_instance_uid,
-        patient_id=patient.PatientID,
-        patient_birth_date=patient.PatientBirthDate,
-        patient_sex=patient.PatientSex,
-        accession_number=patient.AccessionNumber,
-        study_id=patient.StudyID,
-        study_date=patient.StudyDate or None,
-        study_time=patient.StudyTime or None,
-        referring_physician_name=patient.ReferringPhysicianName,
         **objects.identity(kind, result, info, now),
     )
     _describe(image, description)

@@ -1,12 +1,14 @@
-"""Masks as DICOM Segmentation objects, BINARY, Explicit VR Little Endian (PS3.3 A.51)."""
+"""Masks as DICOM Segmentation objects (PS3.3 A.51): BINARY, or as label map with lossless compression."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
@@ -15,6 +17,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
 from pydicom.sr.coding import Code
+from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from triage.dicom import codes, objects, source
 from triage.dicom.uids import derive
@@ -36,7 +39,23 @@ CLASSES: Mapping[LesionClass, LesionKind] = {
     "ground_glass": LesionKind("Ground glass", codes.GROUND_GLASS, (86, 196, 255)),
     "consolidation": LesionKind("Consolidation", codes.CONSOLIDATION, (255, 146, 40)),
 }
-BLUES = {codes.RIGHT: CIELabColor.from_rgb(70, 130, 220), codes.LEFT: CIELabColor.from_rgb(120, 190, 240)}
+LUNGS: Mapping[str, tuple[Code, CIELabColor]] = {
+    "Right lung": (codes.RIGHT, CIELabColor.from_rgb(70, 130, 220)),
+    "Left lung": (codes.LEFT, CIELabColor.from_rgb(120, 190, 240)),
+}
+MEANINGS: Mapping[str, tuple[Code, Code, Code | None]] = {
+    **{kind.label: (kind.code, codes.ABNORMAL_STRUCTURE, None) for kind in (LESIONS, *CLASSES.values())},
+    **{label: (codes.LUNG, codes.ANATOMICAL_STRUCTURE, side) for label, (side, _) in LUNGS.items()},
+}
+"""Of every segment by its label: property type, property category, side of the patient."""
+
+Form = Literal["binary", "labelmap_rle", "labelmap_jpeg_ls"]
+FORMS: Mapping[Form, tuple[SegmentationTypeValues, UID]] = {
+    "binary": (SegmentationTypeValues.BINARY, ExplicitVRLittleEndian),
+    "labelmap_rle": (SegmentationTypeValues.LABELMAP, RLELossless),
+    "labelmap_jpeg_ls": (SegmentationTypeValues.LABELMAP, JPEGLSLossless),
+}
+"""A label map is 10 to 40 times smaller; few archives and viewers read it yet."""
 
 
 def write_lesions(
@@ -49,6 +68,7 @@ def write_lesions(
     now: datetime,
     classes: Mapping[LesionClass, Mask] = MappingProxyType({}),
     omit_empty_frames: bool = True,
+    form: Form = "binary",
 ) -> ResultObject:
     """Write the lesion mask (slices, rows, columns), slice k on ``series.instances[k]``.
 
@@ -60,12 +80,12 @@ def write_lesions(
     labels, segments = np.zeros(mask.shape, np.uint8), []
     for number, (kind, part) in enumerate(parts, 1):
         labels[part] = number
-        segments.append(_lesion(number, kind, result, info))
+        segments.append(_segment(number, kind.label, CIELabColor.from_rgb(*kind.colour), result, info))
     voxels = sum(np.count_nonzero(part) for _, part in parts)
     if voxels != np.count_nonzero(mask) or not np.array_equal(labels > 0, mask):
         raise ValueError("the classes are not the lesions in disjoint parts")
     return _write(
-        ResultKind.LESION_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames
+        ResultKind.LESION_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames, form
     )
 
 
@@ -88,6 +108,7 @@ def write_lungs(
     *,
     now: datetime,
     omit_empty_frames: bool = True,
+    form: Form = "binary",
 ) -> ResultObject:
     """Write the patient's right and left lung as segments of one object; an absent lung gets none.
 
@@ -97,32 +118,21 @@ def write_lungs(
         raise ValueError("the lungs overlap")
     labels = np.zeros(left.shape, np.uint8)
     segments: list[SegmentDescription] = []
-    for name, side, mask in (("Right lung", codes.RIGHT, right), ("Left lung", codes.LEFT, left)):
+    for name, mask in zip(LUNGS, (right, left), strict=True):
         if mask.any():
             number = len(segments) + 1
             labels[mask] = number
-            segments.append(_lung(number, name, side, result, info))
-    return _write(ResultKind.LUNG_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames)
-
-
-def _lesion(number: int, kind: LesionKind, result: Result, info: ModelInfo) -> SegmentDescription:
-    colour = CIELabColor.from_rgb(*kind.colour)
-    segment = _segment(number, kind.label, codes.ABNORMAL_STRUCTURE, kind.code, result, info, colour)
-    segment.AnatomicRegionSequence = [CodedConcept.from_code(codes.LUNG)]
-    return segment
-
-
-def _lung(number: int, name: str, side: Code, result: Result, info: ModelInfo) -> SegmentDescription:
-    segment = _segment(number, name, codes.ANATOMICAL_STRUCTURE, codes.LUNG, result, info, BLUES[side])
-    property_type = segment.SegmentedPropertyTypeCodeSequence[0]
-    property_type.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(side)]
-    return segment
+            segments.append(_segment(number, name, LUNGS[name][1], result, info))
+    return _write(
+        ResultKind.LUNG_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames, form
+    )
 
 
 def _segment(
-    number: int, label: str, category: Code, kind: Code, result: Result, info: ModelInfo, colour: CIELabColor
+    number: int, label: str, colour: CIELabColor, result: Result, info: ModelInfo
 ) -> SegmentDescription:
-    return SegmentDescription(
+    kind, category, side = MEANINGS[label]
+    segment = SegmentDescription(
         segment_number=number,
         segment_label=label,
         segmented_property_category=category,
@@ -135,6 +145,12 @@ def _segment(
         tracking_id=label,
         display_color=colour,
     )
+    if side is None:
+        segment.AnatomicRegionSequence = [CodedConcept.from_code(codes.LUNG)]
+    else:
+        property_type = segment.SegmentedPropertyTypeCodeSequence[0]
+        property_type.SegmentedPropertyTypeModifierCodeSequence = [CodedConcept.from_code(side)]
+    return segment
 
 
 def tracking_uid(label: str, result: Result) -> str:
@@ -152,16 +168,19 @@ def _write(
     folder: Path,
     now: datetime,
     omit_empty_frames: bool,
+    form: Form,
 ) -> ResultObject:
     if len(labels) != len(series.instances):
         raise ValueError(f"{len(labels)} mask slices for {len(series.instances)} images")
     if not labels.any():
         raise ValueError("an empty mask makes no segmentation")
     received = source.read(series)
+    segmentation_type, transfer_syntax_uid = FORMS[form]
     segmentation = Segmentation(
         source_images=received.slices,
         pixel_array=labels,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=segmentation_type,
+        transfer_syntax_uid=transfer_syntax_uid,
         segment_descriptions=segments,
         omit_empty_frames=omit_empty_frames,
         content_label=kind.value.upper(),
@@ -169,4 +188,11 @@ def _write(
         **objects.identity(kind, result, info, now),
     )
     written = objects.write(kind, segmentation, received.patient, folder, now)
-    return replace(written, segments=tuple(segment.segment_label for segment in segments))
+    voxel_ml = math.prod(series.spacing) / 1000
+    return replace(
+        written,
+        segments=tuple(segment.segment_label for segment in segments),
+        volumes_ml=tuple(
+            float(np.count_nonzero(labels == number) * voxel_ml) for number in range(1, len(segments) + 1)
+        ),
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -244,9 +244,9 @@ def _taken(header: Dataset, keyword: str, rule: Rule) -> DataElement | RawDataEl
 
 
 def _is_ascii(kept: Dataset) -> bool:
-    """Whether no text but that of the default character set is in what was taken."""
-    buffer = BytesIO()
-    
+    """Whether nothing that was taken needs a character set."""
+    values = (element.value for element in kept.values())
+    return all((value if isinstance(value, bytes) else str(value)).isascii() for value in values)
 
 
 def _clinical_trial(kept: Dataset) -> None:

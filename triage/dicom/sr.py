@@ -1,13 +1,15 @@
 """The answer as a structured report: TID 1500 Measurement Report (PS3.16), unverified.
 
-The study-level group (TID 1501) says positive or negative, with what certainty, how much of each lung
-is affected and by which network; one for each lung scores its regions; then a group for each segment of
-the lesions (TID 1411), if there are any, measures it. Nothing here depends on how a worklist is ordered.
+The image library (TID 1600) names the images judged. The study-level group (TID 1501) says positive or
+negative, with what certainty, how much of each lung is affected and by which network, and shows our
+pictures; one for each lung scores its regions; then a group for each segment of the lesions and of the
+lungs (TID 1411), if there are any, measures it. A study that was not judged has a report of its own kind:
+not analysable or failed, why, and no figure. Nothing here depends on how a worklist is ordered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -16,9 +18,12 @@ from highdicom.sr import (
     AlgorithmIdentification,
     Comprehensive3DSR,
     ComprehensiveSR,
+    ContainerContentItem,
+    ContentSequence,
     DeviceObserverIdentifyingAttributes,
     EnhancedSR,
     FindingSite,
+    ImageContentItem,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
@@ -34,12 +39,15 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes as standard_codes
+from pydicom.sr.coding import Code
 
 from triage import __version__
 from triage.dicom import codes, objects, seg, source
 from triage.dicom.header import parse, read_bytes, split
+from triage.dicom.series import CT_IMAGE, MULTI_FRAME_CT
 from triage.dicom.uids import derive
 from triage.domain import (
+    Instance,
     ModelInfo,
     Result,
     ResultKind,
@@ -56,9 +64,13 @@ SOP_CLASSES = {
     "comprehensive": ComprehensiveSR,
     "enhanced": EnhancedSR,
 }
+JUDGED = (Status.POSITIVE, Status.NEGATIVE)
 PREDECESSOR = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 CAUSE_UNKNOWN = "The network cannot tell COVID-19 from other causes of the same findings."
 MUST_READ = f"{objects.DISCLAIMER}. The study must be read whatever this report says."
+
+
+Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
 def write(
@@ -71,33 +83,78 @@ def write(
     *,
     now: datetime,
     sop_class: SopClass = "comprehensive_3d",
-    lesion_seg: ResultObject | None = None,
+    segmentations: Sequence[ResultObject] = (),
+    pictures: Sequence[ResultObject] = (),
     predecessor: Path | None = None,
 ) -> ResultObject:
     """Write the report of a judged study.
 
-    ``parameters`` are the settings that shaped the answer (thresholds); ``lesion_seg`` is the object
-    whose segments are measured; ``predecessor`` is the report that this revision replaces, the one
-    ``result.supersedes`` names. Raises ValueError for an answer that is neither positive nor negative
-    and for a wrong predecessor; Retryable when source or disk fail.
+    ``parameters`` are the settings that shaped the answer (thresholds); ``segmentations`` are the objects
+    whose segments are measured, ``pictures`` those that show the finding; ``predecessor`` is the report that
+    this revision replaces, the one ``result.supersedes`` names. Raises ValueError for an answer that is
+    neither positive nor negative and for a wrong predecessor; Retryable when source or disk fail.
     """
-    if result.status not in codes.ANSWERS:
-        raise ValueError(f"a {result.status.value} study has no report")
-    received = source.read(series)
+    if result.status not in JUDGED:
+        raise ValueError(f"a {result.status.value} study has no figures to report")
     algorithm = _algorithm(info, parameters)
-    groups: list[MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations]
-    groups = [_study(result, severity, algorithm), *_regions(result, severity, algorithm)]
-    evidence = received.slices
-    if lesion_seg is not None:
-        groups += _lesions(series, result, severity, algorithm, lesion_seg)
-        evidence = [*evidence, _evidence(lesion_seg, result)]
-    report = SOP_CLASSES[sop_class](
-        evidence=evidence,
-        content=MeasurementReport(
-            observation_context=_observer(info),
-            procedure_reported=codes.CT_CHEST,
-            imaging_measurements=groups,
-        ),
+    study = _study(result, _figures(result, severity), _evaluations(result, severity), algorithm)
+    for picture in pictures:
+        study[0].ContentSequence.append(_image(codes.ILLUSTRATION, _evidence(picture, result)))
+    groups: list[Group] = [study, *_regions(result, severity, algorithm)]
+    for segmentation in segmentations:
+        groups += _segments(series, result, algorithm, segmentation)
+    ours = [_evidence(written, result) for written in (*segmentations, *pictures)]
+    return _write(
+        source.read(series), ours, groups, result, info, folder, now, SOP_CLASSES[sop_class], predecessor
+    )
+
+
+def write_unjudged(
+    images: Sequence[Instance],
+    result: Result,
+    folder: Path,
+    *,
+    now: datetime,
+    sop_class: SopClass = "comprehensive_3d",
+    predecessor: Path | None = None,
+) -> ResultObject:
+    """Write that a study is not analysable, or failed, and why; ``images`` are those that were looked at.
+
+    Raises ValueError for a study that was judged and for a wrong predecessor; Retryable when source or disk
+    fail, Rejected when the first image is no longer DICOM.
+    """
+    if result.status in JUDGED:
+        raise ValueError(f"a {result.status.value} study was judged")
+    algorithm = AlgorithmIdentification(name=objects.MANUFACTURER, version=__version__)
+    groups = [_study(result, (), _evaluations(result, None), algorithm)]
+    received = source.of_instances(images)
+    return _write(received, [], groups, result, None, folder, now, SOP_CLASSES[sop_class], predecessor)
+
+
+def _write(
+    received: source.Source,
+    ours: Sequence[Dataset],
+    groups: Sequence[Group],
+    result: Result,
+    info: ModelInfo | None,
+    folder: Path,
+    now: datetime,
+    sop_class: type[EnhancedSR | ComprehensiveSR | Comprehensive3DSR],
+    predecessor: Path | None,
+) -> ResultObject:
+    content = MeasurementReport(
+        observation_context=_observer(info),
+        procedure_reported=codes.CT_CHEST,
+        imaging_measurements=groups,
+    )
+    images = [image for image in received.slices if image.SOPClassUID in (CT_IMAGE, *MULTI_FRAME_CT)]
+    if images:
+        parts = content[0].ContentSequence
+        names = [item.ConceptNameCodeSequence[0].CodeValue for item in parts]
+        parts.insert(names.index(codes.IMAGING_MEASUREMENTS.value), _image_library(images))
+    report = sop_class(
+        evidence=[*received.slices, *ours],
+        content=content,
         is_complete=True,
         previous_versions=_previous(result, predecessor),
         coding_schemes=[codes.private_scheme()],
@@ -106,8 +163,26 @@ def write(
     return objects.write(ResultKind.SR, report, received.patient, folder, now)
 
 
+def _image_library(images: Iterable[Dataset]) -> ContainerContentItem:
+    """TID 1600, without what the images say of themselves: the report would be fifteen times larger."""
+    library = ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=RelationshipTypeValues.CONTAINS)
+    group = ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=RelationshipTypeValues.CONTAINS)
+    group.ContentSequence = ContentSequence([_image(codes.SOURCE, image) for image in images])
+    library.ContentSequence = ContentSequence([group])
+    return library
+
+
+def _image(name: Code, image: Dataset) -> ImageContentItem:
+    return ImageContentItem(
+        name, image.SOPClassUID, image.SOPInstanceUID, relationship_type=RelationshipTypeValues.CONTAINS
+    )
+
+
 def _study(
-    result: Result, severity: Severity, algorithm: AlgorithmIdentification
+    result: Result,
+    figures: Iterable[Measurement],
+    evaluations: Iterable[QualitativeEvaluation],
+    algorithm: AlgorithmIdentification,
 ) -> MeasurementsAndQualitativeEvaluations:
     """TID 1501: the answer for the whole study. Only a positive answer names a finding.
 
@@ -118,8 +193,8 @@ def _study(
         finding_type=codes.PNEUMONIA if result.status is Status.POSITIVE else None,
         finding_sites=[FindingSite(codes.LUNG)],
         algorithm_id=algorithm,
-        measurements=list(_figures(result, severity)),
-        qualitative_evaluations=list(_evaluations(result, severity)),
+        measurements=list(figures) or None,
+        qualitative_evaluations=list(evaluations),
     )
     for text in _comments(result):
         group[0].ContentSequence.append(
@@ -147,31 +222,57 @@ def _figures(result: Result, severity: Severity) -> Iterator[Measurement]:
             name=codes.AFFECTED,
             value=tenths_of_percent(severity.affected_fraction),
             unit=codes.PERCENT,
+            method=codes.BY_VOLUME,
             derivation=codes.MAXIMUM if sides_known else None,
             finding_sites=[both],
         )
     for site, fraction in ((left, severity.affected_left), (right, severity.affected_right)):
         if fraction is not None:
             yield Measurement(
-                codes.AFFECTED, tenths_of_percent(fraction), codes.PERCENT, finding_sites=[site]
+                name=codes.AFFECTED,
+                value=tenths_of_percent(fraction),
+                unit=codes.PERCENT,
+                method=codes.BY_VOLUME,
+                finding_sites=[site],
             )
     if severity.percent_infection is not None:
-        value = tenths_of_percent(severity.percent_infection)
-        yield Measurement(codes.SLICE_MEAN, value, codes.PERCENT, finding_sites=[both])
-    if severity.ct_severity_score is not None:
-        value = severity.ct_severity_score.total
         yield Measurement(
-            codes.CT_SEVERITY_SCORE, value, codes.NO_UNITS, method=codes.BY_SHAPE, finding_sites=[both]
+            name=codes.SLICE_MEAN,
+            value=tenths_of_percent(severity.percent_infection),
+            unit=codes.PERCENT,
+            method=codes.BY_AREA,
+            derivation=codes.MEAN,
+            finding_sites=[both],
         )
-    yield Measurement(codes.VOLUME, round(severity.lung_volume_ml, 1), codes.MILLILITRE, finding_sites=[both])
+    if severity.ct_severity_score is not None:
+        yield Measurement(
+            name=codes.CT_SEVERITY_SCORE,
+            value=severity.ct_severity_score.total,
+            unit=codes.NO_UNITS,
+            method=codes.BY_SHAPE,
+            derivation=codes.TOTAL,
+            finding_sites=[both],
+        )
+    yield _volume(codes.VOLUME, severity.lung_volume_ml, both)
     if severity.lesion_volume_ml is not None:
-        value = round(severity.lesion_volume_ml, 1)
-        yield Measurement(codes.LESION_VOLUME, value, codes.MILLILITRE, finding_sites=[both])
+        yield _volume(codes.LESION_VOLUME, severity.lesion_volume_ml, both)
 
 
-def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEvaluation]:
+def _volume(name: Code, volume_ml: float, site: FindingSite | None = None) -> Measurement:
+    return Measurement(
+        name=name,
+        value=round(volume_ml, 1),
+        unit=codes.MILLILITRE,
+        method=codes.BY_VOXELS,
+        finding_sites=[site] if site else None,
+    )
+
+
+def _evaluations(result: Result, severity: Severity | None) -> Iterator[QualitativeEvaluation]:
     yield QualitativeEvaluation(codes.ANSWER, codes.ANSWERS[result.status])
     yield QualitativeEvaluation(codes.CAD_SUMMARY, codes.CAD_SUMMARIES[result.status])
+    if severity is None:
+        return
     if severity.grade is not None:
         yield QualitativeEvaluation(codes.CT_GRADE[severity.grade_from], codes.CT_GRADES[severity.grade])
     if result.status is not Status.POSITIVE:
@@ -182,9 +283,10 @@ def _evaluations(result: Result, severity: Severity) -> Iterator[QualitativeEval
 
 
 def _comments(result: Result) -> Iterator[str]:
-    yield f"{result.status.value.capitalize()}: {result.reason}"
+    yield f"{result.status.value.capitalize().replace('_', ' ')}: {result.reason}"
     yield from result.notes
-    yield CAUSE_UNKNOWN
+    if result.status in JUDGED:
+        yield CAUSE_UNKNOWN
     yield MUST_READ
 
 
@@ -214,37 +316,26 @@ def _regions(
         )
 
 
-def _lesions(
-    series: Series,
-    result: Result,
-    severity: Severity,
-    algorithm: AlgorithmIdentification,
-    lesion_seg: ResultObject,
+def _segments(
+    series: Series, result: Result, algorithm: AlgorithmIdentification, segmentation: ResultObject
 ) -> Iterator[VolumetricROIMeasurementsAndQualitativeEvaluations]:
-    """TID 1411 for each segment of the lesion object, without frame numbers (both together are invalid)."""
-    volumes = {
-        seg.LESIONS: severity.lesion_volume_ml,
-        seg.CLASSES["ground_glass"]: severity.ground_glass_ml,
-        seg.CLASSES["consolidation"]: severity.consolidation_ml,
-    }
-    kinds = {kind.label: (kind, volume) for kind, volume in volumes.items()}
-    for number, label in enumerate(lesion_seg.segments, 1):
-        kind, volume = kinds[label]
+    """TID 1411 for each segment of an object, without frame numbers (both together are invalid)."""
+    segments = zip(segmentation.segments, segmentation.volumes_ml, strict=True)
+    for number, (label, volume_ml) in enumerate(segments, 1):
+        kind, category, side = seg.MEANINGS[label]
         yield VolumetricROIMeasurementsAndQualitativeEvaluations(
             tracking_identifier=TrackingIdentifier(seg.tracking_uid(label, result), label),
             referenced_segment=ReferencedSegment(
-                sop_class_uid=lesion_seg.sop_class_uid,
-                sop_instance_uid=lesion_seg.sop_instance_uid,
+                sop_class_uid=segmentation.sop_class_uid,
+                sop_instance_uid=segmentation.sop_instance_uid,
                 segment_number=number,
                 source_series=SourceSeriesForSegmentation(series.series_instance_uid),
             ),
-            finding_type=kind.code,
-            finding_category=codes.ABNORMAL_STRUCTURE,
-            finding_sites=[FindingSite(codes.LUNG)],
+            finding_type=kind,
+            finding_category=category,
+            finding_sites=[FindingSite(codes.LUNG, side)],
             algorithm_id=algorithm,
-            measurements=None
-            if volume is None
-            else [Measurement(codes.VOLUME, round(volume, 1), codes.MILLILITRE)],
+            measurements=[_volume(codes.VOLUME, volume_ml)],
         )
 
 
@@ -259,13 +350,15 @@ def _algorithm(info: ModelInfo, parameters: Mapping[str, str | float]) -> Algori
     )
 
 
-def _observer(info: ModelInfo) -> ObservationContext:
+def _observer(info: ModelInfo | None) -> ObservationContext:
+    name, version = (info.name, info.version) if info else (objects.MANUFACTURER, __version__)
+    model = f"{objects.MANUFACTURER} {__version__}" + (f", {name}" if info else "")
     device = DeviceObserverIdentifyingAttributes(
-        uid=derive("device", info.name, info.version),
+        uid=derive("device", name, version),
         name=objects.MANUFACTURER,
         manufacturer_name=objects.MANUFACTURER,
-        model_name=objects.plain(f"triage {__version__}, {info.name}"),
-        serial_number=objects.plain(info.version),
+        model_name=objects.plain(model),
+        serial_number=objects.plain(version),
     )
     return ObservationContext(
         observer_device_context=ObserverContext(
