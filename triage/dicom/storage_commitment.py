@@ -241,7 +241,7 @@ def _series_of(one: Delivery) -> str:
 def _check(status: Dataset, destination: Destination) -> None:
     where = f"destination {destination.name} at {destination.host}:{destination.port}"
     if "Status" not in status:
-        raise Retryable(f"{where} did not answer")
+        raise Retryable(f"{where} did not answer, or ended the association: does it know us?")
     code = int(status.Status)
     if code and code not in WARNINGS:
         permanent, text = explain_refusal(code)
