@@ -105,7 +105,7 @@ def negative(series: Series, **changes: object) -> Result:
 
 def errors(path: Path) -> list[str]:
     """The errors that dciodvfy finds in the object; its warnings are none."""
-    told = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=False)
+    told = subprocess.run(["dciodvfy", path], capture_output=True, text=True, errors="replace", check=False)
     lines = (told.stdout + told.stderr).splitlines()
     assert lines, "dciodvfy said nothing"
     return [line for line in lines if line.startswith("Error")]

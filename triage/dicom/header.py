@@ -272,7 +272,8 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
 
 
 def _texts(dataset: Dataset, keyword: str) -> list[str]:
-    return [str(value).strip("\0 ") for value in _values(dataset, keyword)]
+    """Without the escape sequence that pydicom leaves in text of ISO 2022 IR 58."""
+    return [str(value).replace("\x1b$)A", "").strip("\0 ") for value in _values(dataset, keyword)]
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

@@ -8,7 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataset import Dataset
+from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
@@ -96,10 +98,21 @@ def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, no
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = BytesIO()
+    _keep_bytes(dataset)
     dataset.save_as(buffer, enforce_file_format=True)
     path = folder / f"{kind.value}.dcm"
     write_durably(path, buffer.getbuffer())
     return ResultObject(kind, path, str(dataset.SOPInstanceUID), str(dataset.SOPClassUID))
+
+
+def _keep_bytes(dataset: Dataset) -> None:
+    """Have the patient's bytes written as they are: pydicom cannot write again all that it reads.
+
+    It does so where a data set is said to be encoded as it will be, and then leaves ambiguous VRs to us.
+    """
+    terms = dataset.get("SpecificCharacterSet")
+    dataset.set_original_encoding(False, True, convert_encodings(terms) if terms else default_encoding)
+    correct_ambiguous_vr(dataset, True)
 
 
 ASCII_FOR = {"–": "-", "—": "-", "≤": "<=", "≥": ">=", "…": "...", "×": "x", "\u202f": " ", "\xa0": " "}

@@ -27,6 +27,8 @@ LONGEST_TEXT = 64
 """Characters of a Long String and of a code's meaning."""
 LONGEST_CODE = 16
 """Characters of CodeValue and of a coding scheme's name."""
+CONTROLS = r"[\x00-\x1a\x1c-\x1f\x7f]+"
+"""All but Escape, which changes the character set in the midst of a text."""
 METHOD_UNKNOWN = "not told by the source"
 
 
@@ -34,8 +36,8 @@ METHOD_UNKNOWN = "not told by the source"
 class Rule:
     """What of an attribute is taken: ``words`` say it in deploy/objects.md, ``value`` does it.
 
-    ``value`` gives what to write of a sound or repaired attribute, and None of any other. Without it the
-    bytes are handed on as they came.
+    ``value`` gives what to write of a sound or repaired attribute, and None of any other. The bytes of text
+    are handed on as they came where nothing is to be repaired, or where there is no ``value``.
     """
 
     words: str
@@ -44,8 +46,8 @@ class Rule:
 
 def _text(element: DataElement) -> Any:
     """None also where the bytes are not of the character set that the source names."""
-    texts = element.value if isinstance(element.value, MultiValue) else [element.value]
-    sound = [re.sub(r"[\x00-\x1f\x7f]+", " ", str(text or "")).strip()[:LONGEST_TEXT] for text in texts]
+    texts = [re.sub(CONTROLS, " ", str(text or "")) for text in _values(element)]
+    sound = [text.strip()[:LONGEST_TEXT] for text in texts]
     return sound if any(sound) and not any("\ufffd" in text for text in sound) else None
 
 
@@ -228,19 +230,31 @@ def _patient(header: Dataset) -> Dataset:
 
 def _taken(header: Dataset, keyword: str, rule: Rule) -> DataElement | RawDataElement | None:
     tag = Tag(keyword)
-    vr = dictionary_VR(tag)
+    vr, raw = dictionary_VR(tag), header.get_item(tag)
+    as_received = _bytes(raw, vr) if isinstance(raw, RawDataElement) and raw.value else None
     if rule.value is None:
-        raw = header.get_item(tag)
-        if not isinstance(raw, RawDataElement) or not raw.value:
-            return None
-        value = raw.value.rstrip(b"\0 ")
-        value += (b"\0" if vr == "UI" else b" ") * (len(value) % 2)
-        return RawDataElement(tag, vr, len(value), value, 0, False, True)
+        return as_received
     try:
-        sound = rule.value(header[tag])
+        element = header[tag]
+        sound = rule.value(element)
     except BROKEN:
         return None
-    return None if sound is None else DataElement(tag, vr, sound)
+    if sound is None:
+        return None
+    if as_received is not None and vr == "LO" and sound == _values(element):
+        return as_received
+    return DataElement(tag, vr, sound)
+
+
+def _values(element: DataElement) -> list[Any]:
+    return list(element.value) if isinstance(element.value, MultiValue) else [element.value]
+
+
+def _bytes(raw: RawDataElement, vr: str) -> RawDataElement:
+    """The value as it came, padded anew."""
+    value = (raw.value or b"").rstrip(b"\0 ")
+    value += (b"\0" if vr == "UI" else b" ") * (len(value) % 2)
+    return RawDataElement(raw.tag, vr, len(value), value, 0, False, True)
 
 
 def _is_ascii(kept: Dataset) -> bool:
