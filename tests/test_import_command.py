@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pynetdicom import evt
 
-from tests import peers
+from tests import killed, peers
+from tests.archives import SMALL, Scripted, filled, slices
+from tests.archives import archive as serving
 from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
-from tests.objects import STUDY, ct, save
+from tests.objects import SERIES, STUDY, ct, save
 from tests.test_cli import triage
-from tests.test_orthanc import Orthanc, orthanc
+from tests.test_orthanc import Orthanc
 from triage import pull
-from triage.config import Destination
-from triage.dicom import header, phantom, sender
+from triage.config import DicomSource
+from triage.db import Database
+from triage.dicom import header, phantom
 from triage.dicom.query import Pacs, Query
 from triage.dicom.receiving import Receiver
 from triage.domain import StudyState
 from triage.errors import ConfigError, Retryable
 from triage.pull import Coming
-
-ARCHIVE = "PACS"
-SMALL = {"slices": 30, "rows": 64, "slice_spacing": 8.0}
 
 
 def receiver(ward: Hospital) -> Receiver:
@@ -99,45 +107,84 @@ def test_zip_files_are_read_without_unpacking_and_their_names_lead_nowhere(tmp_p
     assert not list(tmp_path.parent.rglob("escaped*"))
 
 
-def test_what_a_zip_file_blows_up_is_not_read_to_the_end(
+def test_what_cannot_be_an_image_is_not_read_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pull, "LARGEST_OBJECT", 100_000)
     image = save(ct(1), tmp_path / "1.dcm").read_bytes()
-    bomb = zipped(tmp_path / "a.zip", {"bomb": bytes(10_000_000), "image": image})
+    film = tmp_path / "film"
+    film.write_bytes(image + bytes(100_000))
+    bomb = zipped(tmp_path / "a.zip", {"zeros": bytes(10**7), "bomb": image + bytes(10**7), "image": image})
     torn = tmp_path / "b.zip"
     torn.write_bytes(bomb.read_bytes()[:500])
     with hospital(tmp_path / "here") as ward:
-        read = import_files(ward, bomb, torn)
+        tracemalloc.start()
+        read = import_files(ward, film, bomb, torn)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         assert [reason for _, reason in read.passed_over] == [
+            "too large for an image",
+            "not a DICOM file",
             "too large for an image",
             "not a readable zip file",
         ]
         assert len(read.studies) == 1
+    assert most < 5_000_000
 
 
 def test_a_full_disk_ends_the_import_and_the_next_goes_on(tmp_path: Path) -> None:
-    save(ct(1), tmp_path / "in" / "1.dcm")
+    paths = [save(ct(number), tmp_path / "in" / f"{number}.dcm") for number in (1, 2, 3)]
+    room = [True, True, False]
     with hospital(tmp_path / "here") as ward:
-        full = Receiver(ward.config.storage.spool, ward.receive, has_room=lambda: False)
-        with pytest.raises(Retryable, match="disk is full"):
-            pull.read_files(pull.find([tmp_path / "in"]), ward.db, full)
+        full = Receiver(ward.config.storage.spool, ward.receive, has_room=lambda: room.pop(0))
+        with pytest.raises(Retryable, match=r"disk is full: make room .* 2 objects have come and stay"):
+            pull.read_files(pull.find(paths), ward.db, full)
         (study,) = import_files(ward, tmp_path / "in").studies.values()
-        assert study.new == 1
+        assert (study.new, len(study.objects)) == (1, 3)
+
+
+def test_root_does_not_import_for_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = tmp_path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    if owner == 0:
+        pull.check_user(tmp_path / "spool")
+        os.chown(tmp_path, 10001, -1)
+    with pytest.raises(ConfigError, match=r"daemon's user: sudo -u '#[0-9]+' triage"):
+        pull.check_user(tmp_path / "spool")
+
+
+@pytest.mark.parametrize("point", list(killed.POINTS)[:3])
+def test_an_import_that_was_killed_goes_on(tmp_path: Path, point: str) -> None:
+    """By kill -9, at the twelfth of thirty images."""
+    paths = [save(ct(number), tmp_path / "in" / f"{number:02}.dcm") for number in range(30)]
+    with hospital(tmp_path / "here") as ward:
+        script = "import sys; from tests import killed; killed.kill_at(sys.argv.pop(1)); "
+        script += "from triage.cli import app; app()"
+        command = [sys.executable, "-c", script, point, "-c", tmp_path / "here" / "config.yaml", "import"]
+        ended = subprocess.run([*command, *paths], capture_output=True, timeout=120, check=False)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        here = 12 if point.startswith("after a slice is on record") else 11
+        (study,) = import_files(ward, tmp_path / "in").studies.values()
+        assert (len(study.here_before), study.new) == (here, 30 - here)
+        assert {i.path.stem for i in ward.db.instances(STUDY)} == study.objects
+        assert ward.entry(STUDY).study.notes == ()
 
 
 def test_the_command(tmp_path: Path) -> None:
     settings = peers.write_config(tmp_path / "daemon")
     save(ct(1), tmp_path / "in" / "1.dcm")
-    (tmp_path / "in" / "README").write_text("hello")
+    for number in range(12):
+        (tmp_path / "in" / f"viewer{number:02}.dll").write_text("hello")
     looked = triage("-c", settings, "import", tmp_path / "in", "--dry-run")
     assert "1 to come, 0 here before" in looked.stdout
-    assert "README: not a DICOM file" in looked.stderr
+    assert "viewer00.dll: not a DICOM file" in looked.stderr
+    assert "passed over 2 more: not a DICOM file" in looked.stderr
     assert "1 came, 0 here before" in triage("-c", settings, "import", tmp_path / "in").stdout
-    assert "0 came, 1 here before" in triage("-c", settings, "import", tmp_path / "in").stdout
-    assert STUDY in triage("-c", settings, "worklist").stdout
-    nothing = triage("-c", settings, "import", tmp_path / "in" / "README", status=1)
+    nothing = triage("-c", settings, "import", tmp_path / "in" / "viewer00.dll", status=1)
     assert "0 objects of 0 studies came" in nothing.stdout
+    assert "give folders or files" in triage("-c", settings, "import", status=78).stderr
+    with closing(Database(f"sqlite:///{tmp_path}/daemon/triage.db")) as db:
+        assert db.sop_instance_uids(STUDY) == {f"{SERIES}.1"}
 
 
 # --- archives ------------------------------------------------------------------------------------
@@ -165,21 +212,10 @@ class Around:
         return studies
 
 
-def fill(orthanc: Orthanc, paths: list[Path]) -> None:
-    peer = Destination(name="x", ae_title="PACS", host=peers.HOST, port=orthanc.dicom_port)
-    sent = sender.send(paths, peer, calling_ae_title="TRIAGE", timeout_seconds=30)
-    assert all(outcome.sent for outcome in sent)
-
-
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Orthanc, list[Path], int]]:
-    folder = tmp_path_factory.mktemp("archive")
-    listener, port = peers.free_port(), peers.free_port()
-    first = phantom.write_study(folder / "first", seed=3, **SMALL)
-    second = phantom.write_study(folder / "second", seed=4, **SMALL)
-    with orthanc(folder / "orthanc", listener, port, web=True) as running:
-        fill(running, [*first, *second])
-        yield running, first, listener
+    with filled(tmp_path_factory.mktemp("archive")) as known:
+        yield known
 
 
 @pytest.fixture
@@ -262,9 +298,53 @@ def test_an_archive_whose_images_cannot_reach_us_is_said_with_the_study(around: 
 
 @needs_orthanc
 def test_the_command_asks_an_archive(around: Around, tmp_path: Path) -> None:
-    around.ward.db.close()
     settings = tmp_path / "here" / "config.yaml"
     ask = ("-c", settings, "import", "--from", "auto", "--patient", "PHANTOM-3")
     assert "30 to come, 0 here before" in triage(*ask, "--dry-run").stdout
     assert "30 objects of 1 studies came" in triage(*ask).stdout
-    assert "give folders or files" in triage("-c", settings, "import", status=78).stderr
+
+
+def studies_of(*uids: str) -> list[Dataset]:
+    """Two images of each."""
+    changes = [
+        {"StudyInstanceUID": uid, "SeriesInstanceUID": f"{uid}.1", "SOPInstanceUID": f"{uid}.1.{number}"}
+        for uid in uids
+        for number in (1, 2)
+    ]
+    return [image for changed in changes for image in slices(1, **changed)]
+
+
+def test_a_study_that_an_archive_cannot_list_holds_up_no_other(tmp_path: Path) -> None:
+    held = Scripted(studies_of("1.2.1", "1.2.2"))
+
+    def on_find(event: evt.Event) -> Iterator[Any]:
+        if event.identifier.QueryRetrieveLevel == "IMAGE" and event.identifier.StudyInstanceUID == "1.2.1":
+            yield 0xC001, None
+        else:
+            yield from held.on_find(event)
+
+    with hospital(tmp_path / "here") as ward, serving(held, on_find=on_find) as port:
+        source = DicomSource(name="S", ae_title="PACS", host=peers.HOST, port=port, retrieve="get")
+        studies = list(pull.look(ward.db, Pacs(source, "TRIAGE", 10), Query(study_date="20200101-")))
+        for study in studies:
+            list(pull.fetch(ward.db, Pacs(source, "TRIAGE", 10), study, receiver(ward)))
+        assert [study.error for study in studies if not study.new] == [
+            f"source S at 127.0.0.1:{port} refused: cannot understand the object (0xC001)"
+        ]
+        assert ward.db.sop_instance_uids("1.2.2") == {"1.2.2.1.1", "1.2.2.1.2"}
+
+
+@pytest.mark.parametrize("retrieve", ["get", "move"])
+def test_an_image_that_an_archive_cannot_send_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, retrieve: str
+) -> None:
+    monkeypatch.setattr("triage.dicom.query.AT_ONCE", 2)
+    with hospital(tmp_path / "here") as ward:
+        held = Scripted(slices(1, 2, 3, 4, 5, 6), ward.config.listener.port, broken={f"{SERIES}.2"})
+        with serving(held) as port:
+            source = DicomSource(name="S", ae_title="PACS", host=peers.HOST, port=port, retrieve=retrieve)
+            asked = Pacs(source, "TRIAGE", 10)
+            (study,) = pull.look(ward.db, asked, Query(study_instance_uid=STUDY))
+            assert sum(pull.fetch(ward.db, asked, study, receiver(ward))) == 5
+        assert (study.new, study.missing) == (5, 1)
+        assert "could not send 1 images" in study.error

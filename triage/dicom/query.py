@@ -132,7 +132,7 @@ class Pacs:
             way = self._way(link)
             if way == MOVE:  # an archive that does not know us says so before it looks for the study
                 for status, _ in link.send_c_move(_request("STUDY", **nothing), self._ae_title, MOVE):
-                    if self._code(status) == UNKNOWN_DESTINATION:
+                    if status.get("Status", UNKNOWN_DESTINATION) == UNKNOWN_DESTINATION:  # or it just leaves
                         raise self._fault(UNKNOWN_DESTINATION)
         where = f"{self._source.ae_title} at {self._source.host}:{self._source.port}"
         return f"{where} answers C-FIND and offers {'C-GET' if way == GET else 'C-MOVE'}"
@@ -229,7 +229,8 @@ class Pacs:
 
     def _code(self, status: Dataset) -> int:
         if "Status" not in status:
-            raise Retryable(f"{self._named} ended the association, or did not answer in {self._timeout:g} s")
+            ended = f"ended the association, or did not answer in {self._timeout:g} s"
+            raise Retryable(f"{self._named} {ended}; does it know {self._ae_title} with our address?")
         return int(status.Status)
 
     def _fault(self, code: int) -> TriageError:

@@ -18,7 +18,7 @@ from triage.config import WebSource
 from triage.dicom import header, spool
 from triage.dicom.query import LONGEST, NO_STUDY, Offered, Query, is_ct_image, offered, told
 from triage.dicom.receiving import Receiver
-from triage.dicom.stow import TRY_AGAIN, UNUSABLE, client_of, session_of, why
+from triage.dicom.stow import TRY_AGAIN, client_of, session_of, why
 from triage.domain import Instance
 from triage.errors import ConfigError, Rejected, Retryable, TriageError
 
@@ -109,9 +109,13 @@ class Web:
             yield
         except requests.HTTPError as error:
             raise self._fault(0 if error.response is None else error.response.status_code) from error
+        except requests.exceptions.InvalidJSONError as error:
+            raise Retryable(f"{self._named} did not answer well: no JSON") from error
         except requests.RequestException as error:
             raise Retryable(f"{self._named} {why(error, self._timeout)}") from error
-        except (*UNUSABLE, *header.BROKEN) as error:  # not its text: it may quote what the archive said
+        except OSError as error:
+            raise ConfigError(f"{self._named}: a file of its tls cannot be used: {error}") from error
+        except header.BROKEN as error:  # not its text, which may quote what the archive said
             raise Retryable(f"{self._named} did not answer well: {type(error).__name__}") from error
 
     def _fault(self, status: int) -> TriageError:
