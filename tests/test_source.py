@@ -1,6 +1,5 @@
 """Who a study is of survives into every object, in any character set; what is broken is repaired or dropped."""
 
-import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydicom.tag import Tag
 
 from tests.needs import needs_dcmtk, needs_dicom3tools
 from tests.results import INFO, NOW, SEVERE, blob, errors, positive, small_study
-from triage.dicom import key_slices, pictures, seg, source, sr, view3d
+from triage.dicom import key_slices, pictures, seg, sr, view3d
 from triage.dicom.header import find_instances
 from triage.domain import ResultObject, Series
 
@@ -342,14 +341,3 @@ def test_identity_is_handed_on_however_odd(study: Series, tmp_path: Path) -> Non
     named = with_header(study, tmp_path / "odd", put)
     for written in every_object(named, tmp_path):
         assert {keyword: raw(written.path, keyword) for keyword in odd} == odd, written.kind
-
-
-def test_the_page_has_the_table(tmp_path: Path) -> None:
-    page = Path(__file__).parents[1] / "deploy" / "objects.md"
-    table = page.read_text(encoding="utf-8").partition("## What is taken from the images")[2]
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", table, re.M)
-    told = {keyword: (words, otherwise) for keyword, words, otherwise in rows}
-    assert told == {
-        keyword: (rule.words, "empty" if keyword in source.TYPE_2 else "left out")
-        for keyword, rule in source.COPIED.items()
-    }

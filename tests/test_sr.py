@@ -1,5 +1,6 @@
 """The report: valid, readable by three independent readers, and never saying more than was found."""
 
+import re
 import subprocess
 from dataclasses import replace
 from itertools import product
@@ -516,6 +517,13 @@ def test_same_content_same_uids(study: Series, tmp_path: Path) -> None:
 def test_no_code_of_ours_is_too_long_for_old_readers() -> None:
     ours = [code for code in private_codes() if len(code.value) > 16 or len(code.meaning) > 64]
     assert ours == []
+
+
+def test_every_private_code_is_documented() -> None:
+    page = Path(__file__).parents[1] / "deploy" / "objects.md"
+    table = page.read_text(encoding="utf-8").partition("## Private codes")[2]
+    rows = re.findall(r"^\| `(.+?)` \| .+ \| .+ \|$", table, re.M)
+    assert sorted(rows) == sorted(code.value for code in private_codes())
 
 
 def private_codes() -> set[Code]:

@@ -34,7 +34,7 @@ METHOD_UNKNOWN = "not told by the source"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What of an attribute is taken: ``words`` say it in deploy/objects.md, ``value`` does it.
+    """What of an attribute is taken: ``words`` say it in deploy/CONFORMANCE.md, ``value`` does it.
 
     ``value`` gives what to write of a sound or repaired attribute, and None of any other. The bytes of text
     are handed on as they came where nothing is to be repaired, or where there is no ``value``.
