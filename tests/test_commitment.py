@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,6 +135,8 @@ def test_an_answer_on_the_same_association(tmp_path: Path) -> None:
         peers.wait_until(lambda: len(pacs.told) == 1)
         assert pacs.told == [0x0000]
         assert states(here) == [COMMITTED] * 2
+        told = [words.delivery_state(one).title for one in here.db.deliveries(STUDY)]
+        assert told == ["Delivered and committed"] * 2
         assert shown(here) == "✓ 2 delivered, 2 committed"
         assert "2 of 2 delivered, 2 committed" in triage(here, "worklist")
         assert "everything has been sent" in triage(here, "deliveries")
@@ -468,6 +472,36 @@ def test_an_orthanc_that_cannot_reach_us_is_asked_what_it_has(tmp_path: Path) ->
         here.pass_time(here.config.delivery.commitment_seconds)
         here.commit()
         assert states(here) == [COMMITTED, PENDING]
+
+
+@contextmanager
+def roles(path: Path, *names: str) -> Iterator[None]:
+    """The daemon's processes of these roles."""
+    command = [sys.executable, "-m", "triage", "--config", str(path), "serve", "--role"]
+    with (path.parent / "log").open("wb") as log:
+        processes = [subprocess.Popen([*command, name], stderr=log) for name in names]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        assert [process.wait(60) for process in processes] == [0] * len(names)
+
+
+@needs_orthanc
+def test_the_daemon_asks_orthanc_and_hears_its_answer(tmp_path: Path) -> None:
+    port = peers.free_port()
+    with owing(tmp_path / "triage", port) as here:
+        listener = here.config.listener.port
+    log = tmp_path / "triage" / "log"
+    with (
+        orthanc(tmp_path / "orthanc", listener, port, web=True),
+        hospital_again(tmp_path / "triage") as here,
+        roles(tmp_path / "triage" / "config.yaml", "listener", "clerk"),
+    ):
+        peers.wait_until(lambda: states(here) == [COMMITTED] * 2, log=log)
+    assert f"{FIRST} sent to PACS" in log.read_text()
+    assert f"{FIRST} committed by PACS" in log.read_text()
 
 
 # --- kill -9 --------------------------------------------------------------------------------------

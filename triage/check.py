@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from triage import daemon, deliver, models, pull
 from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
@@ -45,9 +46,12 @@ def run(config: Config) -> Iterator[Check]:
 def _answers(destination: AnyDestination) -> str:
     match destination:
         case Destination():
-            return f"{destination.ae_title} at {destination.host}:{destination.port} answers C-ECHO"
-        case DicomWeb() | Webhook():
+            also = ", offers storage commitment" if destination.commitment else ""
+            return f"{destination.ae_title} at {destination.host}:{destination.port} answers C-ECHO{also}"
+        case DicomWeb():
             return f"{destination.kind} at {destination.url} answers"
+        case Webhook():  # the path of such an address often is a secret
+            return f"{destination.kind} at {urlsplit(destination.url).hostname} answers"
     return f"{destination.kind} at {destination.host}:{destination.port} answers"
 
 
