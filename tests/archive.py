@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -31,6 +31,8 @@ class Archive:
     """Of its N-ACTION response."""
     hangs_up: bool = False
     """Instead of responding."""
+    meanwhile: Callable[[], object] = bool
+    """Happens before it responds to a N-ACTION or C-FIND."""
     refuses: set[str] = field(default_factory=set)
     """SOP Instance UIDs of which it takes no object."""
     fails: set[str] = field(default_factory=set)
@@ -55,6 +57,7 @@ class Archive:
         said = event.action_information
         items = [(i.ReferencedSOPClassUID, i.ReferencedSOPInstanceUID) for i in said.ReferencedSOPSequence]
         self.asked.append((str(said.TransactionUID), [(str(c), str(i)) for c, i in items]))
+        self.meanwhile()
         if self.hangs_up:
             event.assoc.abort()
         elif self.answers and self.status == 0:
@@ -70,6 +73,7 @@ class Archive:
     def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         keys = event.identifier
         self.found.append(keys)
+        self.meanwhile()
         for uid in sorted(self.lists):
             if self.lists_everything or uid == keys.SOPInstanceUID:
                 match = Dataset()

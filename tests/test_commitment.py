@@ -158,6 +158,16 @@ def test_an_answer_on_an_association_of_its_own(tmp_path: Path, role: bool) -> N
     assert len(pacs.asked) == 1
 
 
+@pytest.mark.parametrize("status", [0x0000, 0x0110])
+def test_an_answer_may_come_before_the_response_to_the_request(tmp_path: Path, status: int) -> None:
+    with archive(answers=False, status=status) as pacs, owing(tmp_path, pacs.port) as here:
+        pacs.meanwhile = lambda: pacs.call(here.config.listener.port)
+        here.deliver()
+        here.commit()
+        assert states(here) == [COMMITTED] * 2
+        assert errors(here) == {""}
+
+
 def test_what_failed_is_sent_again_and_asked_for_again(tmp_path: Path) -> None:
     with archive(fails={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
         here.deliver()
@@ -320,6 +330,15 @@ def test_an_archive_that_says_no_after_all_counts_more_than_its_list(tmp_path: P
         assert states(here) == [COMMITTED] * 2
         assert pacs.call(here.config.listener.port) == 0x0000
         assert states(here) == [PENDING, COMMITTED]
+
+
+def test_an_answer_that_comes_while_the_archive_is_asked_what_it_has_counts(tmp_path: Path) -> None:
+    with archive(answers=False, fails={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+        silence(here)
+        pacs.meanwhile = lambda: pacs.call(here.config.listener.port)
+        here.commit()
+        assert states(here) == [COMMITTED, PENDING]
+        assert "destination PACS does not commit itself: no such object instance (0x0112)" in errors(here)
 
 
 def test_a_silent_archive_that_cannot_be_asked_is_named_and_may_still_answer(tmp_path: Path) -> None:
