@@ -111,6 +111,25 @@ def errors(path: Path) -> list[str]:
     return [line for line in lines if line.startswith("Error")]
 
 
+def read_masks(dataset: Dataset, series: Series) -> dict[str, Mask]:
+    """Every segment's mask by its label, on the series' grid: frames are placed by what they refer to."""
+    places = {instance.sop_instance_uid: k for k, instance in enumerate(series.instances)}
+    labels = {int(s.SegmentNumber): s.SegmentLabel for s in dataset.SegmentSequence if s.SegmentNumber}
+    shape = (len(places), dataset.Rows, dataset.Columns)
+    masks = {label: np.zeros(shape, bool) for label in labels.values()}
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    frames = dataset.pixel_array.reshape(-1, *shape[1:])
+    for frame, group in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        k = places[group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+        if dataset.SegmentationType == "LABELMAP":
+            for number, label in labels.items():
+                masks[label][k] = frame == number
+        else:
+            (item,) = group.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence
+            masks[labels[item.ReferencedSegmentNumber]][k] = frame
+    return masks
+
+
 def changed(series: Series, folder: Path, **attributes: object) -> Series:
     """The series with other attributes in its files; None takes one away."""
     folder.mkdir()

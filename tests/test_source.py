@@ -1,4 +1,4 @@
-"""Who a study is of survives into every object, in any character set; what is broken is repaired or dropped."""
+"""Who a study is of survives into every object, in any character set; broken things are repaired or go."""
 
 import subprocess
 from collections.abc import Callable
