@@ -63,7 +63,7 @@ def test_received_judged_and_delivered(ward: tuple[Hospital, list[Instance]], st
         ResultKind.KEY_SLICES,
         ResultKind.KEY_SLICES_PNG,
     }
-    stages = ("read", "predict", "measure", "seg", "sr", "picture", "key_slices", "total")
+    stages = ("read", "predict", "measure", "seg", "picture", "key_slices", "sr", "total")
     assert tuple(entry.result.seconds) == stages
     assert {i.study_instance_uid for i in pacs} == {uid_of(study)}
 
