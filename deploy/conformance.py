@@ -46,7 +46,7 @@ from triage.domain import (
     Volume,
     WorklistEntry,
 )
-from triage.incoming import messages
+from triage.incoming import messages, mllp
 from triage.outgoing import hl7
 from triage.outgoing.letters import Letter
 
@@ -128,7 +128,7 @@ def sample() -> Sample:
         study_description="CT Thorax",
     )
     place = Priority(Band.CRITICAL, 0.6, NOON + timedelta(minutes=15), "right lung 62 % affected, P 0.97")
-    return Sample(Letter("triage.1", study, place, judged.answer, NOON), written)
+    return Sample(Letter("CONTROL-ID", study, place, judged.answer, NOON), written)
 
 
 # --- tables -----------------------------------------------------------------------------------------
@@ -206,9 +206,13 @@ def plain_syntaxes() -> str:
 def transfer_syntaxes() -> str:
     kept = sorted(listening.TRANSFER_SYNTAXES, key=lambda uid: [int(part) for part in uid.split(".")])
     return table(
-        "transfer syntax | UID | judged",
-        [(name, uid, "yes" if uid in DECODERS else "no") for name, uid in named(kept)],
+        "transfer syntax | UID | judged | by C-GET",
+        [(name, uid, yes(uid in DECODERS), yes(uid in query.SYNTAXES)) for name, uid in named(kept)],
     )
+
+
+def yes(answer: bool) -> str:
+    return "yes" if answer else "no"
 
 
 def storage_classes() -> str:
@@ -276,6 +280,17 @@ def understood() -> str:
 
 def rejections() -> str:
     return table("source | reason | meaning", [(*key, text) for key, text in status.REJECTIONS.items()])
+
+
+def search_limits() -> str:
+    return table(
+        "of one query | at most",
+        [
+            ("matches told", f"{config.Lists().maximum_answers} (`lists.maximum_answers`)"),
+            ("open studies looked at, the most urgent", lists.LONGEST_SEARCH),
+            ("bytes of keys", lists.LONGEST_IDENTIFIER),
+        ],
+    )
 
 
 def worklist_keys() -> str:
@@ -512,6 +527,18 @@ def message() -> str:
     return "\n".join(f"    {line}" for line in lines if line)
 
 
+def acknowledged() -> str:
+    received, refused = ", ".join(hl7.ACCEPTED), ", ".join(hl7.PERMANENT)
+    return table(
+        "MSA-1 | what we do",
+        [
+            (received, "taken for received"),
+            (refused, "refused: tried again rarely"),
+            ("other, or none", "tried again soon"),
+        ],
+    )
+
+
 def orders() -> str:
     listed = {
         "ORC-1 of orders placed or changed": messages.PLACED,
@@ -523,9 +550,11 @@ def orders() -> str:
         "where the accession number stands (`orders.accession_number`)": config.Orders().accession_number,
         "priorities that are STAT (`orders.stat`)": config.Orders().stat,
         "ORC-5 that closes a study (`orders.closing_statuses`)": config.Orders().closing_statuses or ["none"],
-        "taken (MSA-1)": [messages.ACCEPTED],
-        "the content is wrong; sending it again does not help": [messages.ERROR],
-        "another message, or not taken for reasons that may pass": [messages.REJECTED],
+        "MSA-1: taken": [messages.ACCEPTED],
+        "MSA-1: the content is wrong; sending it again does not help": [messages.ERROR],
+        "MSA-1: another message, or not taken for reasons that may pass": [messages.REJECTED],
+        "longest message, bytes": [str(mllp.LONGEST_MESSAGE)],
+        "connections at once": [str(mllp.MAXIMUM_CONNECTIONS)],
     }
     return table("| values", [(what, ", ".join(values)) for what, values in listed.items()])
 
@@ -536,6 +565,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plain_syntaxes": plain_syntaxes,
     "rejections": rejections,
     "stored": lambda: answered(status.StoreStatus, STORED),
+    "search_limits": search_limits,
     "found": lambda: answered(status.FindStatus, FOUND),
     "reported": lambda: answered(status.ReportStatus, REPORTED),
     "worklist_keys": worklist_keys,
@@ -547,6 +577,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "character_sets": character_sets,
     "tls": tls,
     "message": message,
+    "acknowledged": acknowledged,
     "orders": orders,
     "object_kinds": object_kinds,
     "copied": copied,

@@ -7,12 +7,13 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 from pydicom import dcmread
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
@@ -20,6 +21,7 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
+from urllib3.util.ssl_ import create_urllib3_context
 
 from tests.objects import ct, save
 from tests.peers import HOST, free_port
@@ -342,6 +344,8 @@ def test_every_service_that_we_use_is_claimed_and_no_other(
     images = set(query.CT_CLASSES)
     assert {uid for uid, _ in heard.contexts} - images == claimed("SCU")
     assert heard.roles == images
+    by_get = {row["UID"] for row in rows("transfer_syntaxes") if row["by C-GET"] == "yes"}
+    assert {pair for pair in heard.contexts if pair[0] in images} == {(i, s) for i in images for s in by_get}
     told = {row[""]: row["we call them"] for row in rows("association")}
     who = (
         told["Implementation Class UID"],
@@ -354,8 +358,12 @@ def test_every_service_that_we_use_is_claimed_and_no_other(
 # --- TLS --------------------------------------------------------------------------------------------
 
 
-def test_cipher_suites_are_as_claimed() -> None:
-    names = [suite["name"] for suite in Tls().context().get_ciphers()]
+@pytest.mark.parametrize("made", [Tls().context, httpx.create_ssl_context, create_urllib3_context])
+def test_versions_and_cipher_suites_are_as_claimed(made: Callable[[], ssl.SSLContext]) -> None:
+    """Ours, and those of the libraries where an address is https and no ``tls`` is set."""
+    context = made()
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+    names = [suite["name"] for suite in context.get_ciphers()]
     assert names
     assert [name for name in names if not name.startswith(("TLS_", "ECDHE-", "DHE-"))] == []
     assert [

@@ -14,7 +14,8 @@ from socketserver import BaseServer
 from types import TracebackType
 from typing import Self
 
-from pydicom.uid import UID, ExplicitVRLittleEndian, UID_dictionary
+from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import (
     AE,
     AllStoragePresentationContexts,

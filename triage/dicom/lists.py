@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
+from typing import cast
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
@@ -20,6 +21,7 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID
 from pynetdicom import evt
+from pynetdicom.dimse_primitives import C_FIND
 
 from triage.dicom.status import FindStatus
 from triage.domain import Band, WorklistEntry
@@ -113,7 +115,7 @@ class _Mismatch(Exception):
 
 
 def _keys(event: evt.Event) -> Dataset:
-    sent = event.request.Identifier
+    sent = cast(C_FIND, event.request).Identifier
     if sent is not None and len(sent.getvalue()) > LONGEST_IDENTIFIER:
         raise _Mismatch("the keys are too long")
     return event.identifier
