@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,10 +64,13 @@ def owe(db: Database, folder: Path) -> None:
 
 @contextmanager
 def owing(folder: Path, port: int) -> Iterator[Hospital]:
-    """A hospital whose PACS at this port is owed two objects."""
+    """A hospital whose PACS at this port is owed two objects, and another archive nothing."""
     pacs = {"name": "PACS", "ae_title": "PACS", "host": peers.HOST, "port": port, "commitment": True}
     sections: dict[str, dict[str, Any]] = {
-        "delivery": {"destinations": [pacs], "timeout_seconds": 5},
+        "delivery": {
+            "destinations": [pacs, {**pacs, "name": "VNA", "ae_title": "VNA"}],
+            "timeout_seconds": 5,
+        },
         "retention": {"leave_list_after_days": 36500},
     }
     with hospital(folder, **sections) as here:
@@ -142,6 +146,24 @@ def test_an_answer_on_the_same_association(tmp_path: Path) -> None:
         assert "everything has been sent" in triage(here, "deliveries")
     ((_, references),) = pacs.asked
     assert [uid for _, uid in references] == pacs.stored == [FIRST, SECOND]
+
+
+def test_the_association_is_kept_until_the_answer_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = storage_commitment.Reports.on_event_report
+
+    def slowly(reports: storage_commitment.Reports, event: Any) -> tuple[int, None]:
+        answer = heard(reports, event)
+        time.sleep(0.3)
+        return answer
+
+    monkeypatch.setattr(storage_commitment.Reports, "on_event_report", slowly)
+    with archive() as pacs, owing(tmp_path, pacs.port) as here:
+        here.deliver()
+        here.commit()
+        peers.wait_until(lambda: len(pacs.told) == 1)
+        assert pacs.told == [0x0000]
 
 
 @pytest.mark.parametrize("role", [True, False])
@@ -223,7 +245,8 @@ def another(pacs: Archive, transaction_uid: str) -> Dataset:
 
 
 STRANGERS: dict[str, tuple[dict[str, Any], int]] = {
-    "another AE title": ({"ae_title": "STRANGER"}, 0x0115),
+    "a stranger": ({"ae_title": "STRANGER"}, 0x0115),
+    "another destination": ({"ae_title": "VNA"}, 0x0115),
     "another event": ({"event_type": 3}, 0x0113),
     "another instance": ({"instance_uid": "1.2.840.10008.1.20.1.2"}, 0x0112),
 }
