@@ -161,7 +161,7 @@ def content_key(chosen: Series, model: Model, config: Config, supersedes: str | 
         "model": [model.info.name, model.info.version],
         "parameters": dict(_parameters(model, config)),
         "minimum_lung_ml": config.analysis.minimum_lung_ml,
-        "results": config.results.model_dump(),
+        "results": config.results.model_dump(exclude={"sr_not_judged"}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
