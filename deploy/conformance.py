@@ -236,7 +236,7 @@ FOUND: Mapping[status.FindStatus, str] = {
     status.FindStatus.CANCELLED: "The peer sent C-CANCEL",
     status.FindStatus.OUT_OF_RESOURCES: "More match than are told or looked at, the most urgent first; or "
     "the database is busy",
-    status.FindStatus.IDENTIFIER_DOES_NOT_MATCH: "Study Root at another level than STUDY, or too many keys",
+    status.FindStatus.IDENTIFIER_DOES_NOT_MATCH: "Study Root at another level than STUDY, or keys too long",
     status.FindStatus.UNABLE_TO_PROCESS: "The keys cannot be understood",
 }
 REPORTED: Mapping[status.ReportStatus, str] = {
@@ -313,7 +313,12 @@ def keys(row: Dataset) -> str:
 def _keys(row: Dataset, inside: str = "") -> Iterator[tuple[str, ...]]:
     for element in row:
         unknown = element.keyword in lists.NEVER_KNOWN
-        matched = "" if element.VR == "SQ" and not unknown else "never: returned empty" if unknown else "yes"
+        if element.keyword == "QueryRetrieveLevel":
+            matched = "must be STUDY"
+        elif unknown:
+            matched = "never: returned empty"
+        else:
+            matched = "its items" if element.VR == "SQ" else "yes"
         yield f"{inside}{element.keyword}", tag(element.keyword), element.VR, matched
         if element.VR == "SQ":
             for item in element.value[:1]:

@@ -7,15 +7,17 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import httpx
 import pytest
 from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID_dictionary
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
@@ -28,12 +30,13 @@ from tests.peers import HOST, free_port
 from tests.results import INFO, NOW, SEVERE, blob, positive, small_study
 from triage.config import Destination, DicomSource, Peer, Tls
 from triage.config import Listener as Settings
-from triage.dicom import asking, query, seg, sender, sr, storage_commitment
+from triage.dicom import asking, lists, query, seg, sender, sr, storage_commitment
 from triage.dicom.listener import Listener
 from triage.dicom.lists import Lists
 from triage.dicom.receiving import Receiver
+from triage.dicom.status import FindStatus
 from triage.dicom.storage_commitment import Reports
-from triage.domain import Instance, ResultKind, ResultObject
+from triage.domain import Instance, ResultKind, ResultObject, WorklistEntry
 from triage.errors import TriageError
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -84,7 +87,9 @@ class Running:
 
 
 @contextmanager
-def listening(folder: Path, *, everything: bool = True, **settings: object) -> Iterator[Running]:
+def listening(
+    folder: Path, *, everything: bool = True, entries: Sequence[WorklistEntry] = (), **settings: object
+) -> Iterator[Running]:
     """The real listener, with all that can be switched on."""
     running = Running(free_port())
     with Listener(
@@ -92,7 +97,7 @@ def listening(folder: Path, *, everything: bool = True, **settings: object) -> I
         folder,
         on_received=running.instances.append,
         has_room=lambda: True,
-        worklist=Lists(lambda _limit: [], "TRIAGE", 10) if everything else None,
+        worklist=Lists(lambda _limit: entries, "TRIAGE", 10) if everything else None,
         commitments=Reports(lambda _report: True) if everything else None,
     ):
         yield running
@@ -214,6 +219,44 @@ def test_who_is_turned_away_is_told_so(number: int, case: tuple, tmp_path: Path)
     assert REJECTION[expected[0]] in table[number]
 
 
+WRONG = {"DA": "19000101", "TM": "000001", "IS": "999", "DS": "999", "US": 999, "UI": "1.999"}
+
+
+@pytest.mark.parametrize(
+    ("table", "model"), [("worklist_keys", lists.MODALITY_WORKLIST), ("study_keys", lists.STUDY_ROOT)]
+)
+def test_every_key_matches_as_claimed(table: str, model: UID, tmp_path: Path) -> None:
+    """An open study is found by its own value and not by another; what is never known excludes nothing."""
+    entry = conformance().entry()
+    worklist = model == lists.MODALITY_WORKLIST
+    row = lists.procedure_step(entry, "TRIAGE") if worklist else lists.study(entry)
+    with (
+        listening(tmp_path, entries=[entry]) as running,
+        associated(running.port, [build_context(model)]) as link,
+    ):
+
+        def found(keyword: str, value: object, inside: bool) -> list[int]:
+            keys, step = Dataset(), Dataset()
+            setattr(step if inside else keys, keyword, value)
+            if inside:
+                keys.ScheduledProcedureStepSequence = [step]
+            if not worklist:
+                keys.QueryRetrieveLevel = "STUDY"
+            *matches, last = [int(status.Status) for status, _ in link.send_c_find(keys, model)]
+            assert last == 0
+            return matches
+
+        for told in rows(table):
+            inside, keyword = told["attribute"].startswith("> "), told["attribute"].removeprefix("> ")
+            wrong = WRONG.get(told["VR"], "X")
+            if told["matched"] == "yes":
+                own = str((row.ScheduledProcedureStepSequence[0] if inside else row)[keyword].value)
+                assert found(keyword, own, inside) == [FindStatus.PENDING], keyword
+                assert found(keyword, wrong, inside) == [], keyword
+            elif told["VR"] != "SQ" and told["matched"].startswith("never"):
+                assert found(keyword, wrong, inside) == [FindStatus.PENDING_UNSUPPORTED_KEYS], keyword
+
+
 # --- what we ask ------------------------------------------------------------------------------------
 
 
@@ -281,6 +324,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[ResultKind, list[P
     return paths
 
 
+@cache
 def conformance() -> ModuleType:
     specification = importlib.util.spec_from_file_location("conformance", DEPLOY / "conformance.py")
     assert specification is not None
