@@ -20,6 +20,7 @@ from tests.results import (
     errors,
     parted,
     positive,
+    read_masks,
     small_study,
     source_series,
 )
@@ -108,6 +109,7 @@ def test_mask_follows_slices_in_reverse(study: Series, tmp_path: Path) -> None:
     density=st.sampled_from([0.0001, 0.01, 0.5, 1.0]),
     solid=st.sampled_from([None, 0.0, 0.3, 1.0]),
     omit=st.booleans(),
+    form=st.sampled_from(list(seg.FORMS)),
 )
 def test_any_mask_reads_back(
     study: Series,
@@ -116,6 +118,7 @@ def test_any_mask_reads_back(
     density: float,
     solid: float | None,
     omit: bool,
+    form: seg.Form,
 ) -> None:
     """As one segment, or as those of its ground glass and its consolidation that have a voxel."""
     rng = np.random.default_rng(seed)
@@ -129,12 +132,15 @@ def test_any_mask_reads_back(
         named = {"Ground glass": classes["ground_glass"], "Consolidation": consolidation}
         parts = {label: part for label, part in named.items() if part.any()}
     folder = tmp_path_factory.getbasetemp()
-    dataset = lesions(study, mask, folder, omit_empty_frames=omit, classes=classes)
-    assert [segment.SegmentLabel for segment in dataset.SegmentSequence] == list(parts)
-    for number, part in enumerate(parts.values(), 1):
-        assert np.array_equal(read_back(dataset, study, number), part)
+    dataset = lesions(study, mask, folder, omit_empty_frames=omit, classes=classes, form=form)
+    back = read_masks(dataset, study)
+    assert list(back) == list(parts)
+    for label, part in parts.items():
+        assert np.array_equal(back[label], part)
     frames = [part.any(axis=(1, 2)).sum() if omit else 24 for part in parts.values()]
-    assert dataset.NumberOfFrames == sum(frames)
+    whole = mask.any(axis=(1, 2)).sum() if omit else 24
+    assert dataset.NumberOfFrames == (sum(frames) if form == "binary" else whole)
+    assert dataset.file_meta.TransferSyntaxUID == seg.FORMS[form][1]
 
 
 def test_kinds_of_lesion_are_segments_with_codes_and_colours_of_their_own(
