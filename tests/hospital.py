@@ -48,7 +48,7 @@ class Hospital:
         self.deliver()
 
     def deliver(self) -> None:
-        for destination in self.config.delivery.destinations:
+        for destination in self.config.destinations:
             while deliver.step(self.db, self.config, destination, self.now):
                 pass
 
@@ -64,7 +64,7 @@ class Hospital:
 
 
 @contextmanager
-def hospital(folder: Path, pacs_port: int | None = None, **sections: dict[str, Any]) -> Iterator[Hospital]:
+def hospital(folder: Path, pacs_port: int | None = None, **sections: Any) -> Iterator[Hospital]:
     """Everything set up below ``folder`` on free ports of this machine."""
     settings = config.load(peers.write_config(folder, pacs_port, **sections), {})
     db = Database(settings.database.url)

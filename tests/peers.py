@@ -38,9 +38,9 @@ def free_port() -> int:
     raise RuntimeError("every port has been given out")
 
 
-def write_config(folder: Path, pacs_port: int | None = None, **sections: dict[str, Any]) -> Path:
+def write_config(folder: Path, pacs_port: int | None = None, **sections: Any) -> Path:
     """A config.yaml below ``folder`` on free ports, quick to act, with one destination called PACS."""
-    settings: dict[str, dict[str, Any]] = {
+    settings: dict[str, Any] = {
         "storage": {"spool": "spool", "minimum_free_gb": 0},
         "database": {"url": "sqlite:///triage.db"},
         "listener": {"host": HOST, "port": free_port()},
@@ -51,7 +51,7 @@ def write_config(folder: Path, pacs_port: int | None = None, **sections: dict[st
         pacs = {"name": "PACS", "ae_title": "PACS", "host": HOST, "port": pacs_port}
         settings["delivery"] = {"destinations": [pacs], "first_retry_seconds": 0.5}
     for name, section in sections.items():
-        settings[name] = {**settings.get(name, {}), **section}
+        settings[name] = {**settings.get(name, {}), **section} if isinstance(section, dict) else section
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(settings))

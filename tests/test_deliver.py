@@ -23,6 +23,7 @@ from pynetdicom import AE, evt
 from typer.testing import CliRunner
 
 from tests import peers
+from tests.boxes import Boxes
 from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
 from tests.objects import ct, save
@@ -39,13 +40,24 @@ from tests.test_outgoing import (  # noqa: F401
     stub,
 )
 from tests.test_way import study  # noqa: F401
-from triage import config, deliver, outbox
+from triage import config, daemon, deliver, outbox
 from triage.cli import app
 from triage.config import Destination, DicomWeb, Tls
 from triage.db import Database
 from triage.db.engine import MIGRATIONS, connect
 from triage.dicom import sender, stow
-from triage.domain import Band, DeliveryState, Owed, Priority, ResultKind, ResultObject, Status
+from triage.domain import (
+    Band,
+    DeliveryState,
+    Findings,
+    Owed,
+    Priority,
+    ResultKind,
+    ResultObject,
+    Status,
+    StudyState,
+    Volume,
+)
 from triage.errors import ConfigError
 
 HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
@@ -73,6 +85,13 @@ HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
             ["certificate and key belong together"],
         ),
         ({"name": "A", "kind": "dicomweb", "url": "http://x", "only": "negative"}, ["only", "critical"]),
+        (
+            {"name": "A", "kind": "dicomweb", "url": "http://us:short@x"},
+            ["url = ***", "set user and secret"],
+        ),
+        ({"name": "A", "kind": "dicomweb", "url": "http://x", "also": ["failed"]}, ["also: unknown key"]),
+        ({**HOOK, "url": "http://x", "also": ["negative"]}, ["also", "not_analysable"]),
+        ({**HOOK, "url": "http://x", "mode": "dark"}, ["mode", "shadow"]),
     ],
 )
 def test_a_wrong_destination_is_named(destination: dict[str, Any], words: list[str]) -> None:
@@ -137,6 +156,22 @@ def test_archives_are_owed_the_objects_they_list_and_others_the_answer() -> None
 def test_a_filter_looks_at_answer_and_band(only: str, status: Status, band: Band, wanted: bool) -> None:
     (hook,) = settings({**HOOK, "url": "http://h", "only": only})
     (owed,) = outbox.owed([hook], an_answer(status=status), place(band), [])
+    assert owed.wanted is wanted
+
+
+@pytest.mark.parametrize(
+    ("also", "status", "wanted"),
+    [
+        ([], Status.FAILED, False),
+        (["failed"], Status.FAILED, True),
+        (["failed"], Status.NOT_ANALYSABLE, False),
+        (["failed", "not_analysable"], Status.NOT_ANALYSABLE, True),
+        (["failed"], Status.NEGATIVE, False),
+    ],
+)
+def test_who_asks_is_told_that_there_is_no_answer(also: list[str], status: Status, wanted: bool) -> None:
+    (hook,) = settings({**HOOK, "url": "http://h", "only": "positive", "also": also})
+    (owed,) = outbox.owed([hook], an_answer(status=status), place(Band.CRITICAL), [])
     assert owed.wanted is wanted
 
 
@@ -327,6 +362,63 @@ def test_not_analysable_is_told_to_who_asks_for_it(tmp_path: Path, study: Path) 
     ((_, body),) = posted
     assert json.loads(body)["status"] == "not_analysable"
     assert "ml of lung found" in json.loads(body)["reason"]
+
+
+def test_given_up_is_told_to_who_asks_for_it_and_once(tmp_path: Path, study: Path) -> None:  # noqa: F811
+    class Broken(Boxes):
+        def predict(self, volume: Volume) -> Findings:
+            raise KeyError("bug")
+
+    with receiver(200) as (port, posted):
+        asks = {**hook_at(port), "name": "ASKS", "only": "positive", "also": ["failed"]}
+        sections = {
+            "delivery": {"destinations": [hook_at(port), asks]},
+            "analysis": {"maximum_attempts": 1},
+        }
+        with hospital(tmp_path / "daemon", **sections) as here:
+            here.model = Broken()
+            peers.scan(study, here.config)
+            for _ in range(2):
+                with pytest.raises(KeyError):
+                    here.work()
+                here.deliver()
+                (entry,) = here.db.worklist(here.now, "deadline", 7)
+                assert (entry.study.state, entry.result) == (StudyState.FAILED, None)
+                here.db.requeue(entry.study.study_instance_uid, here.now)
+            here.model = Boxes()
+            here.work()
+    failed, *later = [json.loads(body) for _, body in posted]
+    assert (failed["status"], failed["reason"]) == ("failed", "internal error: KeyError")
+    assert [one["status"] for one in later] == ["positive", "positive"], "both, and the one told is corrected"
+
+
+# --- shadow mode ----------------------------------------------------------------------------------
+
+
+def test_in_shadow_mode_all_is_recorded_and_nobody_is_told_who_did_not_ask(
+    tmp_path: Path,
+    study: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes = ("live", "shadow", "both")
+    with receiver(200) as (port, posted):
+        hooks = [{**hook_at(port), "name": mode, "mode": mode} for mode in modes]
+        with hospital(tmp_path / "daemon", shadow=True, delivery={"destinations": hooks}) as here:
+            peers.scan(study, here.config)
+            register(here.db, an_instance(), here.now - timedelta(hours=1))
+            here.work()
+            assert here.config.ordering == "arrival"
+            first, judged = here.db.worklist(here.now, here.config.ordering, 7)
+            assert (first.study.study_instance_uid, judged.result.status) == ("1.2", Status.POSITIVE)
+            assert judged.priority.band < first.priority.band, "what was found does not move it up"
+            assert judged.deliveries == {DeliveryState.SENT: 2}
+            monkeypatch.setattr(daemon, "now", lambda: here.now)
+            told = daemon._lists(here.db, here.config)._open_studies(10)
+            assert [entry.priority.reason for entry in told] == ["not judged yet"] * 2
+            here.config = here.config.model_copy(update={"shadow": False})
+            here.work()
+            assert here.entry(judged.study.study_instance_uid).deliveries == {DeliveryState.SENT: 2}
+    assert len(posted) == 2
 
 
 # --- C-STORE over TLS -----------------------------------------------------------------------------

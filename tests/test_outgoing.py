@@ -10,13 +10,18 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from pathlib import Path
+from unicodedata import category
 
 import pytest
+from hl7 import parse
 from hl7apy.mllp import AbstractErrorHandler, AbstractHandler, MLLPServer
 from hl7apy.parser import parse_message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.peers import HOST, free_port
 from triage.config import Email, Hl7, Tls, Webhook
@@ -262,6 +267,32 @@ def test_a_ris_gets_the_answer_and_the_priority() -> None:
     facts = {group.obx.obx_3.obx_3_1.value: group.obx.obx_5.to_er7() for group in order.oru_r01_observation}
     assert facts["STATUS"] == "positive"
     assert (facts["P"], facts["AFFECTED"], facts["GRADE"]) == ("0.97", "62.5", "CT-3")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(), st.text(), st.text())
+def test_no_name_leaves_its_field(name: str, patient_id: str, accession_number: str) -> None:
+    """Neither separators nor line ends in what a scanner sent make fields or segments of their own."""
+    study = replace(
+        letter().study, patient_name=name, patient_id=patient_id, accession_number=accession_number
+    )
+    sent = str(hl7.message(replace(letter(), study=study), ris(1)))
+    read = parse(sent)
+    assert [str(segment[0]) for segment in read] == [str(s[0]) for s in hl7.message(letter(), ris(1))]
+    assert str(read.segment("MSH")(10)) == "triage.7"
+    assert not set(sent.replace("\r", "")) & set(map(chr, range(32)))
+    printable = "".join(c for c in patient_id if category(c) not in ("Cc", "Cs", "Zl", "Zp"))
+    assert read.unescape(str(read.segment("PID")(3))) == printable
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(), st.text())
+def test_no_accession_number_writes_a_header(accession_number: str, study_date: str) -> None:
+    study = replace(letter().study, accession_number=accession_number, study_date=study_date)
+    written = email.compose(replace(letter(), study=study), mail(25))
+    read = message_from_bytes(written.as_bytes(), policy=policy.default)
+    assert sorted(read.keys()) == sorted(email.compose(letter(), mail(25)).keys())
+    assert read["to"] == "a@hospital.test, b@hospital.test"
 
 
 @pytest.mark.parametrize(("band", "priority"), [(Band.SEVERE, "A"), (Band.ROUTINE, "R")])

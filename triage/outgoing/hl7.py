@@ -156,7 +156,7 @@ async def _exchange(letter: Letter, destination: Hl7, timeout: float) -> tuple[s
 
 def _text(value: str) -> str:
     """Separators escaped, control characters left out; other letters as they are, for MSH-18 says UTF-8."""
-    plain = ("" if category(c) in _CONTROLS else c for c in value)
+    plain = (c for c in value if category(c) not in _CONTROLS)
     return "".join(c if ord(c) > 0x7E else str(_EMPTY.escape(c)) for c in plain)
 
 
