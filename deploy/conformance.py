@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -27,7 +27,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 from pynetdicom import AE, DEFAULT_TRANSFER_SYNTAXES, sop_class
 
-from triage import analyze, config
+from triage import analyze, config, priority
 from triage.dicom import codes, lists, objects, phantom, query, seg, sender, series, source, status
 from triage.dicom import listener as listening
 from triage.dicom import storage_commitment as commitment
@@ -39,7 +39,6 @@ from triage.domain import (
     Band,
     Findings,
     ModelInfo,
-    Priority,
     ResultKind,
     Study,
     StudyState,
@@ -127,7 +126,7 @@ def sample() -> Sample:
         study_date="20260302",
         study_description="CT Thorax",
     )
-    place = Priority(Band.CRITICAL, 0.6, NOON + timedelta(minutes=15), "right lung 62 % affected, P 0.97")
+    place = priority.prioritise(judged.answer, NOON, False, settings.priority, settings.analysis)
     return Sample(Letter("CONTROL-ID", study, place, judged.answer, NOON), written)
 
 
@@ -554,7 +553,8 @@ def orders() -> str:
         ],
         "where the accession number stands (`orders.accession_number`)": config.Orders().accession_number,
         "priorities that are STAT (`orders.stat`)": config.Orders().stat,
-        "ORC-5 that closes a study (`orders.closing_statuses`)": config.Orders().closing_statuses or ["none"],
+        "ORC-5 that closes a study (`orders.closing_statuses`)": config.Orders().closing_statuses
+        or ["none by default"],
         "MSA-1: taken": [messages.ACCEPTED],
         "MSA-1: the content is wrong; sending it again does not help": [messages.ERROR],
         "MSA-1: another message, or not taken for reasons that may pass": [messages.REJECTED],
