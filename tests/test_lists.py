@@ -22,7 +22,7 @@ from tests.objects import ct, save
 from tests.peers import free_port
 from triage import config, daemon
 from triage.config import Destination
-from triage.dicom import sender
+from triage.dicom import lists, sender
 from triage.dicom.listener import Listener
 from triage.dicom.lists import (
     LONGEST_SEARCH,
@@ -91,7 +91,7 @@ def findscu(folder: Path, port: int, *arguments: str) -> tuple[list[Dataset], st
     program = dcmtk("findscu")
     assert program
     into = folder / "answers"
-    into.mkdir(exist_ok=True)
+    into.mkdir(parents=True, exist_ok=True)
     command = [program, "-v", "-aec", "TRIAGE", "-X", "-od", str(into), *arguments, HOST, str(port)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     return [dcmread(file, force=True) for file in sorted(into.iterdir())], (done.stdout + done.stderr).decode(
@@ -218,6 +218,23 @@ def test_the_most_urgent_come_when_there_are_too_many(tmp_path: Path) -> None:
 
 
 @needs_dcmtk
+def test_a_query_looks_at_so_many_studies_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "LONGEST_SEARCH", 3)
+    with served(tmp_path) as port:
+        answers, said = findscu(tmp_path, port, "-d", *STUDIES, "-k", "PatientID=P4")
+        assert (answers, "only the first 3 studies" in said, "0xa700" in said.lower()) == ([], True, True)
+
+
+def test_keys_without_end_are_not_looked_for(tmp_path: Path) -> None:
+    keys = Dataset()
+    keys.QueryRetrieveLevel = "STUDY"
+    keys.TextValue = "x" * lists.LONGEST_IDENTIFIER
+    assert asked(tmp_path, OPEN, keys) == [0xA900]
+
+
+@needs_dcmtk
 def test_a_peer_that_cancels_is_heard(tmp_path: Path) -> None:
     with served(tmp_path, [entry(1)] * LONGEST_SEARCH, maximum=30_000) as port:
         answers, said = findscu(tmp_path, port, "-d", "--cancel", "3", *STUDIES)
@@ -235,13 +252,18 @@ def test_values_that_scanners_should_not_send_do_not_end_the_list(tmp_path: Path
     keys = Dataset()
     keys.QueryRetrieveLevel = "STUDY"
     keys.PatientID = keys.StudyDate = keys.PatientName = ""
+    assert asked(tmp_path, entries, keys) == [0xFF00, 0xFF00, 0]
+
+
+def asked(folder: Path, entries: object, keys: Dataset) -> list[int]:
+    """The statuses that a peer of pynetdicom gets."""
     ae = AE("PEER")
     ae.add_requested_context(STUDY_ROOT)
-    with served(tmp_path, entries) as port:
+    with served(folder, entries) as port:
         association = ae.associate(HOST, port, ae_title="TRIAGE")
         statuses = [int(status.Status) for status, _ in association.send_c_find(keys, STUDY_ROOT)]
         association.release()
-    assert statuses == [0xFF00, 0xFF00, 0]
+    return statuses
 
 
 def test_without_lists_the_classes_are_not_offered(tmp_path: Path) -> None:
@@ -273,6 +295,13 @@ def test_a_value_matches_itself_and_only_itself(text: str) -> None:
     assert matches(key("AccessionNumber", text), row)
     assert matches(key("AccessionNumber", f"{text[:1]}*"), row)
     assert not matches(key("AccessionNumber", f"{text}x"), row)
+
+
+@pytest.mark.parametrize("wanted", ["yamada^tarou", "山田*", "Yamada^Tarou=山田^太郎", "YAM*=山田^太郎"])
+def test_a_name_is_found_in_any_of_its_scripts(wanted: str) -> None:
+    row = key("PatientName", "Yamada^Tarou=山田^太郎=やまだ^たろう")
+    assert matches(key("PatientName", wanted), row)
+    assert not matches(key("PatientName", "Yamada"), row)
 
 
 def test_every_band_has_a_priority_and_a_study_has_the_same_id_each_time() -> None:
@@ -312,6 +341,7 @@ def test_the_running_listener_answers_from_the_database(tmp_path: Path) -> None:
             assert outcome.sent, outcome
         asked = [part for key in ("StudyInstanceUID", "RequestedProcedurePriority") for part in ("-k", key)]
         answers, said = findscu(tmp_path, port, *WORKLIST, *asked)
+        studies, _ = findscu(tmp_path / "studies", port, *STUDIES, "-k", "StudyInstanceUID")
     finally:
         stop.set()
         role.join(20)
@@ -319,3 +349,4 @@ def test_the_running_listener_answers_from_the_database(tmp_path: Path) -> None:
         ("1.2.3.2", "STAT"),
         ("1.2.3.1", "ROUTINE"),
     ], said
+    assert [study.StudyInstanceUID for study in studies] == ["1.2.3.2", "1.2.3.1"]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import cast
 
 from pydicom.datadict import keyword_for_tag
@@ -223,10 +224,21 @@ def _matches(key: DataElement, known: DataElement | None) -> bool:
 def _one_matches(vr: str, wanted: str, known: str) -> bool:
     if vr in ("DA", "TM"):
         return _in_range(vr, wanted.strip(), known)
-    if vr == "PN":  # without regard to case, and with or without the trailing empty components
-        wanted, known = wanted.rstrip("^").casefold(), known.rstrip("^").casefold()
-        if "=" in known and "=" not in wanted:  # any of its scripts
-            return any(_one_matches(vr, wanted, group) for group in known.split("="))
+    return _name_matches(wanted, known) if vr == "PN" else _wildcards(wanted, known)
+
+
+def _name_matches(wanted: str, known: str) -> bool:
+    """Without regard to case and trailing empty components; a name in one script is looked for in all."""
+    groups, scripts = (
+        [part.rstrip("^").casefold() for part in name.split("=")] for name in (wanted.strip(), known)
+    )
+    if len(groups) == 1:
+        return any(_wildcards(groups[0], script) for script in scripts)
+    pairs = zip_longest(groups, scripts, fillvalue="")
+    return all(_wildcards(group, script) for group, script in pairs if group)
+
+
+def _wildcards(wanted: str, known: str) -> bool:
     return fnmatchcase(known, _SQUARE.sub(r"[\g<0>]", wanted.strip()))
 
 
