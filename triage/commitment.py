@@ -82,6 +82,8 @@ def _ask(
     except (Rejected, Retryable) as error:
         log.warning("no commitment to %d objects: %s", len(owed), error)
         db.put_off_commitment(transaction_uid, str(error), _asking_again(config, error, now), ask_anew=True)
+    else:
+        log.info("%s was asked to keep %d objects: %s", destination.name, len(owed), transaction_uid)
 
 
 def _look(
