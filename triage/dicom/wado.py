@@ -144,7 +144,9 @@ def _read(session: requests.Session, url: str, timeout: float) -> bytes:
     """The one object of an answer; an archive that drips or never ends is let go."""
     content = bytearray()
     ends = monotonic() + LONGEST * timeout
-    with session.get(url, headers={"Accept": AS_STORED}, timeout=timeout, stream=True) as answer:
+    # Images hardly shrink, and an Orthanc that packs them is eight times slower.
+    headers = {"Accept": AS_STORED, "Accept-Encoding": "identity"}
+    with session.get(url, headers=headers, timeout=timeout, stream=True) as answer:
         answer.raise_for_status()
         for piece in answer.iter_content(1024**2):
             content += piece
