@@ -117,7 +117,7 @@ def _refusal(path: Path, error: requests.HTTPError, destination: DicomWeb) -> Se
         permanent=code < 500 and code not in TRY_AGAIN,
         error=f"{_named(destination)} refused: HTTP {code}",
         away=code in AWAY,
-        said=" ".join(str(answer.reason).split()),
+        said="".join(c for c in str(answer.reason) if c.isprintable())[:200],
         retry_after=answer.headers.get("Retry-After", ""),
     )
 

@@ -3,7 +3,8 @@
     ORM^O01   an order: is it STAT? Or an order status that closes the study
     ORU^R01   a report: final or corrected closes the study
 
-Every ORC/OBR group is looked at; a message is taken as a whole or not at all.
+Every ORC/OBR group is looked at, and nothing is stored of a message that cannot be read to its end. What it
+tells of an order is harmless when it comes again.
 """
 
 from __future__ import annotations
