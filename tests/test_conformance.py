@@ -181,7 +181,7 @@ def test_an_object_in_every_transfer_syntax_is_kept(tmp_path: Path) -> None:
     files = [image(number, syntax) for number, syntax in enumerate(SYNTAXES, 1)]
     with listening(tmp_path / "spool") as running:
         peer = Destination(name="us", ae_title="TRIAGE", host=HOST, port=running.port)
-        outcomes = sender.send(files, peer, calling_ae_title="SCANNER", timeout_seconds=10)
+        outcomes = sender.send(files, peer, calling_ae_title="SCANNER", timeout_seconds=20)
     assert [outcome.error for outcome in outcomes if not outcome.sent] == []
     assert [instance.transfer_syntax_uid for instance in running.instances] == SYNTAXES
 
@@ -358,7 +358,7 @@ def test_the_objects_are_of_the_classes_and_transfer_syntaxes_claimed(
 def test_results_are_proposed_as_claimed(written: dict[ResultKind, list[Path]], heard: Heard) -> None:
     files = [path for paths in written.values() for path in paths]
     pacs = Destination(name="PACS", ae_title="PACS", host=HOST, port=heard.port)
-    assert not any(o.sent for o in sender.send(files, pacs, calling_ae_title="TRIAGE", timeout_seconds=5))
+    assert not any(o.sent for o in sender.send(files, pacs, calling_ae_title="TRIAGE", timeout_seconds=20))
     expected = {(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in map(dcmread, files)}
     implicit = {(uid, ImplicitVRLittleEndian) for uid, syntax in expected if syntax == ExplicitVRLittleEndian}
     assert heard.contexts == expected | implicit
@@ -370,12 +370,12 @@ def test_every_service_that_we_use_is_claimed_and_no_other(
 ) -> None:
     take = Receiver(tmp_path, lambda _instance: None, lambda: True)
     where = {"host": HOST, "port": heard.port, "ae_title": "PACS"}
-    us = {"calling_ae_title": "TRIAGE", "timeout_seconds": 5}
+    us = {"calling_ae_title": "TRIAGE", "timeout_seconds": 20}
     pacs = Destination(name="PACS", **where)
-    archive = query.Pacs(DicomSource(name="PACS", **where), "TRIAGE", 5)
-    assert sender.echo(pacs, "TRIAGE", 5) is None
+    archive = query.Pacs(DicomSource(name="PACS", **where), "TRIAGE", 20)
+    assert sender.echo(pacs, "TRIAGE", 20) is None
     sender.send([path for paths in written.values() for path in paths], pacs, **us)
-    assert storage_commitment.offered(pacs, "TRIAGE", 5)
+    assert storage_commitment.offered(pacs, "TRIAGE", 20)
     for ask in (
         archive.reach,
         lambda: archive.studies(query.Query()),
@@ -436,6 +436,6 @@ def test_no_tls_older_than_claimed(version: ssl.TLSVersion, spoken: bool, tmp_pa
         pacs = Destination(
             name="PACS", ae_title="PACS", host=HOST, port=port, tls=Tls(ca=tmp_path / "cert.pem")
         )
-        assert (sender.echo(pacs, "TRIAGE", 2) is None) is spoken
+        assert (sender.echo(pacs, "TRIAGE", 20) is None) is spoken
     finally:
         server.shutdown()
