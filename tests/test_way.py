@@ -14,7 +14,7 @@ from pydicom import dcmread
 from tests import peers
 from tests.boxes import Boxes
 from tests.hospital import Hospital, hospital
-from triage import analyze, assemble, daemon
+from triage import analyze, assemble, daemon, deliver
 from triage.config import Assemble
 from triage.dicom import phantom
 from triage.domain import Band, DeliveryState, Findings, Instance, ResultKind, Series, StudyState, Volume
@@ -441,9 +441,9 @@ def test_what_would_be_refused_again_is_tried_rarely_and_holds_up_nothing(
     here.deliver()
     assert len(pacs) == 3
     settings = here.config.delivery
-    here.pass_time(settings.longest_retry_seconds - 1)
+    here.pass_time(settings.longest_retry_seconds * (1 - deliver.JITTER) - 1)
     assert here.db.due_deliveries("PACS", here.now) == []
-    here.pass_time(1)
+    here.pass_time(settings.longest_retry_seconds * deliver.JITTER + 1)
     (owed,) = here.db.due_deliveries("PACS", here.now)
     assert owed.sop_instance_uid == seg.sop_instance_uid
     assert owed.last_error
