@@ -26,7 +26,7 @@ class Archive:
     """An archive at ``port``; everything it is asked is kept in the order it came."""
 
     answers: bool = True
-    """On the association of the request, at once; else never by itself."""
+    """On the association of the request, at once; else it ends that, and answers when it is told to."""
     status: int = 0x0000
     """Of its N-ACTION response."""
     hangs_up: bool = False
@@ -60,7 +60,7 @@ class Archive:
         self.meanwhile()
         if self.hangs_up:
             event.assoc.abort()
-        elif self.answers and self.status == 0:
+        else:
             self._due.set()
         return self.status, None
 
@@ -68,7 +68,7 @@ class Archive:
         """What is sent first after the N-ACTION is its response; the report must not overtake it."""
         if self._due.is_set():
             self._due.clear()
-            threading.Thread(target=self._report_on, args=[event.assoc], daemon=True).start()
+            threading.Thread(target=self._go_on, args=[event.assoc], daemon=True).start()
 
     def on_find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
         keys = event.identifier
@@ -110,8 +110,11 @@ class Archive:
         finally:
             link.release()
 
-    def _report_on(self, link: Any) -> None:
-        self.told.append(self._tell(link, self.report()))
+    def _go_on(self, link: Any) -> None:
+        if self.status == 0 and self.answers:
+            self.told.append(self._tell(link, self.report()))
+        elif self.status == 0:
+            link.abort()
 
     def _tell(self, link: Any, said: Dataset, **changes: Any) -> int | None:
         failed = bool(said.get("FailedSOPSequence"))

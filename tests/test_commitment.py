@@ -40,9 +40,9 @@ FIRST, SECOND = f"{objects.SERIES}.1", f"{objects.SERIES}.2"
 
 
 @pytest.fixture(autouse=True)
-def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An archive that answers elsewhere, or not at all, is not waited for."""
-    monkeypatch.setattr(storage_commitment, "ANSWER_SECONDS", 1.0)
+def _patiently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may be slow to answer."""
+    monkeypatch.setattr(storage_commitment, "ANSWER_SECONDS", 30.0)
 
 
 def owe(db: Database, folder: Path) -> None:
@@ -69,7 +69,7 @@ def owing(folder: Path, port: int) -> Iterator[Hospital]:
     sections: dict[str, dict[str, Any]] = {
         "delivery": {
             "destinations": [pacs, {**pacs, "name": "VNA", "ae_title": "VNA"}],
-            "timeout_seconds": 5,
+            "timeout_seconds": 30,
         },
         "retention": {"leave_list_after_days": 36500},
     }
@@ -471,6 +471,12 @@ def test_an_archive_that_hangs_up_on_the_request_may_have_heard_it(tmp_path: Pat
 # --- a real archive -------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthanc keeps the association and never answers on it."""
+    monkeypatch.setattr(storage_commitment, "ANSWER_SECONDS", 0.2)
+
+
 @contextmanager
 def beside_orthanc(folder: Path, knows: int | None = None) -> Iterator[tuple[Hospital, Orthanc]]:
     """Orthanc answers on an association of its own, at the port under which it ``knows`` TRIAGE."""
@@ -492,6 +498,7 @@ def lose(pacs: Orthanc, sop_instance_uid: str) -> None:
 
 
 @needs_orthanc
+@pytest.mark.usefixtures("_briefly")
 def test_orthanc_commits_itself_and_says_what_it_has_lost(tmp_path: Path) -> None:
     with beside_orthanc(tmp_path) as (here, pacs):
         lose(pacs, SECOND)
@@ -505,6 +512,7 @@ def test_orthanc_commits_itself_and_says_what_it_has_lost(tmp_path: Path) -> Non
 
 
 @needs_orthanc
+@pytest.mark.usefixtures("_briefly")
 def test_an_orthanc_that_cannot_reach_us_is_asked_what_it_has(tmp_path: Path) -> None:
     with beside_orthanc(tmp_path, knows=peers.free_port()) as (here, pacs):
         here.commit()
@@ -576,7 +584,7 @@ def ask_and_die(folder: Path, point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(where, name, killing)
-    storage_commitment.ANSWER_SECONDS = 1.0
+    storage_commitment.ANSWER_SECONDS = 30.0
     with hospital_again(folder) as here:
         here.now = NOW
         here.deliver()

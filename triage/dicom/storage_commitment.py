@@ -38,7 +38,6 @@ REQUEST = 1
 """The one action type."""
 ALL_COMMITTED, SOME_FAILED = 1, 2
 """The event types."""
-PROCESSING_FAILURE = 0x0110
 ANSWER_SECONDS = 5.0
 """So long the association of the request is kept open for the answer; a later one comes on its own."""
 
@@ -201,7 +200,9 @@ def _read(event: evt.Event) -> Report:
         raise _Refused(ReportStatus.NO_SUCH_EVENT_TYPE)
     said = event.event_information
     failed = {
-        _reference(item): explain_refusal(int(item.get("FailureReason") or PROCESSING_FAILURE))[1]
+        _reference(item): explain_refusal(int(item.get("FailureReason") or ReportStatus.PROCESSING_FAILURE))[
+            1
+        ]
         for item in said.get("FailedSOPSequence") or ()
     }
     committed = {_reference(item) for item in said.get("ReferencedSOPSequence") or ()} - failed.keys()
@@ -243,7 +244,7 @@ def _check(status: Dataset, destination: Destination) -> None:
     if "Status" not in status:
         raise Retryable(f"{where} did not answer, or ended the association: does it know us?")
     code = int(status.Status)
-    if code and code not in WARNINGS:
+    if code != ReportStatus.SUCCESS and code not in WARNINGS:
         permanent, text = explain_refusal(code)
         raise (Rejected if permanent else Retryable)(f"{where} refused: {text}")
 
