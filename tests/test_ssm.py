@@ -284,6 +284,8 @@ class TestLosses:
         assert found.tolist() == [0, ssm.NEITHER, ssm.NEITHER, ssm.BACKGROUND]
         found = ssm.matched(self.ANCHORS, self.TRUTH[[0, 2]], (0.3, 0.7), best_too=True)
         assert found.tolist() == [0, ssm.NEITHER, 1, ssm.BACKGROUND]
+        found = ssm.matched(self.ANCHORS, self.TRUTH, (0.3, 0.7), best_too=True)
+        assert found.tolist() == [0, ssm.NEITHER, 2, ssm.BACKGROUND], "nothing is a lesion it does not touch"
         assert ssm.matched(self.ANCHORS, self.TRUTH[:0], (0.3, 0.7)).tolist() == [ssm.BACKGROUND] * 4
 
     def test_few_positives_are_filled_with_background(self):
