@@ -27,7 +27,7 @@ from triage.models import packages, weights
 from triage.models import ssm as system
 from triage.models import ssm_networks as networks
 from triage.models.preprocessing import prepare
-from triage.models.ssm_networks import RANKS, SsmNet, balanced, ranked
+from triage.models.ssm_networks import MASK, RANKS, SsmNet, balanced, ranked
 from triage.training import evaluation, making, ssm
 from triage.training import recipe as recipes
 from triage.training.cases import Case, Diagnosis
@@ -221,6 +221,17 @@ class TestSsm(test_models.TestContract):
         assert findings.slice_scores.dtype == np.float32
         assert findings.probability == pytest.approx(system.pooled(findings.slice_scores[4:]))
 
+    def test_a_lesion_is_drawn_where_its_mask_is_at_least_one_half(self):
+        seen = networks.Seen(
+            torch.zeros(1, 2),
+            torch.tensor([[0.8, 0.9]]),
+            torch.tensor([[[2.0, 2, 4, 6], [0, 0, 8, 8]]]),
+            torch.stack([torch.full((MASK, MASK), 0.6), torch.full((MASK, MASK), 0.45)])[None],
+        )
+        lesions = system.lesion_probability(system.Looked(torch.tensor([1]), seen), (2, 8, 8))
+        assert lesions[1, 2:4, 2:6].tolist() == [[pytest.approx(0.48)] * 4] * 2
+        assert lesions.count_nonzero() == 8, "a box that is unsure of all its pixels draws none"
+
     def test_a_study_is_the_mean_of_the_upper_half_of_its_slices(self):
         assert system.pooled(np.array([0.1, 0.9, 0.5, 0.2, 0.7], np.float32)) == pytest.approx(2.1 / 3)
         assert system.pooled(np.array([0.4], np.float32)) == pytest.approx(0.4)
@@ -284,6 +295,8 @@ class TestLosses:
         assert found.tolist() == [0, ssm.NEITHER, ssm.NEITHER, ssm.BACKGROUND]
         found = ssm.matched(self.ANCHORS, self.TRUTH[[0, 2]], (0.3, 0.7), best_too=True)
         assert found.tolist() == [0, ssm.NEITHER, 1, ssm.BACKGROUND]
+        found = ssm.matched(self.ANCHORS, self.TRUTH, (0.3, 0.7), best_too=True)
+        assert found.tolist() == [0, ssm.NEITHER, 2, ssm.BACKGROUND], "nothing is a lesion it does not touch"
         assert ssm.matched(self.ANCHORS, self.TRUTH[:0], (0.3, 0.7)).tolist() == [ssm.BACKGROUND] * 4
 
     def test_few_positives_are_filled_with_background(self):

@@ -407,6 +407,9 @@ class TestRecipes:
         path = small_recipe(tmp_path, "lungs", hold_out={"semiseg": 3})
         with pytest.raises(ConfigError, match="semiseg"):
             recipes.load(str(path))
+        path = small_recipe(tmp_path, "lungs", options={"batch": 0})
+        with pytest.raises(ConfigError, match=r"options\.batch = 0: at least 1"):
+            recipes.load(str(path))
         path = small_recipe(tmp_path, "lungs", variants={"short": {"schedule": {"steps": 0}}})
         with pytest.raises(ConfigError, match=r"variants\.short: schedule\.steps"):
             recipes.load(str(path))

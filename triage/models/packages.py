@@ -27,6 +27,8 @@ MODELS: dict[str, Path] = {
     "multitask": PACKAGES / "multitask",
     "cascade": PACKAGES / "cascade",
     "dcn": PACKAGES / "dcn",
+    "ssm": PACKAGES / "ssm",
+    "infnet": PACKAGES / "infnet",
 }
 """The packages that ship, by the name that ``analysis.model`` gives them."""
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from triage.config import Analysis
 from triage.domain import DetectedLesion, Findings, Mask, ModelInfo, Vector, Volume, judged_slices
 from triage.models import compute, weights
-from triage.models.boxes import paste
+from triage.models.boxes import Place, paste
 from triage.models.compute import Compute
 from triage.models.packages import Package
 from triage.models.pipeline import BATCH, FindLungs, InLungs, lungs_network
@@ -123,7 +123,7 @@ class SingleShot(InLungs):
         corner = torch.tensor([box[1].start, box[2].start] * 2)
         for k, score, place, mask in detections(looked.seen, threshold):
             z = int(looked.index[k]) + box[0].start
-            (rows, columns), values = paste(mask, ((place + corner) * pixels).tolist(), (height, width))
+            (rows, columns), values = drawn(mask, (place + corner) * pixels, (height, width))
             inside = (score * values > threshold).numpy() & shown[z, rows, columns]
             if inside.any():
                 index, *sides = layout.stored_box((slice(z, z + 1), rows, columns), shown.shape)
@@ -138,11 +138,24 @@ def detections(seen: Seen, above: float) -> Iterator[tuple[int, float, Tensor, T
         yield k, float(seen.scores[k, rank]), seen.boxes[k, rank], seen.masks[k, rank]
 
 
+def drawn(mask: Tensor, place: Tensor, shape: tuple[int, int]) -> tuple[Place, Tensor]:
+    """Where in a slice a mask (MASK, MASK) lies, and its values there; 0 where it is below one half.
+
+    Mask R-CNN cuts masks at one half (He et al. 2017, section 3.1): a large box that is sure of itself and
+    unsure of each of its pixels draws nothing.
+    """
+    place_in_slice, values = paste(mask, place.tolist(), shape)
+    return place_in_slice, values * (values >= 0.5)
+
+
 def lesion_probability(looked: Looked, shape: tuple[int, ...]) -> Tensor:
-    """Of each pixel of slices of this shape (z, h, w): the highest product of score and mask of its boxes."""
+    """Of each pixel of slices of this shape (z, h, w): the highest product of score and mask of its boxes.
+
+    A box's mask counts where it is ``drawn``.
+    """
     lesions = torch.zeros(shape)
     for k, score, place, mask in detections(looked.seen, 0.0):
-        (rows, columns), values = paste(mask, place.tolist(), (shape[1], shape[2]))
+        (rows, columns), values = drawn(mask, place, (shape[1], shape[2]))
         part = lesions[looked.index[k], rows, columns]
         torch.maximum(part, score * values, out=part)
     return lesions

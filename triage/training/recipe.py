@@ -99,6 +99,8 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"hold_out names {', '.join(sorted(unused))}, which the recipe does not learn from"
             )
+        if not self.options.get("batch", 1) >= 1:
+            raise ValueError(f"options.batch = {self.options['batch']}: at least 1")
         for name in self.variants:
             try:
                 self.variant(name)

@@ -69,7 +69,7 @@ def instances(lesion: Tensor) -> Instances:
 def matched(boxes: Tensor, truth: Tensor, overlap: tuple[float, float], best_too: bool = False) -> Tensor:
     """Which of the lesions (g, 4) each of the boxes (n, 4) is, else ``BACKGROUND`` or ``NEITHER``: (n,).
 
-    With ``best_too`` no lesion is without boxes: those that overlap it most are it, however little that is.
+    With ``best_too`` no lesion that a box touches is without boxes: those that overlap it most are it.
     """
     if not len(truth):
         return torch.full((len(boxes),), BACKGROUND, device=boxes.device)
@@ -78,7 +78,7 @@ def matched(boxes: Tensor, truth: Tensor, overlap: tuple[float, float], best_too
     low, high = overlap
     found = which.masked_fill(most < high, NEITHER).masked_fill(most < low, BACKGROUND)
     if best_too:
-        best = (shared == shared.amax(1, keepdim=True)).any(0)
+        best = ((shared == shared.amax(1, keepdim=True)) & (shared > 0)).any(0)
         found = torch.where(best, which, found)
     return found
 
