@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
-from triage.db import commitments, intake, orders, records
+from triage.config import PriorityPolicy
+from triage.db import commitments, intake, orders, policies, records
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
 from triage.db.orders import Pending
+from triage.db.policies import Placed, PolicyVersion
+from triage.db.reading import Reading, matches
 from triage.db.tables import delivery, instance, result, study
-from triage.db.worklist import ORDERINGS, entries
+from triage.db.worklist import ORDERINGS, entries, is_open
 from triage.domain import (
     Delivery,
     DeliveryState,
@@ -24,11 +27,14 @@ from triage.domain import (
     Priority,
     Reference,
     Result,
+    Standing,
     Study,
     StudyState,
     WorklistEntry,
 )
 
+PIECE = 5000
+"""Studies that are read at once where all open ones are gone through."""
 UNSENT = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 """What a destination has not taken."""
 
@@ -39,6 +45,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._engine = connect(url)
         self._writing = self._engine.execution_options(writes=True)
+        self.reading = Reading(self._read, self._write)
 
     def migrate(self) -> None:
         migrate(self._engine)
@@ -408,7 +415,7 @@ class Database:
         query = (
             select(study)
             .where(
-                _is_open(now, leave_after_days),
+                is_open(now, leave_after_days),
                 study.c.stat.is_(False),
                 study.c.accession_number != "",
                 study.c.priority_asked_at.is_(None),
@@ -436,7 +443,7 @@ class Database:
     ) -> list[WorklistEntry]:
         """Open studies in reading order; see README, "How the list is ordered"."""
         query = (
-            select(study).where(_is_open(now, leave_after_days)).order_by(*ORDERINGS[ordering]).limit(limit)
+            select(study).where(is_open(now, leave_after_days)).order_by(*ORDERINGS[ordering]).limit(limit)
         )
         with self._read() as connection:
             return entries(connection, connection.execute(query).mappings().all())
@@ -450,25 +457,14 @@ class Database:
 
     def search(self, text: str, limit: int = 100) -> list[WorklistEntry]:
         """Studies, open or closed, by patient ID, name, accession number or Study Instance UID."""
-        columns = (
-            study.c.patient_id,
-            study.c.patient_name,
-            study.c.accession_number,
-            study.c.study_instance_uid,
-        )
-        query = (
-            select(study)
-            .where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
-            .order_by(study.c.arrived_at.desc())
-            .limit(limit)
-        )
+        query = select(study).where(matches(text)).order_by(study.c.arrived_at.desc()).limit(limit)
         with self._read() as connection:
             return entries(connection, connection.execute(query).mappings().all())
 
     def counts(self, now: datetime, leave_after_days: float) -> dict[StudyState, int]:
         """Open studies by state."""
         query = (
-            select(study.c.state, func.count()).where(_is_open(now, leave_after_days)).group_by(study.c.state)
+            select(study.c.state, func.count()).where(is_open(now, leave_after_days)).group_by(study.c.state)
         )
         with self._read() as connection:
             return {StudyState(state): count for state, count in connection.execute(query)}
@@ -507,22 +503,61 @@ class Database:
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
 
-    def reprioritise(
-        self, place: Callable[[Study, Result], Priority], now: datetime, leave_after_days: float
-    ) -> None:
-        """Apply a changed policy to every open study that has been judged."""
-        query = select(study).where(_is_open(now, leave_after_days), study.c.state == StudyState.ANALYZED)
+    # --- the policy --------------------------------------------------------------------------
+
+    def policy(self) -> PolicyVersion | None:
+        """The newest version: the one that counts."""
+        return next(iter(self.policies(1)), None)
+
+    def policies(self, limit: int) -> list[PolicyVersion]:
+        """The newest versions, the newest on top."""
+        with self._read() as connection:
+            return policies.versions(connection, limit)
+
+    def policy_version(self, number: int) -> PolicyVersion | None:
+        with self._read() as connection:
+            return policies.version(connection, number)
+
+    def add_policy(
+        self,
+        new: PriorityPolicy,
+        author: str,
+        reason: str,
+        now: datetime,
+        after: int,
+        placed: Sequence[Placed],
+    ) -> PolicyVersion:
+        """Save a version and the places that open studies have under it, at once.
+
+        Raises Rejected when version ``after`` is not the newest any more.
+        """
         with self._write() as connection:
-            for entry in entries(connection, connection.execute(query).mappings().all()):
-                if entry.result is None:
-                    continue
-                priority = place(entry.study, entry.result)
-                if priority != entry.priority:
-                    connection.execute(
-                        update(study)
-                        .where(study.c.study_instance_uid == entry.study.study_instance_uid)
-                        .values(**records.priority_values(priority))
-                    )
+            number = policies.add(connection, new, author, reason, now, after)
+            policies.place(connection, placed)
+        return PolicyVersion(version=number, author=author, reason=reason, created_at=now, policy=new)
+
+    def place(self, placed: Sequence[Placed]) -> None:
+        """Give studies their new places, but those that got another one since they were read."""
+        with self._write() as connection:
+            policies.place(connection, placed)
+
+    def standing(self, now: datetime, leave_after_days: float) -> Iterator[Standing]:
+        """Every open study with what decides its place; read in pieces, so that nobody has to wait."""
+        last = ""
+        while True:
+            chosen = is_open(now, leave_after_days) & (study.c.study_instance_uid > last)
+            with self._read() as connection:
+                piece = policies.standings(connection, chosen, [study.c.study_instance_uid], PIECE)
+            yield from piece
+            if len(piece) < PIECE:
+                return
+            last = piece[-1].study_instance_uid
+
+    def arrived_since(self, since: datetime, limit: int) -> list[Standing]:
+        """Studies that arrived since then, open or not; of more than ``limit`` the newest, newest first."""
+        with self._read() as connection:
+            newest_first = [study.c.arrived_at.desc(), study.c.study_instance_uid]
+            return policies.standings(connection, study.c.arrived_at >= since, newest_first, limit)
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
@@ -543,11 +578,6 @@ def _anew(now: datetime) -> dict[str, Any]:
         "next_attempt_at": now,
         "away": False,
     }
-
-
-def _is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
-    """On the list: not closed, and not forgotten for days. New images bring an old study back."""
-    return study.c.closed_at.is_(None) & (study.c.last_received_at > now - timedelta(days=leave_after_days))
 
 
 def _transition(connection: Connection, seen: Study, state: StudyState, **values: Any) -> bool:

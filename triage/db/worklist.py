@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, case, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
 
 from triage.db import records
 from triage.db.tables import delivery, instance, result, study
-from triage.domain import Band, DeliveryState, Status, WorklistEntry
-
-_STRICT_RANK = case((study.c.band == Band.NOT_JUDGED, int(Band.INDETERMINATE)), else_=study.c.band)
-"""Studies that were not judged sort with the indeterminate ones, above routine."""
+from triage.domain import DeliveryState, Status, WorklistEntry
 
 ORDERINGS: dict[str, tuple[ColumnElement[Any], ...]] = {
     "deadline": (study.c.due_at, study.c.arrived_at, study.c.study_instance_uid),
-    "strict": (_STRICT_RANK, study.c.score.desc(), study.c.arrived_at, study.c.study_instance_uid),
+    "strict": (study.c.strict_rank, study.c.strict_score, study.c.arrived_at, study.c.study_instance_uid),
     "arrival": (study.c.arrived_at, study.c.study_instance_uid),
 }
+"""The key of each order, all ascending: each has an index. Studies that were not judged rank with the
+indeterminate ones, above routine (``strict_rank``); the higher score goes first (``strict_score``)."""
+
+
+def is_open(now: datetime, leave_after_days: float) -> ColumnElement[bool]:
+    """On the list: not closed, and not forgotten for days. New images bring an old study back."""
+    return study.c.closed_at.is_(None) & (study.c.last_received_at > now - timedelta(days=leave_after_days))
 
 
 def entries(connection: Connection, rows: Sequence[RowMapping]) -> list[WorklistEntry]:

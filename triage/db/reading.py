@@ -1,0 +1,510 @@
+"""The list as people read it: by pages, with filters, live; who reads what, and what readers say of it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from triage.db.tables import NEXT_CHANGE, claim, delivery, result, saved_view, study, verdict
+from triage.db.worklist import ORDERINGS, entries, is_open
+from triage.domain import Band, Grade, Status, StudyState, WorklistEntry
+from triage.errors import Rejected
+
+Opinion = Literal["agree", "over_called", "under_called", "wrong_organ", "other"]
+Connecting = Callable[[], AbstractContextManager[Connection]]
+PENDING = (StudyState.RECEIVING, StudyState.READY, StudyState.ANALYZING)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who reads a study, and until when nobody else should begin to."""
+
+    person: str
+    claimed_at: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a reader said of an answer, beside the figures that the answer and its place had then."""
+
+    study_instance_uid: str
+    person: str
+    given_at: datetime
+    opinion: Opinion
+    comment: str = ""
+    true_grade: Grade | None = None
+    revision: int | None = None
+    status: Status | None = None
+    probability: float | None = None
+    band: Band
+    score: float
+    model: str | None = None
+    model_version: str | None = None
+    policy_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Which open studies are wanted; what is left empty leaves nothing out."""
+
+    bands: frozenset[Band] = frozenset()
+    states: frozenset[StudyState] = frozenset()
+    statuses: frozenset[Status | None] = frozenset()
+    """None is an answer that is pending."""
+    claimed_by: str | None = None
+    unclaimed: bool = False
+    text: str = ""
+    description: str = ""
+    arrived_since: datetime | None = None
+    overdue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One study on the list. ``key`` is its place in the ordering, to go on from."""
+
+    entry: WorklistEntry
+    key: str
+    claim: Claim | None
+    verdict: Verdict | None
+    """The newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``first_place`` is the number of the first row among all that were chosen; from 1."""
+
+    rows: tuple[Row, ...]
+    first_place: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of open studies."""
+
+    open: int = 0
+    overdue: int = 0
+    critical: int = 0
+    pending: int = 0
+    not_analysable: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """``version`` differs whenever anything on the list has changed."""
+
+    version: int
+    critical: tuple[tuple[str, str], ...]
+    """Open critical studies that changed: UID and why they are critical."""
+
+
+class Reading:
+    """Everything the page of the list asks of the database. Each public method is one transaction."""
+
+    def __init__(self, read: Connecting, write: Connecting) -> None:
+        self._read, self._write = read, write
+
+    # --- the list ------------------------------------------------------------------------------
+
+    def page(
+        self,
+        now: datetime,
+        ordering: str,
+        leave_after_days: float,
+        chosen: Chosen,
+        *,
+        after: str | None = None,
+        until: str | None = None,
+        limit: int,
+    ) -> Page:
+        """Open studies in reading order, after one key and up to another: at most ``limit``.
+
+        Pages that go on from one another's last key show each study that keeps its place exactly once,
+        whatever comes, goes or moves meanwhile. Raises Rejected for a key of another ordering.
+        """
+        wanted = _wanted(now, leave_after_days, chosen)
+        columns = ORDERINGS[ordering]
+        begin, end = _key(ordering, after), _key(ordering, until)
+        query = select(study).where(wanted).order_by(*columns).limit(limit + 1)
+        if begin is not None:
+            query = query.where(_place(columns) > begin)
+        if end is not None:
+            query = query.where(_place(columns) <= end)
+        with self._read() as connection:
+            found = connection.execute(query).mappings().all()
+            before = 0
+            if begin is not None:
+                earlier = select(func.count()).select_from(study).where(wanted, _place(columns) <= begin)
+                before = connection.execute(earlier).scalar_one()
+            rows = _rows(connection, ordering, found[:limit], now)
+        return Page(rows, before + 1, len(found) > limit)
+
+    def row(self, study_instance_uid: str, now: datetime, ordering: str) -> Row | None:
+        """One study, open or closed."""
+        query = select(study).where(study.c.study_instance_uid == study_instance_uid)
+        with self._read() as connection:
+            found = _rows(connection, ordering, connection.execute(query).mappings().all(), now)
+        return found[0] if found else None
+
+    def counts(self, now: datetime, leave_after_days: float) -> Counts:
+        query = select(
+            func.count(),
+            _how_many(study.c.due_at <= now),
+            _how_many(study.c.band == Band.CRITICAL),
+            _how_many(study.c.state.in_(PENDING)),
+            _how_many(study.c.state == StudyState.REJECTED),
+            _how_many(study.c.state == StudyState.FAILED),
+        ).where(is_open(now, leave_after_days))
+        with self._read() as connection:
+            return Counts(*connection.execute(query).one())
+
+    def changes(self, since: int, now: datetime, leave_after_days: float) -> Changes:
+        """Whether anything changed, and which critical studies did; ``since`` 0 names them all."""
+        newest = (select(func.max(table.c.changed)).scalar_subquery() for table in (study, delivery))
+        query = select(*(func.coalesce(number, 0) for number in newest))
+        critical = (
+            select(study.c.study_instance_uid, study.c.priority_reason)
+            .where(
+                is_open(now, leave_after_days),
+                study.c.strict_rank == Band.CRITICAL,
+                study.c.changed > since,
+            )
+            .order_by(study.c.changed, study.c.study_instance_uid)
+        )
+        with self._read() as connection:
+            version = max(connection.execute(query).one())
+            if version == since:
+                return Changes(version, ())
+            return Changes(version, tuple((uid, why) for uid, why in connection.execute(critical)))
+
+    # --- who reads what --------------------------------------------------------------------------
+
+    def claim(
+        self, study_instance_uid: str, person: str, now: datetime, until: datetime, *, take_over: bool = False
+    ) -> Claim | None:
+        """Who has the study afterwards: the person, or whoever had it, unless it is taken over knowingly.
+
+        None when there is no such study; raises Rejected when it is read already.
+        """
+        with self._write() as connection:
+            if not _is_there(connection, study_instance_uid):
+                return None
+            standing = _claims(connection, [study_instance_uid], now).get(study_instance_uid)
+            if standing and standing.person != person and not take_over:
+                return standing
+            mine = standing and standing.person == person
+            begun = standing.claimed_at if standing and mine else now
+            values = {"person": person, "claimed_at": begun, "until": until}
+            connection.execute(
+                upsert(claim)
+                .values(study_instance_uid=study_instance_uid, **values)
+                .on_conflict_do_update(index_elements=["study_instance_uid"], set_=values)
+            )
+            _touch(connection, study_instance_uid)
+            return Claim(person, begun, until)
+
+    def release(self, study_instance_uid: str, person: str) -> bool:
+        """Give the study back; False when the person does not have it."""
+        with self._write() as connection:
+            gone = connection.execute(
+                delete(claim).where(
+                    claim.c.study_instance_uid == study_instance_uid, claim.c.person == person
+                )
+            ).rowcount
+            if gone:
+                _touch(connection, study_instance_uid)
+            return gone > 0
+
+    def mark_read(
+        self, study_instance_uid: str, person: str, now: datetime, *, take_over: bool = False
+    ) -> Claim | bool:
+        """Take the study off the list; the claim that speaks against it when somebody else reads it.
+
+        False when there is no such study; raises Rejected when it is read already.
+        """
+        with self._write() as connection:
+            if not _is_there(connection, study_instance_uid):
+                return False
+            standing = _claims(connection, [study_instance_uid], now).get(study_instance_uid)
+            if standing and standing.person != person and not take_over:
+                return standing
+            connection.execute(delete(claim).where(claim.c.study_instance_uid == study_instance_uid))
+            connection.execute(
+                update(study)
+                .where(study.c.study_instance_uid == study_instance_uid)
+                .values(closed_at=now, closed_reason=f"read by {person}")
+            )
+            return True
+
+    def mark_unread(self, study_instance_uid: str) -> bool:
+        """Put a closed study back on the list, at its old place; False when it is not closed."""
+        with self._write() as connection:
+            return (
+                connection.execute(
+                    update(study)
+                    .where(study.c.study_instance_uid == study_instance_uid, study.c.closed_at.is_not(None))
+                    .values(closed_at=None, closed_reason="")
+                ).rowcount
+                > 0
+            )
+
+    # --- what readers say ------------------------------------------------------------------------
+
+    def give_verdict(
+        self,
+        study_instance_uid: str,
+        person: str,
+        now: datetime,
+        opinion: Opinion,
+        *,
+        comment: str = "",
+        true_grade: Grade | None = None,
+        policy_version: int | None = None,
+    ) -> Verdict | None:
+        """Keep what a reader says, with the answer it is said of; None when there is no such study.
+
+        Nothing is overwritten: a reader's newest verdict on a revision is the one that counts.
+        """
+        query = select(study).where(study.c.study_instance_uid == study_instance_uid)
+        with self._write() as connection:
+            found = entries(connection, connection.execute(query).mappings().all())
+            if not found:
+                return None
+            answer, place = found[0].result, found[0].priority
+            given = Verdict(
+                study_instance_uid=study_instance_uid,
+                person=person,
+                given_at=now,
+                opinion=opinion,
+                comment=comment,
+                true_grade=true_grade,
+                revision=answer.revision if answer else None,
+                status=answer.status if answer else None,
+                probability=answer.probability if answer else None,
+                band=place.band,
+                score=place.score,
+                model=answer.model if answer else None,
+                model_version=answer.model_version if answer else None,
+                policy_version=policy_version,
+            )
+            connection.execute(insert(verdict).values(**_verdict_values(given)))
+            _touch(connection, study_instance_uid)
+            return given
+
+    def verdicts(self, study_instance_uid: str) -> list[Verdict]:
+        """The newest first."""
+        query = (
+            select(verdict)
+            .where(verdict.c.study_instance_uid == study_instance_uid)
+            .order_by(verdict.c.verdict_id.desc())
+        )
+        with self._read() as connection:
+            return [_verdict_of(row) for row in connection.execute(query).mappings()]
+
+    # --- views -----------------------------------------------------------------------------------
+
+    def views(self, person: str) -> dict[str, str]:
+        """The person's saved views: name → query."""
+        query = (
+            select(saved_view.c.name, saved_view.c.query)
+            .where(saved_view.c.person == person)
+            .order_by(saved_view.c.name)
+        )
+        with self._read() as connection:
+            return {row.name: row.query for row in connection.execute(query)}
+
+    def save_view(self, person: str, name: str, query: str) -> None:
+        """Keep a view under a name; an earlier one of this name is replaced."""
+        with self._write() as connection:
+            connection.execute(
+                upsert(saved_view)
+                .values(person=person, name=name, query=query)
+                .on_conflict_do_update(index_elements=["person", "name"], set_={"query": query})
+            )
+
+    def forget_view(self, person: str, name: str) -> bool:
+        """False when there is none of this name."""
+        with self._write() as connection:
+            mine = (saved_view.c.person == person) & (saved_view.c.name == name)
+            return connection.execute(delete(saved_view).where(mine)).rowcount > 0
+
+
+def _wanted(now: datetime, leave_after_days: float, chosen: Chosen) -> ColumnElement[bool]:
+    wanted = [is_open(now, leave_after_days)]
+    if chosen.bands:
+        wanted.append(study.c.band.in_(chosen.bands))
+    if chosen.states:
+        wanted.append(study.c.state.in_(chosen.states))
+    if chosen.statuses:
+        wanted.append(or_(*(_has(status) for status in chosen.statuses)))
+    claimed = select(claim.c.study_instance_uid).where(claim.c.until > now)
+    if chosen.claimed_by is not None:
+        wanted.append(study.c.study_instance_uid.in_(claimed.where(claim.c.person == chosen.claimed_by)))
+    if chosen.unclaimed:
+        wanted.append(study.c.study_instance_uid.not_in(claimed))
+    if chosen.text:
+        wanted.append(matches(chosen.text))
+    if chosen.description:
+        wanted.append(study.c.study_description.icontains(chosen.description, autoescape=True))
+    if chosen.arrived_since is not None:
+        wanted.append(study.c.arrived_at >= chosen.arrived_since)
+    if chosen.overdue:
+        wanted.append(study.c.due_at <= now)
+    return and_(*wanted)
+
+
+def matches(text: str) -> ColumnElement[bool]:
+    """Some part of the patient's name or ID, the accession number or the UID is this."""
+    columns = (
+        study.c.patient_id,
+        study.c.patient_name,
+        study.c.accession_number,
+        study.c.study_instance_uid,
+    )
+    return or_(*(column.icontains(text, autoescape=True) for column in columns))
+
+
+def _has(status: Status | None) -> ColumnElement[bool]:
+    """The answer that stands now is this one (``rows.status``, in SQL)."""
+    match status:
+        case None:
+            return study.c.state.in_(PENDING)
+        case Status.NOT_ANALYSABLE:
+            return study.c.state == StudyState.REJECTED
+        case Status.FAILED:
+            return study.c.state == StudyState.FAILED
+        case Status.POSITIVE | Status.NEGATIVE:
+            newest = (
+                select(result.c.status)
+                .where(
+                    result.c.study_instance_uid == study.c.study_instance_uid,
+                    result.c.status != Status.FAILED,
+                )
+                .order_by(result.c.revision.desc())
+                .limit(1)
+                .scalar_subquery()
+            )
+            return (study.c.state == StudyState.ANALYZED) & (newest == status)
+
+
+def _how_many(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
+
+
+# --- keys: the place of a row in an ordering, as text ---------------------------------------------
+
+
+def _place(columns: tuple[ColumnElement[Any], ...]) -> Any:
+    return tuple_(*columns)
+
+
+def _key_of(ordering: str, row: RowMapping) -> str:
+    values = [row[str(column.key)] for column in ORDERINGS[ordering]]
+    plain = [value.isoformat() if isinstance(value, datetime) else value for value in values]
+    return base64.urlsafe_b64encode(json.dumps([ordering, *plain]).encode()).decode().rstrip("=")
+
+
+def _key(ordering: str, text: str | None) -> Any:
+    """The values of a key, to compare with; Rejected when it is none of this ordering."""
+    if text is None:
+        return None
+    columns = ORDERINGS[ordering]
+    try:
+        named, *plain = json.loads(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)))
+        if named != ordering or len(plain) != len(columns):
+            raise ValueError(named)
+        values = [_value(column, value) for column, value in zip(columns, plain, strict=True)]
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise Rejected("this place is none of the list as it is ordered now") from error
+    return tuple_(*(literal(value, column.type) for column, value in zip(columns, values, strict=True)))
+
+
+def _value(column: ColumnElement[Any], value: Any) -> Any:
+    kind = column.type.python_type
+    if kind is datetime:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None:
+            raise ValueError(value)
+        return moment
+    if kind is str and not isinstance(value, str):
+        raise TypeError(value)
+    return kind(value)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _rows(connection: Connection, ordering: str, found: Any, now: datetime) -> tuple[Row, ...]:
+    """Four more queries for all of them."""
+    uids = [row["study_instance_uid"] for row in found]
+    claims, said = _claims(connection, uids, now), _newest_verdicts(connection, uids)
+    return tuple(
+        Row(entry, _key_of(ordering, row), claims.get(uid), said.get(uid))
+        for uid, row, entry in zip(uids, found, entries(connection, found), strict=True)
+    )
+
+
+def _claims(connection: Connection, uids: list[str], now: datetime) -> dict[str, Claim]:
+    """Those that have not run out."""
+    query = select(claim).where(claim.c.study_instance_uid.in_(uids), claim.c.until > now)
+    return {
+        row["study_instance_uid"]: Claim(row["person"], row["claimed_at"], row["until"])
+        for row in connection.execute(query).mappings()
+    }
+
+
+def _newest_verdicts(connection: Connection, uids: list[str]) -> dict[str, Verdict]:
+    query = select(verdict).where(verdict.c.study_instance_uid.in_(uids)).order_by(verdict.c.verdict_id)
+    return {row["study_instance_uid"]: _verdict_of(row) for row in connection.execute(query).mappings()}
+
+
+def _verdict_values(given: Verdict) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in Verdict.__slots__}
+
+
+def _verdict_of(row: RowMapping) -> Verdict:
+    values = {name: row[name] for name in Verdict.__slots__}
+    grade, status = values["true_grade"], values["status"]
+    values["true_grade"] = Grade(grade) if grade else None
+    values["status"] = Status(status) if status else None
+    return Verdict(**{**values, "band": Band(row["band"])})
+
+
+def _is_there(connection: Connection, uid: str) -> bool:
+    """Raises Rejected when it is closed."""
+    query = select(study.c.closed_at, study.c.closed_reason).where(study.c.study_instance_uid == uid)
+    row = connection.execute(query).first()
+    if row is not None and row.closed_at is not None:
+        raise Rejected(f"this study is off the list: {row.closed_reason or 'closed'}")
+    return row is not None
+
+
+def _touch(connection: Connection, uid: str) -> None:
+    """What is shown of the study has changed, though nothing of its own."""
+    connection.execute(update(study).where(study.c.study_instance_uid == uid).values(changed=NEXT_CHANGE))
