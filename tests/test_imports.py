@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "orders": {*BASE, "db", "dicom", "incoming", "priority"},
     "pull": {*BASE, "db", "dicom", "assemble"},
 }
-READING = {"capture", "header", "series", "volume", "phantom"}
+READING = {"capture", "header", "series", "volume", "phantom", "masks", "mesh"}
 """The modules of ``dicom`` that only read; ``training`` and ``web`` may use these."""
 EDGES = {
     "pydicom": {"dicom"},

@@ -25,6 +25,7 @@ from triage.dicom import files, key_slices, mesh, pictures, seg, series, sr, vie
 from triage.domain import (
     Findings,
     Instance,
+    LesionBox,
     ModelInfo,
     Result,
     ResultKind,
@@ -240,6 +241,10 @@ def _conclude(
         content_key=content_key(chosen, model, config, supersedes),
         supersedes=supersedes,
         notes=(*chosen.notes, *extent.doubts),
+        boxes=tuple(
+            LesionBox(chosen.instances[one.slice_index].sop_instance_uid, one.box, one.score)
+            for one in findings.detected or ()
+        ),
     )
     return replace(answer, reason=priority.sentence(answer))
 

@@ -248,6 +248,16 @@ class DetectedLesion:
 
 
 @dataclass(frozen=True, slots=True)
+class LesionBox:
+    """Where a network found one lesion: what is kept of a ``DetectedLesion`` beside the masks."""
+
+    sop_instance_uid: str
+    """Of the image."""
+    box: tuple[int, int, int, int]
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What a network says of a volume; masks have exactly ``volume.array.shape``.
 
@@ -378,6 +388,8 @@ class Result:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[ResultKind, Path] = field(default_factory=dict)
+    boxes: tuple[LesionBox, ...] = ()
+    """Of a network that finds lesions one by one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from triage.domain import (
     DeliveryState,
     Grade,
     Instance,
+    LesionBox,
     Priority,
     Result,
     ResultKind,
@@ -84,6 +85,10 @@ def result_of(document: Mapping[str, Any]) -> Result:
         "grade": Grade(grade) if grade is not None else None,
         "ct_severity_score": CtSeverityScore(tuple(score["left"]), tuple(score["right"])) if score else None,
         "notes": tuple(document["notes"]),
+        "boxes": tuple(
+            LesionBox(one["sop_instance_uid"], tuple(one["box"]), one["score"])
+            for one in document.get("boxes", ())
+        ),
         "files": {ResultKind(kind): Path(path) for kind, path in document["files"].items()},
     }
     return Result(**{**document, **changed})

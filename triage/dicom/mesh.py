@@ -44,11 +44,13 @@ class Surface:
 
 def surfaces(series: Series, findings: Findings) -> dict[str, Surface]:
     """The lungs, and the infection where there is one. Raises ValueError without a lung mask."""
-    found = {}
-    if findings.lesion_mask is not None and findings.lesion_mask.any():
-        found[INFECTION] = _surface(findings.lesion_mask, series)
-    found[LUNGS] = _surface(findings.lung_mask, series)
-    return found
+    return {**surfaces_of(series, None, findings.lesion_mask), LUNGS: _surface(findings.lung_mask, series)}
+
+
+def surfaces_of(series: Series, lungs: Mask | None, lesions: Mask | None) -> dict[str, Surface]:
+    """What there is of the two masks, each on the series' grid."""
+    masks = {INFECTION: lesions, LUNGS: lungs}
+    return {name: _surface(mask, series) for name, mask in masks.items() if mask is not None and mask.any()}
 
 
 def write(series: Series, findings: Findings, folder: Path) -> Path:
@@ -56,10 +58,17 @@ def write(series: Series, findings: Findings, folder: Path) -> Path:
 
     Raises ValueError without a lung mask, Retryable when the disk refuses.
     """
+    path = folder / f"{ResultKind.MESH.value}.glb"
+    write_durably(path, glb(surfaces(series, findings)))
+    return path
+
+
+def glb(found: Mapping[str, Surface]) -> bytes:
+    """The surfaces as one glTF-binary file."""
     import trimesh  # a second to load, for those who want a mesh
 
     scene = trimesh.Scene()
-    for name, surface in surfaces(series, findings).items():
+    for name, surface in found.items():
         material = trimesh.visual.material.PBRMaterial(
             name=name,
             baseColorFactor=COLOURS[name],
@@ -75,9 +84,8 @@ def write(series: Series, findings: Findings, folder: Path) -> Path:
             process=False,
         )
         scene.add_geometry(body, node_name=name, geom_name=name, transform=TO_GLTF)
-    path = folder / f"{ResultKind.MESH.value}.glb"
-    write_durably(path, trimesh.exchange.gltf.export_glb(scene, include_normals=True))
-    return path
+    binary: bytes = trimesh.exchange.gltf.export_glb(scene, include_normals=True)
+    return binary
 
 
 def _surface(mask: Mask, series: Series) -> Surface:
