@@ -41,7 +41,8 @@ PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach who listens there."""
     if host == "localhost":
         return True
     try:
@@ -352,6 +353,9 @@ class TargetWaits(Section):
 class PriorityPolicy(Section):
     ordering: Literal["deadline", "strict"] = "deadline"
     policy: Literal["identification", "severity", "combined"] = "combined"
+    positive_probability: Fraction | None = None
+    """From here on a study is flagged; None: from where the analysis calls it positive."""
+    positive_fraction: Fraction | None = None
     indeterminate_probability: Fraction = 0.2
     indeterminate_fraction: Fraction = 0.01
     severe_fraction: Fraction = 0.25
@@ -362,23 +366,68 @@ class PriorityPolicy(Section):
     def _ascending(self) -> Self:
         if not self.indeterminate_fraction <= self.severe_fraction <= self.critical_fraction:
             raise ValueError("fractions must grow: indeterminate ≤ severe ≤ critical")
+        if (
+            self.positive_probability is not None
+            and self.indeterminate_probability > self.positive_probability
+        ):
+            raise ValueError("indeterminate_probability must not exceed positive_probability")
+        if self.positive_fraction is not None and self.indeterminate_fraction > self.positive_fraction:
+            raise ValueError("indeterminate_fraction must not exceed positive_fraction")
         return self
+
+
+class Session(Section):
+    """How long somebody stays logged in: without a touch of the page, and at most."""
+
+    idle_minutes: Annotated[float, Field(gt=0)] = 60.0
+    hours: Annotated[float, Field(gt=0, le=168)] = 12.0
+
+
+class Proxy(Section):
+    """A reverse proxy before the page: who it is, and the header in which it names whom it has let in."""
+
+    networks: tuple[str, ...] = ("127.0.0.1", "::1")
+    user_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$")] = ""
+
+    @field_validator("networks")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ip_network(network)
+        return networks
 
 
 class Web(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
     token: str = ""
+    """Of programs that may read; more of them, with other scopes, are made on the page."""
     refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
+    session: Session = Session()
+    proxy: Proxy = Proxy()
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if not _is_loopback(self.host) and len(self.token) < 16:
-            raise ValueError(
-                f"host {self.host!r} can be reached by others: set a token of at least 16 characters "
-                "(TRIAGE_WEB_TOKEN), or host to 127.0.0.1"
-            )
+        if self.token and len(self.token) < 16:
+            raise ValueError("token: a token has at least 16 characters (TRIAGE_WEB_TOKEN)")
         return self
+
+
+class Syslog(Section):
+    """A collector of audit messages (PS3.15 A.6, A.7): RFC 5424 over TLS, TCP or UDP."""
+
+    host: Host
+    port: Port
+    protocol: Literal["tls", "tcp", "udp"] = "tls"
+    tls: Tls = Tls()
+
+
+class Audit(Section):
+    """Where the audit trail is handed on to, and after how long the same sight is recorded again."""
+
+    file: Path | None = Path("var/audit.log")
+    syslog: Syslog | None = None
+    repeat_minutes: Annotated[float, Field(gt=0)] = 60.0
 
 
 class Peer(Section):
@@ -413,7 +462,7 @@ class Orders(Section):
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if self.port is not None and not (self.peers or _is_loopback(self.host)):
+        if self.port is not None and not (self.peers or is_loopback(self.host)):
             raise ValueError("a message can close a study: name the networks that may send in orders.peers")
         return self
 
@@ -444,9 +493,26 @@ class Config(Section):
     pull: Pull = Pull()
     priority: PriorityPolicy = PriorityPolicy()
     web: Web = Web()
+    audit: Audit = Audit()
     lists: Lists = Lists()
     orders: Orders = Orders()
     retention: Retention = Retention()
+
+    @property
+    def policy(self) -> PriorityPolicy:
+        """What orders, complete: where the analysis calls a study positive is written out."""
+        given, analysis = self.priority, self.analysis
+        probability, fraction = given.positive_probability, given.positive_fraction
+        return given.model_copy(
+            update={
+                "positive_probability": analysis.positive_probability if probability is None else probability,
+                "positive_fraction": analysis.positive_fraction if fraction is None else fraction,
+            }
+        )
+
+    def under(self, policy: PriorityPolicy) -> Config:
+        """The same settings with another policy; what is judged, and how, stays as it is."""
+        return self.model_copy(update={"priority": policy})
 
     @property
     def ordering(self) -> Literal["deadline", "strict", "arrival"]:
@@ -475,16 +541,20 @@ class Config(Section):
                 f"who is asked for its commitment answers to our listener: add {', '.join(sorted(unknown))} "
                 "to listener.calling_ae_titles"
             )
-        if self.lists.serve and not (self.listener.peers or _is_loopback(self.listener.host)):
+        if self.lists.serve and not (self.listener.peers or is_loopback(self.listener.host)):
             raise ValueError(
                 "lists.serve shows patients' names to whoever may connect: "
                 "name the networks that may in listener.peers"
             )
-        if self.priority.indeterminate_probability > self.analysis.positive_probability:
+        probability, fraction = self.priority.positive_probability, self.priority.positive_fraction
+        if (
+            probability is None
+            and self.priority.indeterminate_probability > self.analysis.positive_probability
+        ):
             raise ValueError(
                 "priority.indeterminate_probability must not exceed analysis.positive_probability"
             )
-        if self.priority.indeterminate_fraction > self.analysis.positive_fraction:
+        if fraction is None and self.priority.indeterminate_fraction > self.analysis.positive_fraction:
             raise ValueError("priority.indeterminate_fraction must not exceed analysis.positive_fraction")
         return self
 
@@ -570,11 +640,20 @@ def _anchored(config: Config, folder: Path) -> Config:
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
+        "audit": _anchored_audit(config.audit, folder),
     }
     if (ris := config.orders.worklist) is not None:
         ris = ris.model_copy(update={"tls": _anchored_tls(ris.tls, folder)})
         sections["orders"] = config.orders.model_copy(update={"worklist": ris})
     return config.model_copy(update=sections)
+
+
+def _anchored_audit(audit: Audit, folder: Path) -> Audit:
+    syslog = audit.syslog
+    if syslog is not None:
+        syslog = syslog.model_copy(update={"tls": _anchored_tls(syslog.tls, folder)})
+    file = None if audit.file is None else folder / audit.file
+    return audit.model_copy(update={"file": file, "syslog": syslog})
 
 
 def _anchored_tls(tls: Tls | None, folder: Path) -> Tls | None:

@@ -450,6 +450,24 @@ class Study:
         return (*self.notes, *filter(None, [self.completeness]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What decides the place of a study, and what became of it."""
+
+    study_instance_uid: str
+    state: StudyState
+    arrived_at: datetime
+    stat: bool
+    priority: Priority
+    """Its place as the database has it."""
+    result: Result | None = None
+    """The newest answer that is positive or negative; of its figures only those that order."""
+    judged_at: datetime | None = None
+    closed_at: datetime | None = None
+    patient_name: str = ""
+    accession_number: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Owed:
     """What one destination is to get of a judgement: DICOM objects, or, where None, the answer itself.
@@ -510,3 +528,73 @@ class WorklistEntry:
     result: Result | None
     images: int
     deliveries: Mapping[DeliveryState, int]
+
+
+class Permission(StrEnum):
+    """What a page or an address asks of whoever opens it. A program's token names the last four."""
+
+    OPEN = "open"
+    """Of nobody: it shows nothing of patients and changes nothing."""
+    SELF = "self"
+    """Of anybody with a password of their own."""
+    READ = "read"
+    """See studies, pictures, lists and figures."""
+    WORKLIST = "worklist"
+    """Change what is on the list: claim, mark read, record a verdict, bring studies in."""
+    POLICY = "policy"
+    """Change how studies are ordered."""
+    ADMIN = "admin"
+    """Manage users and tokens."""
+
+
+class Role(StrEnum):
+    """What somebody is here; the page has one table of what each may do."""
+
+    VIEWER = "viewer"
+    RADIOLOGIST = "radiologist"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who asks: a user, a program with a token, or, where there are no users, whoever sits at this machine.
+
+    ``who`` is the name that audit, verdicts and policies keep. ``role`` is None for who is no user.
+    """
+
+    who: str
+    may: frozenset[Permission]
+    role: Role | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Somebody with a password here."""
+
+    name: str
+    role: Role
+    disabled: bool = False
+    created_at: datetime
+    last_login_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiToken:
+    """What lets a program in; of the token itself only a hash is kept."""
+
+    token_id: int
+    name: str
+    scopes: frozenset[Permission]
+    created_by: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One row of the audit trail: a message, and the hash that chains it to all before it."""
+
+    number: int
+    message: str
+    hash: str

@@ -12,10 +12,12 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, sel
 
 from triage.config import PriorityPolicy
 from triage.db import commitments, intake, orders, policies, records
+from triage.db.audit import Trail
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
 from triage.db.orders import Pending
-from triage.db.policies import Placed, PolicyVersion
+from triage.db.people import People
+from triage.db.policies import Opinion, Placed, PolicyVersion
 from triage.db.reading import Reading, matches
 from triage.db.tables import delivery, instance, result, study
 from triage.db.worklist import ORDERINGS, entries, is_open
@@ -46,6 +48,8 @@ class Database:
         self._engine = connect(url)
         self._writing = self._engine.execution_options(writes=True)
         self.reading = Reading(self._read, self._write)
+        self.people = People(self._read, self._write)
+        self.trail = Trail(self._read, self._write)
 
     def migrate(self) -> None:
         migrate(self._engine)
@@ -552,6 +556,11 @@ class Database:
             if len(piece) < PIECE:
                 return
             last = piece[-1].study_instance_uid
+
+    def opinions(self, since: datetime) -> list[Opinion]:
+        """The newest verdict on each study that arrived since then."""
+        with self._read() as connection:
+            return list(policies.opinions(connection, since))
 
     def arrived_since(self, since: datetime, limit: int) -> list[Standing]:
         """Studies that arrived since then, open or not; of more than ``limit`` the newest, newest first."""

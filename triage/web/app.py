@@ -1,4 +1,4 @@
-"""The page and its JSON: the worklist, one study, search. It only reads; nothing is changed from here."""
+"""The page and its JSON: the worklist, one study, search, put together from the modules of its parts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,18 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
 from triage.config import Config
 from triage.db import Database
 from triage.dicom.capture import read_capture
-from triage.domain import ResultKind, StudyState, WorklistEntry
+from triage.domain import Permission, ResultKind, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.rows import entry_row
 from triage.web import words
-from triage.web.guard import HEADERS, Guard, log_in, log_out
+from triage.web.access import Auditor, Clock, Page
+from triage.web.guard import HEADERS, Guard
 from triage.web.health import troubles
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ STATIC = Path(__file__).parent / "static"
 LONGEST_LIST = 1000
 """Rows on one page; when more studies are open, the page says so."""
 LONGEST_SEARCH = 100
-
-Clock = Callable[[], datetime]
 
 
 def serve(database: Database, config: Config, clock: Clock, stop: threading.Event) -> None:
@@ -55,6 +53,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
         log_config=None,
         log_level="warning",
         access_log=False,  # addresses hold study UIDs and searched names
+        proxy_headers=False,  # the guard reads them, from the proxies that the settings name
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=5,
@@ -84,27 +83,24 @@ def _listen(host: str, port: int) -> socket.socket:
 def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
     """The ASGI application. ``clock`` gives the aware ``now`` of each request."""
     pages = Pages(database, config, clock)
-
-    async def post_login(request: Request) -> Response:
-        return await log_in(request, config.web, lambda r: pages.login(r, wrong=True))
-
-    routes = [
-        Route("/", pages.worklist),
-        Route("/search", pages.search),
-        Route("/studies/{study_instance_uid}", pages.study),
-        Route("/pictures/{study_instance_uid}.png", pages.picture),
-        Route("/pictures/{study_instance_uid}/large.png", pages.large_picture),
-        Route("/pictures/{study_instance_uid}/key_slices.png", pages.key_slices),
-        Route("/meshes/{study_instance_uid}.glb", pages.mesh),
-        Route("/api/worklist", pages.api_worklist),
-        Route("/healthz", pages.health),
-        Route("/login", post_login, methods=["POST"]),
-        Route("/logout", log_out, methods=["POST"]),
+    auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
+    routes: list[BaseRoute] = [
+        Page("/", pages.worklist, Permission.READ),
+        Page("/search", pages.search, Permission.READ),
+        Page("/studies/{study_instance_uid}", pages.study, Permission.READ),
+        Page("/pictures/{study_instance_uid}.png", pages.picture, Permission.READ),
+        Page("/pictures/{study_instance_uid}/large.png", pages.large_picture, Permission.READ),
+        Page("/pictures/{study_instance_uid}/key_slices.png", pages.key_slices, Permission.READ),
+        Page("/meshes/{study_instance_uid}.glb", pages.mesh, Permission.READ),
+        Page("/api/worklist", pages.api_worklist, Permission.READ),
+        Page("/healthz", pages.health, Permission.OPEN),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, web=config.web, login=pages.login)],
+        middleware=[
+            Middleware(Guard, database=database, web=config.web, clock=clock, auditor=auditor),
+        ],
         exception_handlers={
             HTTPException: pages.refused,
             Retryable: pages.unavailable,

@@ -1,19 +1,24 @@
-"""Who may see the page: host names, the token, and the headers that every answer carries."""
+"""Every request passes here: which host names are answered, who asks, and the headers of every answer."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
-from urllib.parse import parse_qs
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from triage.config import Web
+from triage.audit import Event, Outcome
+from triage.config import Web, is_loopback
+from triage.db import Database
+from triage.domain import Permission, Person, User
+from triage.web.access import AT_THIS_MACHINE, MAY, NOBODY, Auditor, Clock, audit
 
 HEADERS = {
     "content-security-policy": (
@@ -22,32 +27,30 @@ HEADERS = {
     ),
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",  # with less, browsers would not say where a form comes from
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-COOKIE = "triage_session"
-ONE_SHIFT_SECONDS = 12 * 3600
-LONGEST_FORM = 4096
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-OPEN_PATHS = ("/static/", "/login", "/healthz")
-"""Reachable without a token: they hold no patient data."""
+SAFE = {"GET", "HEAD", "OPTIONS"}
+COOKIE = "triage_session"
+BACKGROUND = "x-background"
+"""A header of requests that the page makes by itself: they do not keep a session alive."""
 
 
 class Guard:
-    """Refuses foreign host names and callers without the token; adds HEADERS to every answer.
+    """Finds out who asks and puts it into ``request.state``; routes then ask for permissions.
 
-    Without a token the server listens on this machine only, and a page elsewhere could still reach it
-    under a name of its own that it points at 127.0.0.1 (DNS rebinding): hence the host names. With a
-    token that page has no cookie, so a reverse proxy may use any name.
+    While anybody at this machine is let in, a page elsewhere could still reach it under a name of its own
+    that it points at 127.0.0.1 (DNS rebinding): hence the host names. Who must log in has no cookie under
+    that name, so a reverse proxy may use any.
     """
 
-    def __init__(self, app: ASGIApp, web: Web, login: Callable[[Request], Response]) -> None:
-        self.app = app
-        self.token = web.token.encode()
+    def __init__(self, app: ASGIApp, database: Database, web: Web, clock: Clock, auditor: Auditor) -> None:
+        self.app, self.people, self.web, self.clock, self.auditor = app, database.people, web, clock, auditor
         self.hosts = LOOPBACK_NAMES | {web.host}
-        self.login = login
+        self.proxies = [ip_network(network) for network in web.proxy.networks]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_guarded(message: Message) -> None:
@@ -60,76 +63,118 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = self._refusal(Request(scope)) or self.app
+        answer = await run_in_threadpool(self._refusal, Request(scope)) or self.app
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, request: Request) -> Response | None:
-        if not self.token:
-            return None if self._is_known_host(request) else _unknown_host()
-        if request.url.path.startswith(OPEN_PATHS) or self._has_token(request):
-            return None
-        if request.url.path.startswith("/api/"):
-            return JSONResponse(
-                {"error": "this needs the header 'Authorization: Bearer TOKEN'"},
-                status_code=401,
-                headers={"www-authenticate": "Bearer"},
-            )
-        return self.login(request)
+        """Fill ``request.state``; an answer where this request goes no further."""
+        peer = request.client.host if request.client else ""
+        from_proxy = self._is_proxy(peer)
+        if from_proxy:
+            _take_forwarded(request)
+        request.state.auditor = self.auditor
+        request.state.address = request.client.host if request.client else ""
+        request.state.person = NOBODY
+        bearer = _bearer(request)
+        if bearer is not None:
+            person = self._program(request, bearer)
+        else:
+            name = request.headers.get(self.web.proxy.user_header) if self.web.proxy.user_header else None
+            person = self._told(name) if name and from_proxy else self._logged_in(request)
+        if person is None and self._is_open() and bearer is None:
+            if not self._is_known_host(request):
+                return _unknown_host()
+            person = AT_THIS_MACHINE
+        request.state.person = person or NOBODY
+        if bearer is None and request.method not in SAFE and not _same_origin(request):
+            return PlainTextResponse("This was asked for by another site's page: refused.\n", status_code=403)
+        return None
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            peer = ip_address(address)
+        except ValueError:
+            return False
+        return any(peer in network for network in self.proxies)
+
+    def _is_open(self) -> bool:
+        """Nobody need log in: as long as there is nobody who could, and only this machine can ask."""
+        return is_loopback(self.web.host) and not self.web.token and not self.people.any_user()
 
     def _is_known_host(self, request: Request) -> bool:
         host = request.headers.get("host", "").lower()
         return re.sub(r":\d+$", "", host) in self.hosts
 
-    def _has_token(self, request: Request) -> bool:
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return hmac.compare_digest(bearer.strip().encode("latin-1"), self.token)
-        cookie = request.cookies.get(COOKIE, "")
-        return hmac.compare_digest(cookie.encode("latin-1", "replace"), session(self.token).encode())
+    def _program(self, request: Request, bearer: str) -> Person | None:
+        """Whose token this is. ``web.token`` may read, tokens made on the page what their scopes say."""
+        if self.web.token and hmac.compare_digest(bearer.encode(), self.web.token.encode()):
+            return Person("web.token", frozenset({Permission.OPEN, Permission.READ}))
+        token = self.people.use_token(hashed(bearer), self.clock())
+        if token is None:
+            audit(request, Event.LOGGED_IN, (), "unknown token", Outcome.FAILURE)
+            return None
+        return Person(f"token {token.name}", frozenset({Permission.OPEN}) | token.scopes)
+
+    def _told(self, name: str) -> Person | None:
+        """Whom a trusted proxy has let in, if there is such a user."""
+        user = self.people.user(name)
+        return _person(user) if user and not user.disabled else None
+
+    def _logged_in(self, request: Request) -> Person | None:
+        cookie = request.cookies.get(COOKIE)
+        if cookie is None:
+            return None
+        user = self.people.user_of_session(
+            hashed(cookie), self.clock(), self.web.session, stays=_is_background(request)
+        )
+        return _person(user) if user else None
 
 
-def session(token: bytes) -> str:
-    """What the cookie holds: derived from the token, so that a leaked cookie is not the token."""
-    return hmac.new(token, b"triage web session", hashlib.sha256).hexdigest()
+def hashed(secret: str) -> str:
+    """What is kept of a token: as it is long and random, a plain hash cannot be turned back."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
-async def log_in(request: Request, web: Web, refuse: Callable[[Request], Response]) -> Response:
-    """Compare the posted token; on success set the cookie and go where the reader wanted to go."""
-    form = await _posted(request)
-    if not web.token or not hmac.compare_digest(form.get("token", "").encode(), web.token.encode()):
-        return refuse(request)
-    wanted = form.get("next", "/")
-    is_local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
-    response = RedirectResponse(wanted if is_local else "/", status_code=303)
-    response.set_cookie(
-        COOKIE,
-        session(web.token.encode()),
-        max_age=ONE_SHIFT_SECONDS,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return response
+def _person(user: User) -> Person:
+    return Person(user.name, MAY[user.role], user.role)
 
 
-async def _posted(request: Request) -> dict[str, str]:
-    """The fields of a small form; a larger body is not read, and has no fields."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LONGEST_FORM:
-            return {}
-    return {key: values[0] for key, values in parse_qs(body.decode(errors="replace")).items()}
+def _bearer(request: Request) -> str | None:
+    """The token of a program; "" where the header holds something else."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    scheme, _, value = header.partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else ""
 
 
-def log_out(_: Request) -> Response:
-    response = RedirectResponse("/", status_code=303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return response
+def _is_background(request: Request) -> bool:
+    return BACKGROUND in request.headers or request.headers.get("accept") == "text/event-stream"
+
+
+def _same_origin(request: Request) -> bool:
+    """Browsers say where a form or a script's request comes from; who says nothing is not believed.
+
+    No secret in each form is needed then (OWASP: Fetch Metadata, Origin).
+    """
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host", "") != ""
+
+
+def _take_forwarded(request: Request) -> None:
+    """The browser's address and scheme as the proxy in between gives them."""
+    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    if forwarded:
+        request.scope["client"] = (forwarded, 0)
+    if request.headers.get("x-forwarded-proto") == "https":
+        request.scope["scheme"] = "https"
 
 
 def _unknown_host() -> Response:
     return PlainTextResponse(
-        "This page answers only to localhost. To serve it under another name, set web.token.\n",
+        "This page answers only to localhost as long as it has no users. "
+        "Make the first one with the link that `triage check` prints.\n",
         status_code=400,
     )
