@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from triage.db.tables import NEXT_CHANGE, claim, delivery, result, saved_view, study, verdict
+from triage.db.tables import NEXT_CHANGE, claim, delivery, policy, result, saved_view, study, verdict
 from triage.db.worklist import ORDERINGS, entries, is_open
 from triage.domain import Band, Grade, Status, StudyState, WorklistEntry
 from triage.errors import Rejected
@@ -285,9 +285,8 @@ class Reading:
         *,
         comment: str = "",
         true_grade: Grade | None = None,
-        policy_version: int | None = None,
     ) -> Verdict | None:
-        """Keep what a reader says, with the answer it is said of; None when there is no such study.
+        """Keep what a reader says, with the answer and the policy it is said of; None: no such study.
 
         Nothing is overwritten: a reader's newest verdict on a revision is the one that counts.
         """
@@ -311,7 +310,7 @@ class Reading:
                 score=place.score,
                 model=answer.model if answer else None,
                 model_version=answer.model_version if answer else None,
-                policy_version=policy_version,
+                policy_version=connection.execute(select(func.max(policy.c.version))).scalar(),
             )
             connection.execute(insert(verdict).values(**_verdict_values(given)))
             _touch(connection, study_instance_uid)

@@ -121,7 +121,7 @@ class Pages:
     def worklist(self, request: Request) -> Response:
         now = self.clock()
         entries = self._open(now)
-        return self._page(
+        return self.render(
             request,
             "worklist.html",
             now,
@@ -137,7 +137,7 @@ class Pages:
         as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
         find = self.database.search
         entries = (find(text, LONGEST_SEARCH) or find(as_dicom, LONGEST_SEARCH)) if text else []
-        return self._page(
+        return self.render(
             request,
             "search.html",
             self.clock(),
@@ -148,7 +148,7 @@ class Pages:
 
     def study(self, request: Request) -> Response:
         uid = request.path_params["study_instance_uid"]
-        return self._page(
+        return self.render(
             request,
             "study.html",
             self.clock(),
@@ -235,10 +235,10 @@ class Pages:
             raise HTTPException(404)
         return entry
 
-    def _page(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
+    def render(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
         html = self.templates.get_template(template).render(
             now=now,
-            picture=self._picture_address,
+            picture=self.picture_address,
             key_slices=self._key_slices_address,
             refresh=self.config.web.refresh_seconds,
             troubles=troubles(self.database, self.config, now),
@@ -259,7 +259,7 @@ class Pages:
             return None
         return path if path.resolve().is_relative_to(self.config.storage.spool.resolve()) else None
 
-    def _picture_address(self, entry: WorklistEntry, large: bool = False) -> str | None:
+    def picture_address(self, entry: WorklistEntry, large: bool = False) -> str | None:
         return self._address(entry, ResultKind.THUMBNAIL, "/large.png" if large else ".png")
 
     def _key_slices_address(self, entry: WorklistEntry) -> str | None:

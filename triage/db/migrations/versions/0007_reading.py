@@ -36,7 +36,12 @@ def upgrade() -> None:
     op.create_table(
         "verdict",
         sa.Column("verdict_id", sa.Integer(), primary_key=True),
-        sa.Column("study_instance_uid", sa.String(length=64), study.copy(), nullable=False),
+        sa.Column(
+            "study_instance_uid",
+            sa.String(length=64),
+            sa.ForeignKey("study.study_instance_uid"),
+            nullable=False,
+        ),
         sa.Column("revision", sa.Integer(), nullable=True),
         sa.Column("person", sa.Text(), nullable=False),
         sa.Column("given_at", sa.DateTime(), nullable=False),
