@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 
-from triage import outbox, priority, severity
+from triage import outbox, policies, priority, severity
 from triage.assemble import fail, give_up, reject, results_folder, try_later
 from triage.config import Config, Results
 from triage.db import Database
@@ -184,7 +184,7 @@ def _judgement_of(
 
 
 def _finish(db: Database, config: Config, study: Study, judgement: Judgement, now: datetime) -> None:
-    answer = judgement.answer
+    answer, config = judgement.answer, policies.in_force(db, config)
     place = priority.prioritise(answer, study.arrived_at, study.stat, config.priority, config.analysis)
     owed = outbox.owed(config.destinations, answer, place, judgement.objects)
     if db.finish(study, answer, owed, place, now):

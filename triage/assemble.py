@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from triage import outbox, priority, unjudged
+from triage import outbox, policies, priority, unjudged
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import series
@@ -26,8 +26,10 @@ def register(db: Database, config: Config, received: Instance, now: datetime) ->
     pictures that a PACS routes along are filed and nothing more. Raises Retryable.
     """
 
+    policy = policies.in_force(db, config).priority
+
     def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, config.priority)
+        return priority.pending(arrived_at, stat, policy)
 
     stat = received.requested_procedure_priority == priority.STAT
     judgeable = series.is_ct_image(received)
@@ -145,8 +147,9 @@ def _told(
 
 def _place(db: Database, config: Config, study: Study, reason: str) -> Priority:
     entry = db.entry(study.study_instance_uid)
-    before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, config.priority)
-    return priority.not_judged(before, study.arrived_at, study.stat, reason, config.priority)
+    policy = policies.in_force(db, config).priority
+    before = entry.priority if entry else priority.pending(study.arrived_at, study.stat, policy)
+    return priority.not_judged(before, study.arrived_at, study.stat, reason, policy)
 
 
 def given_up(study: Study, reason: str) -> Result:

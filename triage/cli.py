@@ -516,9 +516,11 @@ def _known(found: bool, study_uid: str) -> None:
 
 
 def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEntry], datetime]:
+    from triage import policies
+
     now = datetime.now(UTC)
     days = settings.retention.leave_list_after_days
-    return database.worklist(now, settings.ordering, days), now
+    return database.worklist(now, policies.in_force(database, settings).ordering, days), now
 
 
 def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:

@@ -29,7 +29,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, commitment, deliver, orders, priority, pull
+from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
 from triage.dicom.files import has_room
@@ -58,6 +58,7 @@ def now() -> datetime:
 def open_database(config: Config) -> Database:
     database = Database(config.database.url)
     database.migrate()
+    policies.adopt(database, config, now())
     return database
 
 
@@ -100,9 +101,9 @@ def _lists(db: Database, config: Config) -> Lists:
     """
 
     def open_studies(limit: int) -> list[WorklistEntry]:
-        days = config.retention.leave_list_after_days
-        entries = db.worklist(now(), config.ordering, days, limit)
-        return [_as_arrived(entry, config) for entry in entries] if config.shadow else entries
+        settings = policies.in_force(db, config)
+        entries = db.worklist(now(), settings.ordering, settings.retention.leave_list_after_days, limit)
+        return [_as_arrived(entry, settings) for entry in entries] if config.shadow else entries
 
     return Lists(open_studies, config.listener.ae_title, config.lists.maximum_answers)
 
@@ -144,14 +145,9 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     db = open_database(config)
     db.restart_quiet_periods(now())
     db.waive_commitments([one.name for one in commitment.asked(config)])
-    db.reprioritise(
-        lambda study, result: priority.prioritise(
-            result, study.arrived_at, study.stat, config.priority, config.analysis
-        ),
-        now(),
-        config.retention.leave_list_after_days,
-    )
+    policies.settle(db, config, now(), always=True)
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
+        "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }

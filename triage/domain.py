@@ -415,6 +415,11 @@ class Priority:
     due_at: datetime
     reason: str
 
+    def or_sooner(self, other: Priority) -> Priority:
+        """The more urgent band (with its score) and the earlier due time of both, with the other's reason."""
+        first = self if self.band <= other.band else other
+        return Priority(first.band, first.score, min(self.due_at, other.due_at), other.reason)
+
     def ordered_stat(self, due_at: datetime) -> Priority:
         """The place of the same study once it is known to be a STAT order, due by then at the latest."""
         return Priority(Band.CRITICAL, self.score, min(self.due_at, due_at), f"STAT order; {self.reason}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from datetime import datetime
 
-from triage import priority
+from triage import policies, priority
 from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking
@@ -76,8 +76,10 @@ def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
 def place_order(db: Database, config: Config, accession_number: str, stat: bool, now: datetime) -> None:
     """Remember whether an order is STAT; its studies that are here move up, and none ever moves down."""
 
+    policy = policies.in_force(db, config).priority
+
     def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, config.priority)
+        return priority.pending(arrived_at, stat, policy)
 
     for uid in db.order(accession_number, stat, pending, now):
         log.info("study %s was ordered STAT", uid)

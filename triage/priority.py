@@ -7,10 +7,20 @@ probability, *severity* by the affected lung fraction, *combined* by both (an ou
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status, percent, two_decimals
+from triage.domain import (
+    Band,
+    Priority,
+    Result,
+    Standing,
+    Status,
+    StudyState,
+    percent,
+    two_decimals,
+)
 
 STAT = "STAT"
 """RequestedProcedurePriority (0040,1003) of an order that is never lowered."""
@@ -25,28 +35,62 @@ def not_judged(
     before: Priority, arrived_at: datetime, stat: bool, reason: str, policy: PriorityPolicy
 ) -> Priority:
     """Place of a study that could not be judged: a failure never lowers it, and never hides it."""
-    after = _place(Band.NOT_JUDGED, 0.0, reason, arrived_at, stat, policy)
-    return Priority(
-        min(before.band, after.band), before.score, min(before.due_at, after.due_at), after.reason
-    )
+    return before.or_sooner(_place(Band.NOT_JUDGED, 0.0, reason, arrived_at, stat, policy))
 
 
 def prioritise(
     result: Result, arrived_at: datetime, stat: bool, policy: PriorityPolicy, analysis: Analysis
 ) -> Priority:
     """Place of a judged study (positive or negative)."""
-    band, score = _RULES[policy.policy](result, policy, analysis)
-    if result.status is Status.POSITIVE:
-        band = min(band, Band.POSITIVE)  # a study called positive is never filed below the positives
+    band, score = _by_findings(result, policy, analysis)
     return _place(band, score, sentence(result), arrived_at, stat, policy)
+
+
+def flagged(result: Result, policy: PriorityPolicy, analysis: Analysis) -> bool:
+    """Whether the findings alone, STAT or not, move the study up among the positives."""
+    return _by_findings(result, policy, analysis)[0] <= Band.POSITIVE
+
+
+def again(study: Standing, policy: PriorityPolicy, analysis: Analysis) -> Priority:
+    """The place of a study as if this policy had always counted; the sentence that explains it stays."""
+    if study.result is None:
+        place = pending(study.arrived_at, study.stat, policy)
+    else:
+        place = prioritise(study.result, study.arrived_at, study.stat, policy, analysis)
+        if study.state is not StudyState.ANALYZED:  # what was found before still counts
+            place = not_judged(place, study.arrived_at, study.stat, "", policy)
+    return replace(place, reason=study.priority.reason)
+
+
+def _by_findings(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+    """A study that is positive by either figure is never filed below the positives, and one that its report
+    calls positive never with the routine ones, wherever the policy draws the line.
+    """
+    band, score = _RULES[policy.policy](result, policy, analysis)
+    by_probability, by_fraction = _positive_from(policy, analysis)
+    if (result.probability or 0) >= by_probability or (result.affected_fraction or 0) >= by_fraction:
+        return min(band, Band.POSITIVE), score
+    return (min(band, Band.INDETERMINATE) if result.status is Status.POSITIVE else band), score
+
+
+def _positive_from(policy: PriorityPolicy, analysis: Analysis) -> tuple[float, float]:
+    """Probability and affected fraction from which a study is flagged."""
+    probability, fraction = policy.positive_probability, policy.positive_fraction
+    return (
+        analysis.positive_probability if probability is None else probability,
+        analysis.positive_fraction if fraction is None else fraction,
+    )
 
 
 def _place(
     band: Band, score: float, reason: str, arrived_at: datetime, stat: bool, policy: PriorityPolicy
 ) -> Priority:
-    if stat:
+    waits = policy.target_wait_minutes
+    if stat:  # neither waiting for a judgement nor getting one delays it
         band, reason = Band.CRITICAL, f"STAT order; {reason}"
-    minutes = getattr(policy.target_wait_minutes, band.name.lower())
+        minutes = min(waits.critical, waits.not_judged)
+    else:
+        minutes = getattr(waits, band.name.lower())
     return Priority(band, score, arrived_at + timedelta(minutes=minutes), reason)
 
 
@@ -54,7 +98,7 @@ def _by_probability(result: Result, policy: PriorityPolicy, analysis: Analysis) 
     probability = result.probability
     if probability is None:
         return Band.INDETERMINATE, 0.0
-    if probability >= analysis.positive_probability:
+    if probability >= _positive_from(policy, analysis)[0]:
         return Band.POSITIVE, probability
     if probability >= policy.indeterminate_probability:
         return Band.INDETERMINATE, probability
@@ -68,7 +112,7 @@ def _by_fraction(result: Result, policy: PriorityPolicy, analysis: Analysis) -> 
     limits: Mapping[Band, float] = {
         Band.CRITICAL: policy.critical_fraction,
         Band.SEVERE: policy.severe_fraction,
-        Band.POSITIVE: analysis.positive_fraction,
+        Band.POSITIVE: _positive_from(policy, analysis)[1],
         Band.INDETERMINATE: policy.indeterminate_fraction,
     }
     return next((band for band, limit in limits.items() if fraction >= limit), Band.ROUTINE), fraction

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -105,9 +106,8 @@ def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: 
     values: dict[str, Any] = {}
     if before["state"] in CONCLUDED:
         place = pending(before["arrived_at"], before["stat"])
-        if place.due_at < before["due_at"]:
-            values = records.priority_values(place)
-        values["priority_reason"] = f"new images came, {place.reason}"
+        place = replace(place, reason=f"new images came, {place.reason}")
+        values = records.priority_values(records.priority_of(before).or_sooner(place))
     _update(
         connection,
         before["study_instance_uid"],
