@@ -7,9 +7,11 @@ import logging
 import re
 import socket
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
@@ -24,16 +26,25 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 
+from triage import policies
+from triage.audit import Event
 from triage.config import Config
 from triage.db import Database
+from triage.db.reading import Row
 from triage.dicom.capture import read_capture
 from triage.domain import Permission, ResultKind, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.rows import entry_row
-from triage.web import words
-from triage.web.access import Auditor, Clock, Page
+from triage.web import api, words
+from triage.web.access import Auditor, Clock, Page, audit
 from triage.web.guard import HEADERS, Guard
 from triage.web.health import troubles
+from triage.web.people import People
+from triage.web.policy import PolicyPages
+from triage.web.reading import ReadingList
+from triage.web.reading_api import ReadingApi
+from triage.web.studies import Studies
+from triage.web.viewer import Viewer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +52,7 @@ STATIC = Path(__file__).parent / "static"
 LONGEST_LIST = 1000
 """Rows on one page; when more studies are open, the page says so."""
 LONGEST_SEARCH = 100
+NEEDS_TOKEN = "this needs the header 'Authorization: Bearer TOKEN'"  # noqa: S105 - no token, a sentence
 
 
 def serve(database: Database, config: Config, clock: Clock, stop: threading.Event) -> None:
@@ -49,7 +61,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
     Raises ConfigError when the address cannot be listened on.
     """
     settings = uvicorn.Config(
-        create_app(database, config, clock),
+        create_app(database, config, clock, stop),
         log_config=None,
         log_level="warning",
         access_log=False,  # addresses hold study UIDs and searched names
@@ -58,7 +70,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
         ws="none",
         timeout_graceful_shutdown=5,
     )
-    server = uvicorn.Server(settings)
+    server = _Server(settings, stop)
 
     def end_with_stop() -> None:
         stop.wait()
@@ -68,6 +80,18 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
         threading.Thread(target=end_with_stop, name="web-stop", daemon=True).start()
         log.info("worklist on http://%s:%d/", config.web.host, config.web.port)
         server.run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A signal also ends the live streams: the server would wait for them."""
+
+    def __init__(self, settings: uvicorn.Config, stop: threading.Event) -> None:
+        super().__init__(settings)
+        self._stop = stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stop.set()
+        super().handle_exit(sig, frame)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -80,20 +104,28 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
-    """The ASGI application. ``clock`` gives the aware ``now`` of each request."""
+def create_app(
+    database: Database, config: Config, clock: Clock, stop: threading.Event | None = None
+) -> Starlette:
+    """The ASGI application. ``clock`` gives the aware ``now`` of each request; ``stop`` ends live streams."""
     pages = Pages(database, config, clock)
+    people = People(database, config, clock, pages.templates)
+    reading = ReadingList(pages, stop or threading.Event())
     auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
     routes: list[BaseRoute] = [
-        Page("/", pages.worklist, Permission.READ),
+        *reading.routes(),
         Page("/search", pages.search, Permission.READ),
-        Page("/studies/{study_instance_uid}", pages.study, Permission.READ),
+        *Studies(pages).routes(),
+        *Viewer(database, config).routes(),
         Page("/pictures/{study_instance_uid}.png", pages.picture, Permission.READ),
         Page("/pictures/{study_instance_uid}/large.png", pages.large_picture, Permission.READ),
         Page("/pictures/{study_instance_uid}/key_slices.png", pages.key_slices, Permission.READ),
         Page("/meshes/{study_instance_uid}.glb", pages.mesh, Permission.READ),
         Page("/api/worklist", pages.api_worklist, Permission.READ),
         Page("/healthz", pages.health, Permission.OPEN),
+        *people.routes(),
+        *PolicyPages(pages).routes(),
+        Mount(api.PATH, api.create_api(ReadingApi(reading).router())),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(
@@ -102,7 +134,7 @@ def create_app(database: Database, config: Config, clock: Clock) -> Starlette:
             Middleware(Guard, database=database, web=config.web, clock=clock, auditor=auditor),
         ],
         exception_handlers={
-            HTTPException: pages.refused,
+            HTTPException: lambda request, error: pages.refused(request, error, people.login),
             Retryable: pages.unavailable,
             Exception: pages.broken,
         },
@@ -118,44 +150,20 @@ class Pages:
         self.clock = clock
         self.templates = _templates(config)
 
-    def worklist(self, request: Request) -> Response:
-        now = self.clock()
-        entries = self._open(now)
-        return self.render(
-            request,
-            "worklist.html",
-            now,
-            entries=entries[:LONGEST_LIST],
-            more=len(entries) > LONGEST_LIST,
-            ordering=self.config.ordering,
-            counts=words.summary(entries, now),
-            title=words.title(entries, now),
-        )
-
     def search(self, request: Request) -> Response:
         text = request.query_params.get("q", "").strip()[:256]
         as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
         find = self.database.search
         entries = (find(text, LONGEST_SEARCH) or find(as_dicom, LONGEST_SEARCH)) if text else []
+        audit(request, Event.SEARCHED, detail=text)
+        audit(request, Event.LISTED, [entry.study for entry in entries])
         return self.render(
             request,
             "search.html",
             self.clock(),
             text=text,
-            entries=entries,
+            rows=[Row(entry, "", None, None) for entry in entries],
             more=len(entries) == LONGEST_SEARCH,
-        )
-
-    def study(self, request: Request) -> Response:
-        uid = request.path_params["study_instance_uid"]
-        return self.render(
-            request,
-            "study.html",
-            self.clock(),
-            entry=self._entry(uid),
-            results=self.database.results(uid),
-            deliveries=self.database.deliveries(uid),
-            ordering=self.config.ordering,
         )
 
     def picture(self, request: Request) -> Response:
@@ -182,7 +190,9 @@ class Pages:
 
     def api_worklist(self, request: Request) -> Response:
         now = self.clock()
-        rows = [entry_row(entry, now) for entry in self._open(now)[:LONGEST_LIST]]
+        entries = self._open(now)[:LONGEST_LIST]
+        audit(request, Event.LISTED, [entry.study for entry in entries])
+        rows = [entry_row(entry, now) for entry in entries]
         return _unless_known(request, JSONResponse(rows))
 
     def health(self, _: Request) -> Response:
@@ -192,17 +202,15 @@ class Pages:
         states = {state.value: counts.get(state, 0) for state in StudyState}
         return JSONResponse({"ok": not found, "troubles": found, "open": states})
 
-    def login(self, request: Request, wrong: bool = False) -> Response:
-        """Shown in place of the page that was asked for, which is where a right token leads."""
-        wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        html = self.templates.get_template("login.html").render(
-            wanted="/" if request.method == "POST" else wanted, wrong=wrong
-        )
-        return HTMLResponse(html, status_code=401)
-
-    def refused(self, request: Request, error: Exception) -> Response:
+    def refused(
+        self, request: Request, error: Exception, login: Callable[[Request], Response]
+    ) -> Response:
+        """Who has to log in first is shown ``login`` in place of the page."""
         assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it alone
-        detail = "There is no such page or study." if error.detail == "Not Found" else error.detail
+        if error.status_code == 401 and not request.url.path.startswith("/api/"):
+            return login(request)
+        plain = {"Not Found": "There is no such page or study.", "Unauthorized": NEEDS_TOKEN}
+        detail = plain.get(error.detail, error.detail)
         return self._plain(request, error.status_code, detail)
 
     def unavailable(self, request: Request, error: Exception) -> Response:
@@ -224,32 +232,41 @@ class Pages:
         """Open studies in reading order; one more than is shown, so that the page knows of it."""
         return self.database.worklist(
             now,
-            self.config.ordering,
+            self.ordering,
             self.config.retention.leave_list_after_days,
             limit=LONGEST_LIST + 1,
         )
 
-    def _entry(self, study_instance_uid: str) -> WorklistEntry:
+    def entry(self, study_instance_uid: str) -> WorklistEntry:
         entry = self.database.entry(study_instance_uid)
         if entry is None:
             raise HTTPException(404)
         return entry
 
+    @property
+    def ordering(self) -> str:
+        """The order of every list, by the policy that counts now."""
+        return policies.in_force(self.database, self.config).ordering
+
     def render(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
         html = self.templates.get_template(template).render(
             now=now,
+            me=request.state.person,
             picture=self.picture_address,
             key_slices=self._key_slices_address,
             refresh=self.config.web.refresh_seconds,
             troubles=troubles(self.database, self.config, now),
+            person=request.state.person,
             **values,
         )
         return _unless_known(request, HTMLResponse(html))
 
     def _file_of(self, request: Request, kind: ResultKind) -> Path:
-        path = self._file(self._entry(request.path_params["study_instance_uid"]), kind)
+        entry = self.entry(request.path_params["study_instance_uid"])
+        path = self._file(entry, kind)
         if path is None:
             raise HTTPException(404, "There is no such picture of this study.")
+        audit(request, Event.PICTURES_SEEN, [entry.study])
         return path
 
     def _file(self, entry: WorklistEntry, kind: ResultKind) -> Path | None:
@@ -290,5 +307,5 @@ def _templates(config: Config) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=words, needs_token=bool(config.web.token))
+    environment.globals.update(words=words, notice=config.web.notice)
     return environment

@@ -1,0 +1,285 @@
+"""Logging in and out, the first admin, one's own password, and the admin's page of users and tokens."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from jinja2 import Environment
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute
+
+from triage import passwords
+from triage.audit import Actor, Event, Outcome, messages
+from triage.config import Config
+from triage.db import Database
+from triage.domain import Permission, Role, User
+from triage.web.access import MAY, NOBODY, SCOPES, Clock, Page
+from triage.web.forms import Form, posted
+from triage.web.guard import COOKIE, hashed
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@\\-]{0,63}")
+TOKEN = re.compile(r"[^\W_][\w .-]{0,63}")
+TOKEN_DAYS = {"30": "30 days", "90": "90 days", "365": "a year", "": "until it is revoked"}
+
+
+class People:
+    """The pages and forms about who may come in."""
+
+    def __init__(self, database: Database, config: Config, clock: Clock, templates: Environment) -> None:
+        self.people, self.config, self.clock, self.templates = database.people, config, clock, templates
+        self._one_at_a_time = threading.Lock()
+
+    def routes(self) -> Sequence[BaseRoute]:
+        admin, own, anybody = Permission.ADMIN, Permission.SELF, Permission.OPEN
+        return [
+            Page("/login", self.login, anybody),
+            Page("/login", posted(self.log_in), anybody, ["POST"]),
+            Page("/logout", self.log_out, anybody, ["POST"]),
+            Page("/first-admin", self.first_admin, anybody),
+            Page("/first-admin", posted(self.make_first_admin), anybody, ["POST"]),
+            Page("/account", self.account, own),
+            Page("/account", posted(self.change_password), own, ["POST"]),
+            Page("/people", self.everybody, admin),
+            Page("/people/users", posted(self.add_user), admin, ["POST"]),
+            Page("/people/users/{name}", posted(self.change_user), admin, ["POST"]),
+            Page("/people/tokens", posted(self.add_token), admin, ["POST"]),
+            Page("/people/tokens/{token_id:int}/revoke", self.revoke_token, admin, ["POST"]),
+        ]
+
+    # --- in and out --------------------------------------------------------------------------
+
+    def login(self, request: Request) -> Response:
+        """Shown in place of a page that needs it, too; a right password leads there."""
+        if request.url.path != "/login":
+            wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return self._login(request, wanted if request.method == "GET" else "/", 401)
+        return self._login(request, "/", 200)
+
+    def _login(self, request: Request, wanted: str, status_code: int, wrong: str = "") -> Response:
+        header = self.config.web.proxy.user_header
+        return self._page(
+            request,
+            "login.html",
+            status_code,
+            wanted=wanted,
+            wrong=wrong,
+            nobody_yet=not self.people.any_user(),
+            through_proxy=bool(header and request.headers.get(header)),
+        )
+
+    def log_in(self, request: Request, form: Form) -> Response:
+        """One at a time: passwords take memory to compare, and nobody tries several at once."""
+        name, wanted = form.one("name").strip()[:64], form.one("next")
+        with self._one_at_a_time:
+            now = self.clock()
+            until = self.people.locked_until(name, now)
+            if until is not None:
+                return self._login(request, wanted, 429, _wait(until - now))
+            user = self.people.user(name)
+            if not passwords.is_right(self.people.password(name), form.one("password")) or user is None:
+                told = self._told(request, Event.LOGGED_IN, "wrong name or password", Outcome.FAILURE, name)
+                self.people.failed(name, now, told)
+                return self._login(request, wanted, 401, "Wrong name or password.")
+        return self._begin(request, user, wanted)
+
+    def _begin(self, request: Request, user: User, wanted: str) -> Response:
+        """A session, and the page that was asked for."""
+        token, now = secrets.token_urlsafe(32), self.clock()
+        self.people.log_in(user.name, hashed(token), now, self._told(request, Event.LOGGED_IN, who=user.name))
+        is_local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
+        response = RedirectResponse(wanted if is_local else "/", status_code=303)
+        response.set_cookie(
+            COOKIE,
+            token,
+            max_age=int(self.config.web.session.hours * 3600),
+            httponly=True,
+            samesite="lax",  # links in the RIS and the PACS lead here
+            secure=request.url.scheme == "https",
+        )
+        return response
+
+    def log_out(self, request: Request) -> Response:
+        if request.state.person != NOBODY and (cookie := request.cookies.get(COOKIE)):
+            self.people.log_out(hashed(cookie), self._told(request, Event.LOGGED_OUT))
+        response = RedirectResponse("/", status_code=303)
+        response.delete_cookie(COOKIE, httponly=True, samesite="lax")
+        return response
+
+    # --- the first admin -----------------------------------------------------------------------
+
+    def first_admin(self, request: Request) -> Response:
+        """Where the link leads that `triage serve` and `triage check` print while there is no user."""
+        return self._first_admin(request, request.query_params.get("key", ""))
+
+    def _first_admin(self, request: Request, key: str, name: str = "", wrong: str = "") -> Response:
+        if not self.people.is_link(hashed(key), self.clock()):
+            raise HTTPException(410, "This link was used, or is too old. `triage check` prints a new one.")
+        return self._page(request, "first_admin.html", 422 if wrong else 200, key=key, name=name, wrong=wrong)
+
+    def make_first_admin(self, request: Request, form: Form) -> Response:
+        key, name = form.one("key"), form.one("name").strip()
+        wrong = _objection(name) or _password(form, name)
+        if wrong:
+            return self._first_admin(request, key, name, wrong)
+        told = self._told(request, Event.USER_CHANGED, f"first user {name}: admin", who=name)
+        kept = passwords.hashed(form.one("password"))
+        if not self.people.add_first_user(hashed(key), name, kept, self.clock(), told):
+            return self._first_admin(request, key)
+        user = self.people.user(name)
+        assert user is not None  # noqa: S101 - just made
+        return self._begin(request, user, "/people")
+
+    # --- one's own password --------------------------------------------------------------------
+
+    def account(self, request: Request) -> Response:
+        return self._account(request)
+
+    def _account(self, request: Request, wrong: str = "", done: str = "") -> Response:
+        return self._page(request, "account.html", 422 if wrong else 200, wrong=wrong, done=done)
+
+    def change_password(self, request: Request, form: Form) -> Response:
+        """Needs the old one, and ends all other sessions."""
+        name = request.state.person.who
+        with self._one_at_a_time:
+            now = self.clock()
+            until = self.people.locked_until(name, now)
+            if until is not None:
+                return self._account(request, _wait(until - now))
+            if not passwords.is_right(self.people.password(name), form.one("current")):
+                told = self._told(request, Event.USER_CHANGED, "wrong current password", Outcome.FAILURE)
+                self.people.failed(name, now, told)
+                return self._account(request, "This is not your current password.")
+        if wrong := _password(form, name):
+            return self._account(request, wrong)
+        self.people.change_user(
+            name,
+            self._told(request, Event.USER_CHANGED, f"user {name}: new password"),
+            password=passwords.hashed(form.one("password")),
+            but_session=hashed(request.cookies.get(COOKIE, "")),
+        )
+        return self._account(request, done="Your password is changed. You are logged out everywhere else.")
+
+    # --- users and tokens ----------------------------------------------------------------------
+
+    def everybody(self, request: Request) -> Response:
+        return self._everybody(request)
+
+    def _everybody(self, request: Request, wrong: str = "", **shown: Any) -> Response:
+        return self._page(
+            request,
+            "people.html",
+            422 if wrong else 200,
+            users=self.people.users(),
+            tokens=self.people.tokens(),
+            roles=list(Role),
+            may=MAY,
+            scopes=SCOPES,
+            days=TOKEN_DAYS,
+            wrong=wrong,
+            **{"new_token": "", **shown},
+        )
+
+    def add_user(self, request: Request, form: Form) -> Response:
+        name, role = form.one("name").strip(), _role(form)
+        wrong = _objection(name) or _password(form, name)
+        if wrong:
+            return self._everybody(request, wrong)
+        told = self._told(request, Event.USER_CHANGED, f"new user {name}: {role}")
+        kept = passwords.hashed(form.one("password"))
+        if not self.people.add_user(name, role, kept, self.clock(), told):
+            return self._everybody(request, f"There is a user {name} already.")
+        return RedirectResponse("/people", status_code=303)
+
+    def change_user(self, request: Request, form: Form) -> Response:
+        """Role, closing or opening the account, or a new password, whichever the form sends."""
+        name, change, what = request.path_params["name"], {}, []
+        if form.one("role"):
+            change["role"] = _role(form)
+            what.append(f"role {change['role']}")
+        if form.one("disabled"):
+            change["disabled"] = form.one("disabled") == "yes"
+            what.append("closed" if change["disabled"] else "open")
+        if form.one("password"):
+            if wrong := _password(form, name):
+                return self._everybody(request, wrong)
+            change["password"] = passwords.hashed(form.one("password"))
+            what.append("new password")
+        told = self._told(request, Event.USER_CHANGED, f"user {name}: {', '.join(what)}")
+        if not (change and self.people.change_user(name, told, **change)):
+            return self._everybody(request, "Not changed: there would be no admin left, or no such user.")
+        return RedirectResponse("/people", status_code=303)
+
+    def add_token(self, request: Request, form: Form) -> Response:
+        """The token is shown once, in the answer to this."""
+        name, wanted = form.one("name").strip(), set(form.all("scope"))
+        scopes = {scope for scope in SCOPES if scope in wanted}
+        if not TOKEN.fullmatch(name) or not scopes:
+            return self._everybody(request, "A token needs a name and at least one thing it may do.")
+        token, now = f"triage_{secrets.token_urlsafe(32)}", self.clock()
+        days = form.one("days")
+        expires_at = now + timedelta(days=int(days)) if days in TOKEN_DAYS and days else None
+        told = self._told(request, Event.TOKEN_CHANGED, f"new token {name}: {', '.join(sorted(scopes))}")
+        who = request.state.person.who
+        if not self.people.add_token(name, hashed(token), scopes, who, now, expires_at, told):
+            return self._everybody(request, f"There is a token {name} already.")
+        return self._everybody(request, new_token=token, new_name=name)
+
+    def revoke_token(self, request: Request) -> Response:
+        number = request.path_params["token_id"]
+        name = next((one.name for one in self.people.tokens() if one.token_id == number), "")
+        told = self._told(request, Event.TOKEN_CHANGED, f"token {name} revoked")
+        if not self.people.revoke_token(number, told):
+            raise HTTPException(404, "There is no such token.")
+        return RedirectResponse("/people", status_code=303)
+
+    # -------------------------------------------------------------------------------------------
+
+    def _told(
+        self,
+        request: Request,
+        event: Event,
+        detail: str = "",
+        outcome: Outcome = Outcome.SUCCESS,
+        who: str = "",
+    ) -> list[str]:
+        """Audit messages, to be written in the transaction of what they tell of."""
+        actor = Actor(who or request.state.person.who, request.state.address)
+        return messages(event, actor, self.clock(), (), detail, outcome)
+
+    def _page(self, request: Request, template: str, status_code: int, **values: Any) -> Response:
+        html = self.templates.get_template(template).render(
+            now=self.clock(), person=request.state.person, **values
+        )
+        return HTMLResponse(html, status_code=status_code)
+
+
+def _objection(name: str) -> str | None:
+    if NAME.fullmatch(name):
+        return None
+    return "A name has up to 64 letters, digits and the signs . _ - @ and begins with a letter or digit."
+
+
+def _password(form: Form, name: str) -> str | None:
+    if form.one("password") != form.one("again"):
+        return "The two passwords differ."
+    return passwords.objection(form.one("password"), name)
+
+
+def _role(form: Form) -> Role:
+    try:
+        return Role(form.one("role"))
+    except ValueError:
+        raise HTTPException(422, f"There is no role “{form.one('role')[:64]}”.") from None
+
+
+def _wait(left: timedelta) -> str:
+    minutes, seconds = divmod(int(left.total_seconds()) + 1, 60)
+    span = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    return f"Too many wrong passwords. Try again in {span}."
