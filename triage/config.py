@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
@@ -397,14 +398,55 @@ class Proxy(Section):
         return networks
 
 
+VIEWER_NAMES = ("study_instance_uid", "accession_number", "patient_id")
+"""What ``web.viewer_url`` may name of a study."""
+NO_VIEWERS = ("javascript", "data", "vbscript", "file", "blob", "about")
+
+
+def _check_template(template: str, app_scheme: str | None) -> None:
+    """Raises ValueError where a template names what is not known, or could lead anywhere but to a viewer."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"viewer_url: {error}") from error
+    names = [name for _, name, form, conversion in parts if name is not None and not (form or conversion)]
+    if sum(part[1] is not None for part in parts) != len(names) or not {*names} <= {*VIEWER_NAMES}:
+        raise ValueError(f"viewer_url may name {', '.join(f'{{{name}}}' for name in VIEWER_NAMES)} and no other")
+    if not names:
+        raise ValueError("viewer_url names no study: write {study_instance_uid} where the viewer expects it")
+    fixed = parts[0][0]
+    if app_scheme and fixed.startswith(f"{app_scheme}:"):
+        return
+    if not re.match(r"https?://[^/?#\s{}]+[/?#]", fixed):
+        raise ValueError(
+            "viewer_url must begin with http:// or https:// and a host, before any name in braces; the scheme of "
+            "a program is named in viewer_scheme"
+        )
+
+
 class Web(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
     token: str = ""
     """Of programs that may read; more of them, with other scopes, are made on the page."""
     refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
+    claim_minutes: Annotated[float, Field(gt=0, le=1440)] = 60.0
     session: Session = Session()
     proxy: Proxy = Proxy()
+    notice: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """The site's own words in place of the banner that says research use."""
+    viewer_url: str = ""
+    """Of one study in the site's own viewer, with names of VIEWER_NAMES in braces; empty: no link."""
+    viewer_scheme: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.-]*$")] | None = None
+    """Of a viewer that is a program on the reader's machine, as weasis."""
+
+    @model_validator(mode="after")
+    def _opens(self) -> Self:
+        if self.viewer_scheme in NO_VIEWERS:
+            raise ValueError(f"viewer_scheme: {self.viewer_scheme} opens no viewer")
+        if self.viewer_url:
+            _check_template(self.viewer_url, self.viewer_scheme)
+        return self
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:

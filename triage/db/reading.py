@@ -288,7 +288,8 @@ class Reading:
     ) -> Verdict | None:
         """Keep what a reader says, with the answer and the policy it is said of; None: no such study.
 
-        Nothing is overwritten: a reader's newest verdict on a revision is the one that counts.
+        Raises Rejected while there is no answer. Nothing is overwritten: of a reader's verdicts on one
+        revision the newest counts.
         """
         query = select(study).where(study.c.study_instance_uid == study_instance_uid)
         with self._write() as connection:
@@ -296,6 +297,8 @@ class Reading:
             if not found:
                 return None
             answer, place = found[0].result, found[0].priority
+            if answer is None:
+                raise Rejected("there is no answer yet that a verdict could be on")
             given = Verdict(
                 study_instance_uid=study_instance_uid,
                 person=person,
@@ -303,13 +306,13 @@ class Reading:
                 opinion=opinion,
                 comment=comment,
                 true_grade=true_grade,
-                revision=answer.revision if answer else None,
-                status=answer.status if answer else None,
-                probability=answer.probability if answer else None,
+                revision=answer.revision,
+                status=answer.status,
+                probability=answer.probability,
                 band=place.band,
                 score=place.score,
-                model=answer.model if answer else None,
-                model_version=answer.model_version if answer else None,
+                model=answer.model,
+                model_version=answer.model_version,
                 policy_version=connection.execute(select(func.max(policy.c.version))).scalar(),
             )
             connection.execute(insert(verdict).values(**_verdict_values(given)))

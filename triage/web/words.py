@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from triage.db.reading import Counts, Opinion, Verdict
 from triage.domain import (
     LUNG_REGIONS,
     Band,
@@ -227,6 +229,19 @@ def regions(result: Result) -> list[tuple[str, int, int]]:
     return [] if score is None else list(zip(LUNG_REGIONS, score.right, score.left, strict=True))
 
 
+def change(now: Result | None, before: Result | None) -> str:
+    """``12 points more affected``, from an earlier study or revision to this one; empty where it is unknown."""
+    if now is None or before is None or now.affected_fraction is None or before.affected_fraction is None:
+        return ""
+    points = round(100 * (now.affected_fraction - before.affected_fraction), 1)
+    other = "" if now.model == before.model else ", by another network"
+    if abs(points) < 0.1:
+        return f"as much affected{other}"
+    size = f"{abs(points):.0f}" if abs(points) >= 10 else f"{abs(points):.1f}"
+    sign, word = ("▲", "more") if points > 0 else ("▼", "less")
+    return f"{sign} {size} points {word} affected{other}"
+
+
 def millilitres(volume: float | None) -> str:
     """A speck that is outlined is not "0 ml"."""
     if volume is None:
@@ -234,21 +249,31 @@ def millilitres(volume: float | None) -> str:
     return "below 1 ml" if 0 < volume < 1 else f"{volume:,.0f} ml".replace(",", " ")
 
 
-def title(entries: list[WorklistEntry], now: datetime) -> str:
+def title(counts: Counts) -> str:
     """What the browser's tab says while another window is in front."""
-    overdue = sum(entry.priority.due_at <= now for entry in entries)
-    return f"{overdue} overdue · Worklist" if overdue else f"{len(entries)} open · Worklist"
+    return f"{counts.overdue} overdue · Worklist" if counts.overdue else f"{counts.open} open · Worklist"
 
 
-def summary(entries: list[WorklistEntry], now: datetime) -> list[tuple[str, int]]:
+def summary(counts: Counts) -> list[tuple[str, int]]:
     """Counts for the line above the list, without the zeros."""
-    kinds = [answer(entry).kind for entry in entries]
-    counts = [
-        ("open", len(entries)),
-        ("overdue", sum(entry.priority.due_at <= now for entry in entries)),
-        ("critical", sum(entry.priority.band is Band.CRITICAL for entry in entries)),
-        ("pending", kinds.count("pending")),
-        ("not analysable", kinds.count("not-analysable")),
-        ("failed", kinds.count("failed")),
-    ]
-    return [(name, count) for name, count in counts if count or name == "open"]
+    named = [(name.replace("_", " "), count) for name, count in dataclasses.asdict(counts).items()]
+    return [(name, count) for name, count in named if count or name == "open"]
+
+
+OPINIONS: Mapping[Opinion, tuple[str, str]] = {
+    "agree": ("✓", "Agree"),
+    "over_called": ("↓", "Over-called"),
+    "under_called": ("↑", "Under-called"),
+    "wrong_organ": ("⊘", "Wrong organ"),
+    "other": ("✎", "Other"),
+}
+"""What a reader can say of an answer: a sign and words for each."""
+
+
+def verdict(given: Verdict, newest: Result | None) -> str:
+    """``Over-called (Dr. Lee), truly CT-1``; of an earlier answer it says so."""
+    sign, name = OPINIONS[given.opinion]
+    said = f"{sign} {name} ({given.person})"
+    if given.true_grade:
+        said += f", truly {given.true_grade.value}"
+    return said if newest and newest.revision == given.revision else f"{said}, of an earlier answer"

@@ -1,24 +1,11 @@
-"use strict";
+import {merge} from "/static/merge.js";
+
 // The page fetches itself and takes over what changed: scroll, focus, selection and pictures stay as they are.
 const live = document.getElementById("live"), lost = document.getElementById("lost");
-let etag = "", title = document.title;
-
-function merge(shown, fresh) {
-  if (shown.isEqualNode(fresh)) return;
-  if (shown.tagName !== fresh.tagName || !["MAIN", "DIV", "TABLE", "TBODY", "TR"].includes(fresh.tagName))
-    return shown.replaceWith(fresh);
-  shown.className = fresh.className;
-  const keyed = parent => new Map([...parent.children].map((child, place) => [child.id || place, child]));
-  const known = keyed(shown), wanted = keyed(fresh);
-  for (const [key, child] of known) if (!wanted.has(key)) child.remove();
-  [...wanted].forEach(([key, child], place) => {
-    const here = shown.children[place] ?? null, kept = known.get(key) ?? child;
-    if (kept !== here) shown.insertBefore(kept, here);
-    if (kept !== child) merge(kept, child);
-  });
-}
+let etag = "", title = document.title, timer;
 
 async function refresh() {
+  clearTimeout(timer);
   try {
     const ask = {cache: "no-store", headers: {"If-None-Match": etag}, signal: AbortSignal.timeout(10000)};
     const response = await fetch(location.href, ask);
@@ -36,7 +23,8 @@ async function refresh() {
     lost.hidden = false;
   }
   document.title = lost.hidden ? title : "⚠ Connection lost";
-  setTimeout(refresh, live.dataset.refresh * 1000);
+  timer = setTimeout(refresh, live.dataset.refresh * 1000);
 }
 
-setTimeout(refresh, live.dataset.refresh * 1000);
+document.addEventListener("acted", refresh);
+timer = setTimeout(refresh, live.dataset.refresh * 1000);

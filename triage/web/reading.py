@@ -1,0 +1,186 @@
+"""The reading list as a page: pieces of it by key, filters, saved views."""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from triage import policies
+from triage.audit import Event
+from triage.db.reading import Chosen, Counts, Page, Row
+from triage.domain import Band, Permission, Person, Status, StudyState
+from triage.errors import Rejected
+from triage.web import words
+from triage.web.access import Page as Guarded
+from triage.web.access import audit
+
+if TYPE_CHECKING:
+    from triage.web.app import Pages
+
+PIECE = 50
+"""Rows that the page asks for at once."""
+LONGEST_PAGE = 200
+LONGEST_TEXT = 256
+
+BandName = Literal["critical", "severe", "positive", "indeterminate", "not-judged", "routine"]
+StatusName = Literal["positive", "negative", "not_analysable", "failed", "pending"]
+BANDS: dict[BandName, Band] = {
+    "critical": Band.CRITICAL,
+    "severe": Band.SEVERE,
+    "positive": Band.POSITIVE,
+    "indeterminate": Band.INDETERMINATE,
+    "not-judged": Band.NOT_JUDGED,
+    "routine": Band.ROUTINE,
+}
+
+
+class Filters(BaseModel):
+    """Which open studies are wanted; what is left out leaves nothing out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    band: Annotated[list[BandName], Field(max_length=6)] = []
+    status: Annotated[list[StatusName], Field(max_length=5)] = []
+    state: Annotated[list[StudyState], Field(max_length=6)] = []
+    claimed: Literal["me", "nobody"] | None = None
+    text: str = Field("", max_length=LONGEST_TEXT, description="A part of name, ID, accession number or UID")
+    description: str = Field("", max_length=LONGEST_TEXT, description="A part of the study description")
+    hours: float | None = Field(None, gt=0, le=24 * 366, description="Arrived within so many hours")
+    overdue: bool = False
+
+    def chosen(self, person: Person, now: datetime) -> Chosen:
+        return Chosen(
+            bands=frozenset(BANDS[name] for name in self.band),
+            states=frozenset(self.state),
+            statuses=frozenset(None if name == "pending" else Status(name) for name in self.status),
+            claimed_by=person.who if self.claimed == "me" else None,
+            unclaimed=self.claimed == "nobody",
+            text=self.text.strip(),
+            description=self.description.strip(),
+            arrived_since=None if self.hours is None else now - timedelta(hours=self.hours),
+            overdue=self.overdue,
+        )
+
+    def query(self) -> str:
+        """What stands in an address for these filters; empty for none."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return urlencode({name: value for name, value in values.items() if value}, doseq=True)
+
+
+def filters_of(asked: QueryParams) -> Filters:
+    """The filters in the address of a page; 400 with the reason when one is wrong."""
+    many = {"band", "status", "state"}
+    given = {name: asked.getlist(name) if name in many else asked[name] for name in asked if asked[name]}
+    known = {name: value for name, value in given.items() if name in Filters.model_fields}
+    try:
+        return Filters.model_validate(known)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise HTTPException(400, f"The filter “{first['loc'][0]}” is wrong: {first['msg']}.") from error
+
+
+class ReadingList:
+    """What the page and the API both read, at one ``now``, for one person."""
+
+    def __init__(self, pages: Pages, stop: threading.Event) -> None:
+        self.pages, self.stop = pages, stop
+        self.database = pages.database
+
+    def routes(self) -> list[Route]:
+        return [Guarded("/", self.worklist, Permission.READ), Guarded("/list", self.piece, Permission.READ)]
+
+    def now(self) -> datetime:
+        return self.pages.clock()
+
+    @property
+    def ordering(self) -> str:
+        """Of the policy that counts now: it may change while the page is open."""
+        return policies.in_force(self.database, self.pages.config).ordering
+
+    @property
+    def claim_time(self) -> timedelta:
+        return timedelta(minutes=self.pages.config.web.claim_minutes)
+
+    @property
+    def leave_after_days(self) -> float:
+        return self.pages.config.retention.leave_list_after_days
+
+    def page(
+        self,
+        request: Request,
+        filters: Filters,
+        now: datetime,
+        *,
+        after: str | None,
+        until: str | None,
+        limit: int,
+    ) -> Page:
+        """Some rows; that they are seen is put on record before they are shown."""
+        found = self.database.reading.page(
+            now,
+            self.ordering,
+            self.leave_after_days,
+            filters.chosen(request.state.person, now),
+            after=after,
+            until=until,
+            limit=limit,
+        )
+        studies = [row.entry.study for row in found.rows]
+        if filters.text.strip():
+            audit(request, Event.SEARCHED, studies, filters.text.strip())
+        elif studies:
+            audit(request, Event.LISTED, studies)
+        return found
+
+    def row(self, study_instance_uid: str, now: datetime) -> Row | None:
+        return self.database.reading.row(study_instance_uid, now, self.ordering)
+
+    def counts(self, now: datetime) -> Counts:
+        return self.database.reading.counts(now, self.leave_after_days)
+
+    def worklist(self, request: Request) -> Response:
+        """The first piece, ready to be read; the script then asks for the others where they are looked at."""
+        now, filters = self.now(), filters_of(request.query_params)
+        counts = self.counts(now)
+        views = self.database.reading.views(request.state.person.who)
+        return self.pages.render(
+            request,
+            "worklist.html",
+            now,
+            **self._piece(request, filters, now),
+            filters=filters,
+            views=views,
+            counts=words.summary(counts),
+            title=words.title(counts),
+        )
+
+    def piece(self, request: Request) -> Response:
+        """Rows from one key to another, as the page has them."""
+        now, filters = self.now(), filters_of(request.query_params)
+        counts = self.counts(now)
+        return self.pages.render(
+            request,
+            "piece.html",
+            now,
+            **self._piece(request, filters, now),
+            counts=words.summary(counts),
+            title=words.title(counts),
+        )
+
+    def _piece(self, request: Request, filters: Filters, now: datetime) -> dict[str, Any]:
+        after, until = (request.query_params.get(name) or None for name in ("after", "until"))
+        try:
+            found = self.page(request, filters, now, after=after, until=until, limit=PIECE)
+        except Rejected as error:
+            raise HTTPException(409, f"{error}. Load the page again.".capitalize()) from error
+        following = found.rows[-1].key if found.more else None
+        return {"page": found, "following": following, "query": filters.query(), "ordering": self.ordering}
