@@ -68,9 +68,10 @@ def standings(
     connection: Connection, chosen: ColumnElement[bool], order: Sequence[ColumnElement[Any]], limit: int
 ) -> list[Standing]:
     """Studies with what decides their places: figures are taken out of the answers inside the database."""
+    other = result.alias()
     newest = (
-        select(func.max(result.c.revision))
-        .where(result.c.study_instance_uid == study.c.study_instance_uid, result.c.status.in_(JUDGED))
+        select(func.max(other.c.revision))
+        .where(other.c.study_instance_uid == study.c.study_instance_uid, other.c.status.in_(JUDGED))
         .scalar_subquery()
     )
     joined = study.outerjoin(

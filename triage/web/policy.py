@@ -1,0 +1,273 @@
+"""The page on which the policy is changed: what it is, what another one would have done, every version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from triage import policies
+from triage.audit import Event
+from triage.config import PriorityPolicy
+from triage.db.policies import PolicyVersion
+from triage.domain import Band, Permission
+from triage.errors import ConfigError, Rejected
+from triage.web import words
+from triage.web.access import Page, audit
+from triage.web.forms import Form, posted
+from triage.whatif import Outcome, Rate, Rehearsal, Waits
+
+if TYPE_CHECKING:
+    from triage.web.app import Pages
+
+DAYS = (1, 7, 14, 30, 90)
+"""How far back a policy can be tried on."""
+USUAL_DAYS = 30
+SHOWN = 50
+"""Versions on the page, the newest."""
+LONGEST_REASON = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One setting of a policy: its name in the form, and how people call it."""
+
+    name: str
+    label: str
+    hint: str
+    choices: Mapping[str, str] | None = None
+    limits: tuple[float, float] | None = (0, 1)
+
+
+FIELDS = (
+    Field(
+        "ordering",
+        "Order",
+        "How the list is sorted",
+        {"deadline": "by due time, nobody starves", "strict": "by band, then score, then arrival"},
+    ),
+    Field(
+        "policy",
+        "Policy",
+        "What makes a study urgent",
+        {
+            "identification": "identification: the probability",
+            "severity": "severity: the affected fraction",
+            "combined": "combined: both, for an outbreak",
+        },
+    ),
+    Field("positive_probability", "Flag from probability", "P from which a study is flagged"),
+    Field("positive_fraction", "Flag from affected fraction", "of the worse lung; flagged whatever P says"),
+    Field("severe_fraction", "Severe from affected fraction", "of the worse lung"),
+    Field("critical_fraction", "Critical from affected fraction", "of the worse lung"),
+    Field("indeterminate_probability", "Indeterminate from probability", "below the flag, above routine"),
+    Field("indeterminate_fraction", "Indeterminate from affected fraction", "below the flag, above routine"),
+    *(
+        Field(f"target_wait_minutes.{band.name.lower()}", words.BANDS[band][1], "minutes", None, None)
+        for band in Band
+    ),
+)
+
+
+class PolicyPages:
+    """The page and its forms; saving and going back change the list for everybody at once."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages, self.database, self.config = pages, pages.database, pages.config
+
+    def routes(self) -> list[Route]:
+        return [
+            Page("/policy", self.policy, Permission.POLICY),
+            Page("/policy", posted(self.save), Permission.POLICY, ["POST"]),
+            Page("/policy/roll-back", posted(self.roll_back), Permission.POLICY, ["POST"]),
+        ]
+
+    def policy(self, request: Request) -> Response:
+        """Without settings in the address the present policy; with some, also what they would have done."""
+        asked = {name: text.strip() for name, text in request.query_params.items()}
+        given = {field.name: asked[field.name] for field in FIELDS if field.name in asked}
+        days = _days(asked.get("days", ""))
+        now, versions = self.pages.clock(), self.database.policies(SHOWN + 1)
+        present = versions[0].policy if versions else self.config.policy
+        wrong, tried, candidate = "", None, present
+        if given:
+            try:
+                candidate = read(given)
+                tried = policies.rehearse(self.database, self.config, candidate, now, days)
+            except ConfigError as error:
+                wrong = str(error)
+        return self.pages.render(
+            request,
+            "policy.html",
+            now,
+            fields=FIELDS,
+            values={**flat(present), **flat(candidate), **given},
+            present=flat(present),
+            versions=versions,
+            history=_history(versions)[:SHOWN],
+            days=days,
+            all_days=DAYS,
+            tried=tried,
+            table=_table(tried) if tried else [],
+            changes=changes(present, candidate),
+            wrong=wrong,
+            shadow=self.config.shadow,
+            longest_reason=LONGEST_REASON,
+        )
+
+    def save(self, request: Request, form: Form) -> Response:
+        """A new version, in force from this moment."""
+        policy = _understood({field.name: form.one(field.name) for field in FIELDS})
+        who, now, reason = request.state.person.who, self.pages.clock(), form.one("reason")[:LONGEST_REASON]
+        try:
+            new = policies.save(self.database, self.config, policy, who, reason, now, _number(form, "after"))
+        except (ConfigError, Rejected) as error:
+            raise HTTPException(409, _sentence(error)) from error
+        return self._saved(request, new)
+
+    def roll_back(self, request: Request, form: Form) -> Response:
+        """A new version that is equal to an old one."""
+        who, now, reason = request.state.person.who, self.pages.clock(), form.one("reason")[:LONGEST_REASON]
+        version, after = _number(form, "version"), _number(form, "after")
+        try:
+            new = policies.roll_back(self.database, self.config, version, who, reason, now, after)
+        except (ConfigError, Rejected) as error:
+            raise HTTPException(409, _sentence(error)) from error
+        return self._saved(request, new)
+
+    def _saved(self, request: Request, new: PolicyVersion) -> Response:
+        audit(request, Event.POLICY_CHANGED, (), f"policy version {new.version}: {new.reason}")
+        return RedirectResponse("/policy", status_code=303)
+
+
+def read(given: Mapping[str, str]) -> PriorityPolicy:
+    """Fields of a form → a policy; raises ConfigError that names each field that is wrong."""
+    plain: dict[str, Any] = {name: text for name, text in given.items() if "." not in name}
+    prefix = "target_wait_minutes."
+    plain["target_wait_minutes"] = {
+        name.removeprefix(prefix): text for name, text in given.items() if name.startswith(prefix)
+    }
+    try:
+        return PriorityPolicy.model_validate(plain)
+    except ValidationError as error:
+        labels = {field.name: field.label for field in FIELDS}
+        said = []
+        for one in error.errors():
+            where = ".".join(map(str, one["loc"]))
+            message = str(one["msg"]).removeprefix("Value error, ")
+            said.append(f"{labels[where]}: {message}" if where in labels else message)
+        raise ConfigError("; ".join(said)) from error
+
+
+def flat(policy: PriorityPolicy) -> dict[str, str]:
+    """A policy as the fields of a form."""
+    plain = policy.model_dump(mode="json")
+    waits = plain.pop("target_wait_minutes")
+    values = {**plain, **{f"target_wait_minutes.{name}": minutes for name, minutes in waits.items()}}
+    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+
+
+def changes(before: PriorityPolicy, after: PriorityPolicy) -> list[str]:
+    """``Flag from probability 0.5 → 0.6`` for each setting that differs."""
+    was, new = flat(before), flat(after)
+    return [
+        f"{'Wait, ' if '.' in field.name else ''}{field.label} {was[field.name]} → {new[field.name]}"
+        for field in FIELDS
+        if was[field.name] != new[field.name]
+    ]
+
+
+def _history(versions: Sequence[PolicyVersion]) -> list[tuple[PolicyVersion, list[str]]]:
+    """Each version with what it changed; the oldest that there is has nothing to differ from."""
+    changed = [changes(older.policy, newer.policy) for newer, older in pairwise(versions)]
+    return list(zip(versions, [*changed, []], strict=True))
+
+
+def _days(text: str) -> int:
+    return int(text) if text.isdecimal() and int(text) in DAYS else USUAL_DAYS
+
+
+def _number(form: Form, name: str) -> int:
+    text = form.one(name)
+    if not text.isdecimal() or len(text) > 9:
+        raise HTTPException(400, "The form does not say which version it is about. Load the page again.")
+    return int(text)
+
+
+def _understood(given: Mapping[str, str]) -> PriorityPolicy:
+    try:
+        return read(given)
+    except ConfigError as error:
+        raise HTTPException(400, f"{error}.") from error
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+# --- what the what-if says, as rows of a table ------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row: what it is about, and what it is now, with the change, and by arrival."""
+
+    name: str
+    now: str
+    then: str
+    by_arrival: str = ""
+
+
+def _table(tried: Rehearsal) -> list[Line]:
+    now, then = tried.present, tried.candidate
+    lines = [Line("Flagged", _flags(now, tried), _flags(then, tried))]
+    lines += [
+        Line(
+            words.BANDS[band][1],
+            _share(now.bands.get(band, 0), tried),
+            _share(then.bands.get(band, 0), tried),
+        )
+        for band in Band
+    ]
+    lines += [
+        Line("Sensitivity", rate(now.sensitivity), rate(then.sensitivity)),
+        Line("Specificity", rate(now.specificity), rate(then.specificity)),
+    ]
+    flagged, others = tried.by_arrival
+    return [
+        *lines,
+        Line("Wait of flagged", waits(now.flagged_waits), waits(then.flagged_waits), waits(flagged)),
+        Line("Wait of others", waits(now.other_waits), waits(then.other_waits), waits(others)),
+    ]
+
+
+def _flags(outcome: Outcome, tried: Rehearsal) -> str:
+    return f"{outcome.flagged / tried.days:.1f} a day ({outcome.flagged})"
+
+
+def _share(count: int, tried: Rehearsal) -> str:
+    return f"{100 * count / tried.studies:.0f} % ({count})" if tried.studies else "0"
+
+
+def rate(found: Rate | None) -> str:
+    """``92 % (85–96 %), 46 of 50``."""
+    if found is None:
+        return "no verdict tells"
+    low, high = (round(100 * bound) for bound in found.interval)
+    return f"{100 * found.share:.0f} % ({low}–{high} %), {found.count} of {found.total}"
+
+
+def waits(found: Waits | None) -> str:
+    if found is None:
+        return "none"
+    unread = f", {found.unread} not read yet" if found.unread else ""
+    mean, median, late = (words.span(one) for one in (found.mean, found.median, found.p95))
+    return f"{mean} on average (median {median}, p95 {late}){unread}"
