@@ -76,6 +76,7 @@ class Event(Enum):
     MARKED_READ = Kind(ACCESSED, _ours("read", "Marked read"), "U")
     VERDICT_GIVEN = Kind(ACCESSED, _ours("verdict", "Verdict recorded"), "U")
     REQUEUED = Kind(ACCESSED, _ours("requeued", "To be judged again"), "U")
+    RESENT = Kind(ACCESSED, _ours("resent", "To be delivered again"), "U")
 
     POLICY_CHANGED = Kind(ALERT, _dcm("110131", "Software Configuration"), "E")
     USER_CHANGED = Kind(ALERT, _dcm("110137", "User Security Attributes Changed"), "E")

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
 
 from triage.config import PriorityPolicy
-from triage.db import commitments, intake, orders, policies, records
+from triage.db import commitments, intake, orders, policies, records, studies
 from triage.db.audit import Trail
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
@@ -458,6 +458,11 @@ class Database:
         with self._read() as connection:
             found = entries(connection, connection.execute(query).mappings().all())
             return found[0] if found else None
+
+    def priors(self, shown: Study, limit: int) -> list[WorklistEntry]:
+        """Earlier studies of the same patient, the latest first."""
+        with self._read() as connection:
+            return studies.priors(connection, shown, limit)
 
     def search(self, text: str, limit: int = 100) -> list[WorklistEntry]:
         """Studies, open or closed, by patient ID, name, accession number or Study Instance UID."""

@@ -57,7 +57,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
-                    headers[name] = value
+                    if name != "cache-control" or name not in headers:
+                        headers[name] = value
             await send(message)
 
         if scope["type"] != "http":

@@ -1,0 +1,84 @@
+"""The page of one study: why it stands where it stands, what was found, its images, and what came before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from triage.audit import Event
+from triage.domain import DeliveryState, Permission, Study
+from triage.web.access import Page, audit
+
+if TYPE_CHECKING:
+    from triage.web.app import Pages
+
+MOST_PRIORS = 20
+LEFT_OVER = (DeliveryState.PENDING, DeliveryState.GIVEN_UP, DeliveryState.NOT_COMMITTED)
+"""What may be sent, or asked for, at once."""
+
+
+class Studies:
+    """One study, for one person."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self.database = pages.database
+
+    def routes(self) -> list[Route]:
+        study = "/studies/{study_instance_uid}"
+        return [
+            Page(study, self.study, Permission.READ),
+            Page(study + "/resend/{destination:path}", self.resend, Permission.ADMIN, ["POST"]),
+        ]
+
+    def study(self, request: Request) -> Response:
+        uid = request.path_params["study_instance_uid"]
+        entry = self.pages.entry(uid)
+        priors = self.database.priors(entry.study, MOST_PRIORS)
+        audit(request, Event.STUDY_SEEN, [entry.study, *(prior.study for prior in priors)])
+        deliveries = self.database.deliveries(uid)
+        known = [one.name for one in self.pages.config.destinations]
+        left = {one.destination for one in deliveries if one.state in LEFT_OVER}
+        return self.pages.render(
+            request,
+            "study.html",
+            self.pages.clock(),
+            entry=entry,
+            results=self.database.results(uid),
+            deliveries=deliveries,
+            resendable=[
+                name for name in known if name in left and Permission.ADMIN in request.state.person.may
+            ],
+            priors=priors,
+            viewer=viewer_address(self.pages.config.web.viewer_url, entry.study),
+            ordering=self.pages.config.ordering,
+        )
+
+    def resend(self, request: Request) -> Response:
+        """Send a destination now what waits for its next try or was given up; never what it has taken."""
+        uid, destination = request.path_params["study_instance_uid"], request.path_params["destination"]
+        entry = self.pages.entry(uid)
+        if destination not in [one.name for one in self.pages.config.destinations]:
+            raise HTTPException(404, "There is no such destination.")
+        now = self.pages.clock()
+        self.database.resend(destination, uid, now)
+        self.database.ask_anew(destination, uid, now)
+        audit(request, Event.RESENT, [entry.study], destination)
+        return RedirectResponse(f"/studies/{quote(uid, safe='')}#delivery", status_code=303)
+
+
+def viewer_address(template: str, study: Study) -> str | None:
+    """Of the study in the site's own viewer; None without a template, or where all it names is unknown."""
+    values = {
+        "study_instance_uid": study.study_instance_uid,
+        "accession_number": study.accession_number,
+        "patient_id": study.patient_id,
+    }
+    if not any(value and f"{{{name}}}" in template for name, value in values.items()):
+        return None
+    return template.format(**{name: quote(value, safe="") for name, value in values.items()})

@@ -1,0 +1,315 @@
+"""Images, masks and surfaces of one study for the viewer on its page: only of what lies in the spool."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from triage.audit import Event
+from triage.config import Config
+from triage.db import Database
+from triage.dicom import masks, mesh, series, volume
+from triage.dicom.masks import Segmentation
+from triage.domain import (
+    Instance,
+    Mask,
+    Permission,
+    Result,
+    ResultKind,
+    Series,
+    WorklistEntry,
+    content_digest,
+)
+from triage.errors import Rejected, Retryable
+from triage.web.access import Page, audit
+
+LESION_SEG, LUNG_SEG, MESH = ResultKind.LESION_SEG, ResultKind.LUNG_SEG, ResultKind.MESH
+LARGEST_IMAGE = 4096 * 4096
+"""Pixels; larger ones are not sent, for the server's and the browser's sake."""
+KEPT = 4
+"""Studies whose masks stay in memory: some 10 MB each."""
+FOREVER = {"cache-control": "private, max-age=3600, immutable"}
+"""Of what is named by its content. In the reader's browser only, and no longer than a study is read."""
+OBLIQUE = 0.25
+"""The share of a direction from which on a second letter says that an image is turned."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The images that a study's page shows, in the order of their numbers, and what marks them."""
+
+    key: str
+    """Names exactly these images and masks."""
+    images: tuple[Instance, ...]
+    stack: Series | None
+    """The judged series, where the images still are one."""
+    lesions: Segmentation | None = None
+    lungs: Segmentation | None = None
+    surfaces: Path | None = None
+    """Written with the answer; without it they can be made of the masks."""
+    notes: tuple[str, ...] = ()
+
+
+class Viewer:
+    """Answers the viewer's requests; what was read of a study's masks is kept for the next ones."""
+
+    def __init__(self, database: Database, config: Config) -> None:
+        self.database = database
+        self.config = config
+        self.spool = config.storage.spool.resolve()
+        self._scans: OrderedDict[str, Scan] = OrderedDict()
+        self._surfaces: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+        self._building = threading.Lock()
+
+    def routes(self) -> list[Route]:
+        study = "/studies/{study_instance_uid}/viewer"
+        return [
+            Page(f"{study}.json", self.description, Permission.READ),
+            Page(study + "/{key}/images/{place:int}", self.image, Permission.READ),
+            Page(study + "/{key}/labels/{place:int}", self.labels, Permission.READ),
+            Page(study + "/{key}/surfaces.glb", self.surfaces, Permission.READ),
+        ]
+
+    def description(self, request: Request) -> Response:
+        """What there is to see, and where it is found."""
+        entry = self._entry(request)
+        audit(request, Event.PICTURES_SEEN, [entry.study])
+        scan = self._scan(entry)
+        uid = quote(entry.study.study_instance_uid, safe="")
+        return JSONResponse(description(scan, entry.result, f"/studies/{uid}/viewer/{scan.key}"))
+
+    def image(self, request: Request) -> Response:
+        """HU of one image: int16, little endian, row by row."""
+        scan, place = self._shown(request)
+        try:
+            hu = volume.read_image(scan.images[place])
+        except Rejected as error:
+            raise HTTPException(404, str(error)) from error
+        return _bytes(request, hu.astype("<i2", copy=False).tobytes())
+
+    def labels(self, request: Request) -> Response:
+        """Of each pixel of one image, a byte: the segment of the lesions, and 16 times that of the lungs."""
+        scan, place = self._shown(request)
+        return _bytes(request, labels(scan, place).tobytes())
+
+    def surfaces(self, request: Request) -> Response:
+        """Lungs and infection as glTF: as they were written with the answer, else made of its masks."""
+        scan, _ = self._shown(request)
+        with self._building:
+            if scan.key not in self._surfaces:
+                self._surfaces[scan.key] = _glb(scan)
+                while len(self._surfaces) > KEPT:
+                    self._surfaces.popitem(last=False)
+            glb = self._surfaces[scan.key]
+        return Response(glb, media_type="model/gltf-binary", headers=FOREVER)
+
+    def _shown(self, request: Request) -> tuple[Scan, int]:
+        """The scan that an address names, and which of its images; 404 once there are other ones."""
+        key, place = request.path_params["key"], request.path_params.get("place", 0)
+        with self._lock:
+            scan = self._scans.get(request.path_params["study_instance_uid"])
+        if scan is None or scan.key != key:
+            scan = self._scan(self._entry(request))
+        if scan.key != key or place >= len(scan.images):
+            raise HTTPException(404, "There is no such image of this study any more.")
+        return scan, place
+
+    def _entry(self, request: Request) -> WorklistEntry:
+        entry = self.database.entry(request.path_params["study_instance_uid"])
+        if entry is None:
+            raise HTTPException(404)
+        return entry
+
+    def _scan(self, entry: WorklistEntry) -> Scan:
+        uid, result = entry.study.study_instance_uid, entry.result
+        images, stack = self._images(uid, result)
+        files = {kind: self._file(result, kind) for kind in (LESION_SEG, LUNG_SEG, MESH)}
+        facts = f"{content_digest(images)} {sorted(files.items())} {result.content_key if result else ''}"
+        key = hashlib.sha256(facts.encode()).hexdigest()[:24]
+        with self._lock:
+            if (known := self._scans.get(uid)) and known.key == key:
+                self._scans.move_to_end(uid)
+                return known
+        notes: list[str] = []
+        lesions, lungs = (_masks(files[kind], images, notes) for kind in (LESION_SEG, LUNG_SEG))
+        scan = Scan(key, images, stack, lesions, lungs, files[MESH], tuple(notes))
+        with self._lock:
+            self._scans[uid] = scan
+            while len(self._scans) > KEPT:
+                self._scans.popitem(last=False)
+        return scan
+
+    def _images(self, uid: str, result: Result | None) -> tuple[tuple[Instance, ...], Series | None]:
+        """Those of the judged series, or of the longest one, as a viewer numbers them."""
+        found = [
+            one for one in self.database.instances(uid) if _may_be_shown(one) and self._is_ours(one.path)
+        ]
+        if not found:
+            raise HTTPException(404, "There are no images of this study to show.")
+        judged = result.series_instance_uid if result else None
+        chosen = judged or Counter(one.series_instance_uid for one in found).most_common(1)[0][0]
+        images = [one for one in found if one.series_instance_uid == chosen] or found
+        try:
+            stack = series.choose(images, self.config.assemble)
+        except Rejected:
+            size = Counter((one.rows, one.columns) for one in images).most_common(1)[0][0]
+            return _numbered([one for one in images if (one.rows, one.columns) == size]), None
+        return _numbered(stack.instances), stack
+
+    def _file(self, result: Result | None, kind: ResultKind) -> Path | None:
+        path = result.files.get(kind) if result else None
+        return path if path is not None and path.is_file() and self._is_ours(path) else None
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whatever the database says: no other file than the spool's is read."""
+        return path.resolve().is_relative_to(self.spool)
+
+
+def description(scan: Scan, result: Result | None, address: str) -> dict[str, Any]:
+    """Of a scan, as plain data. Areas are in mm², lengths in mm, boxes in pixels; places count from 0."""
+    first = scan.images[0]
+    row_spacing, column_spacing = first.pixel_spacing or (1.0, 1.0)
+    segments = list(_segments(scan))
+    pixel = row_spacing * column_spacing
+    areas = [[round(pixel * one["pixels"][k], 1) for one in segments] for k in range(len(scan.images))]
+    lesion = [n for n, one in enumerate(segments) if one["kind"] == "lesion"]
+    marked = [sum(area[n] for n in lesion) for area in areas]
+    return {
+        "address": address,
+        "rows": first.rows,
+        "columns": first.columns,
+        "spacing": [row_spacing, column_spacing],
+        "edges": edges(first.image_orientation_patient),
+        "numbers": numbers(scan.images),
+        "segments": [{name: one[name] for name in ("kind", "label", "value", "colour")} for one in segments],
+        "areas": areas,
+        "boxes": boxes(scan.images, result),
+        "start": int(np.argmax(marked)) if any(marked) else len(scan.images) // 2,
+        "surfaces": bool(scan.surfaces or (scan.stack and any(map(sum, areas)))),
+        "notes": list(scan.notes),
+    }
+
+
+def labels(scan: Scan, place: int) -> NDArray[np.uint8]:
+    """(rows, columns): the number of the lesions' segment, and 16 times that of the lungs' one."""
+    image = scan.images[place]
+    both = np.zeros((image.rows, image.columns), np.uint8)
+    for found, factor in ((scan.lesions, 1), (scan.lungs, 16)):
+        if found is not None:
+            both += factor * found.labels(image.sop_instance_uid)
+    return both
+
+
+def numbers(images: Sequence[Instance]) -> list[int]:
+    """The number that viewers show of each image; counted where the scanner gave none, or one twice."""
+    given = [image.instance_number for image in images]
+    if len(set(given)) == len(given) and None not in given:
+        return [number for number in given if number is not None]
+    return list(range(1, len(images) + 1))
+
+
+def boxes(images: Sequence[Instance], result: Result | None) -> list[list[float]]:
+    """Place of the image, then first row and column and those after the last, then the score."""
+    places = {image.sop_instance_uid: k for k, image in enumerate(images)}
+    return [
+        [places[one.sop_instance_uid], *one.box, round(one.score, 3)]
+        for one in (result.boxes if result else ())
+        if one.sop_instance_uid in places
+    ]
+
+
+def edges(orientation: tuple[float, ...] | None) -> dict[str, str]:
+    """The patient's direction at each edge of an image (PS3.3 C.7.6.2.1.1): at most two letters of L, R, A,
+    P, H and F, the stronger one first.
+    """
+    if orientation is None or len(orientation) != 6:
+        return {"left": "", "right": "", "top": "", "bottom": ""}
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    return {
+        "left": _letters(-row), "right": _letters(row), "top": _letters(-column), "bottom": _letters(column),
+    }  # fmt: skip
+
+
+def _letters(direction: NDArray[np.float64]) -> str:
+    pairs = zip(direction, ("LR", "PA", "HF"), strict=True)
+    strong = sorted(((abs(part), pair[int(part < 0)]) for part, pair in pairs), reverse=True)
+    return "".join(letter for part, letter in strong[:2] if part > OBLIQUE)
+
+
+def _segments(scan: Scan) -> Iterator[dict[str, Any]]:
+    for kind, found, factor in (("lesion", scan.lesions, 1), ("lung", scan.lungs, 16)):
+        for number, segment in found.segments.items() if found else ():
+            yield {
+                "kind": kind,
+                "label": segment.label,
+                "value": factor * number,
+                "colour": list(segment.colour),
+                "pixels": [found.areas.get(i.sop_instance_uid, {}).get(number, 0) for i in scan.images],
+            }
+
+
+def _glb(scan: Scan) -> bytes:
+    """Raises HTTPException where there is nothing to draw."""
+    if scan.surfaces is not None:
+        return scan.surfaces.read_bytes()
+    if scan.stack is None or (scan.lesions is None and scan.lungs is None):
+        raise HTTPException(404, "There are no masks to draw surfaces of.")
+    lungs, lesions = (_whole(one, scan.stack) for one in (scan.lungs, scan.lesions))
+    try:
+        return mesh.glb(mesh.surfaces_of(scan.stack, lungs, lesions))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        raise HTTPException(404, "The surfaces of this study cannot be drawn.") from error
+
+
+def _masks(path: Path | None, images: Sequence[Instance], notes: list[str]) -> Segmentation | None:
+    if path is None:
+        return None
+    try:
+        found = masks.read(path)
+    except (Rejected, Retryable) as error:
+        notes.append(f"Without an overlay: {error}.")
+        return None
+    if found.shape != (images[0].rows, images[0].columns):
+        notes.append("Without an overlay: the masks are of other images.")
+        return None
+    return found
+
+
+def _may_be_shown(instance: Instance) -> bool:
+    size = instance.rows * instance.columns
+    return series.is_ct_image(instance) and instance.number_of_frames == 1 and 0 < size <= LARGEST_IMAGE
+
+
+def _numbered(images: Sequence[Instance]) -> tuple[Instance, ...]:
+    """By InstanceNumber, as viewers sort; those without one, or with one twice, from the head down."""
+    given = [image.instance_number for image in images]
+    if len(set(given)) == len(given) and None not in given:
+        return tuple(sorted(images, key=lambda image: image.instance_number or 0))
+    return tuple(sorted(images, key=lambda image: -(image.image_position_patient or (0, 0, 0))[2]))
+
+
+def _whole(found: Segmentation | None, stack: Series) -> Mask | None:
+    return None if found is None else np.stack([found.marked(i.sop_instance_uid) for i in stack.instances])
+
+
+def _bytes(request: Request, body: bytes) -> Response:
+    """Packed where the browser unpacks: half of an image, and next to nothing of a mask."""
+    headers = {**FOREVER, "vary": "accept-encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        body, headers["content-encoding"] = gzip.compress(body, 1, mtime=0), "gzip"
+    return Response(body, media_type="application/octet-stream", headers=headers)
