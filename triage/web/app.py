@@ -251,7 +251,6 @@ class Pages:
     def render(self, request: Request, template: str, now: datetime, **values: Any) -> Response:
         html = self.templates.get_template(template).render(
             now=now,
-            me=request.state.person,
             picture=self.picture_address,
             key_slices=self._key_slices_address,
             refresh=self.config.web.refresh_seconds,
