@@ -36,10 +36,11 @@ ALERT = _dcm("110113", "Security Alert")
 AUTHENTICATION = _dcm("110114", "User Authentication")
 
 APPLICATION = _dcm("110150", "Application")
+LAUNCHER = _dcm("110151", "Application Launcher")
 DESTINATION = _dcm("110152", "Destination Role ID")
 SOURCE = _dcm("110153", "Source Role ID")
 ROLES: dict[Code, tuple[Code | None, Code | None]] = {
-    ACTIVITY: (None, APPLICATION),
+    ACTIVITY: (LAUNCHER, APPLICATION),
     QUERY: (SOURCE, DESTINATION),
     TRANSFERRED: (SOURCE, DESTINATION),
 }
@@ -61,6 +62,8 @@ class Event(Enum):
     STARTED = Kind(ACTIVITY, _dcm("110120", "Application Start"), "E")
     STOPPED = Kind(ACTIVITY, _dcm("110121", "Application Stop"), "E")
     LOGGED_IN = Kind(AUTHENTICATION, _dcm("110122", "Login"), "E")
+    LET_IN = Kind(AUTHENTICATION, _ours("proxy", "Let in by the proxy"), "E")
+    TOKEN_REFUSED = Kind(AUTHENTICATION, _ours("token", "Token refused"), "E")
     LOGGED_OUT = Kind(AUTHENTICATION, _dcm("110123", "Logout"), "E")
     AUDIT_USED = Kind(LOG_USED, _ours("audit-used", "Audit trail used"), "R")
 

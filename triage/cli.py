@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,11 +22,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from triage import __version__
+from triage import __version__, passwords
 from triage import config as configuration
+from triage.audit import Actor, Event, messages
 from triage.config import Analysis, Config
 from triage.db import Database
-from triage.domain import DeliveryState, WorklistEntry, percent
+from triage.domain import DeliveryState, Role, WorklistEntry, percent
 from triage.errors import ConfigError, TriageError
 from triage.rows import delivery_row, entry_row, result_row
 
@@ -101,6 +103,8 @@ def serve(
         for name in roles:
             if name not in daemon.ROLES:
                 raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")
+        if "web" in roles and not supervised:
+            _offer_first_link(settings)
         if supervised:
             daemon.run_role(roles[0], settings, supervised=True)
         elif len(roles) == 1:
@@ -332,6 +336,7 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
         for c in checks:
             table.add_row("[green]go[/]" if c.go else "[bold red]NO-GO[/]", c.what, c.detail)
         out.print(table)
+        _offer_first_link(settings)
     if not all(c.go for c in checks):
         raise typer.Exit(1)
 
@@ -357,6 +362,7 @@ def requeue(context: typer.Context, study_uid: StudyUid) -> None:
     with _plain_errors():
         database = _database(configuration.load(context.obj))
         _known(database.requeue(study_uid, datetime.now(UTC)), study_uid)
+        _record(database, Event.REQUEUED, study_uid)
     out.print(
         f"{study_uid} will be looked at again; the same images, weights and settings keep their answer",
         soft_wrap=True,
@@ -414,7 +420,106 @@ def close(
     with _plain_errors():
         database = _database(configuration.load(context.obj))
         _known(database.close_study(study_uid, reason, datetime.now(UTC)), study_uid)
+        _record(database, Event.MARKED_READ, study_uid, reason)
     out.print(f"{study_uid} is closed: {reason}", markup=False, soft_wrap=True)
+
+
+user_app = typer.Typer(help="Users of the page, for a site that is locked out.", no_args_is_help=True)
+app.add_typer(user_app, name="user")
+audit_app = typer.Typer(help="The audit trail.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+UserName = Annotated[str, typer.Argument(help="The user's name.")]
+
+
+@user_app.command(name="list")
+def list_users(context: typer.Context) -> None:
+    """Print who can log in."""
+    with _plain_errors():
+        users = _database(configuration.load(context.obj)).people.users()
+    table = Table("name", "role", "last log-in", "", box=None)
+    for user in users:
+        last = user.last_login_at.astimezone().strftime("%Y-%m-%d %H:%M") if user.last_login_at else "never"
+        table.add_row(user.name, user.role, last, "closed" if user.disabled else "")
+    out.print(table if users else "no user yet; `triage check` prints a link that makes the first one")
+
+
+@user_app.command(name="add")
+def add_user(
+    context: typer.Context,
+    name: UserName,
+    role: Annotated[Role, typer.Option(help="What they are.")] = Role.ADMIN,
+) -> None:
+    """Make a user; asks for the password."""
+    with _plain_errors():
+        database = _database(configuration.load(context.obj))
+        if wrong := passwords.objection_to_name(name):
+            raise ConfigError(wrong)
+        kept, now = _asked_password(name), datetime.now(UTC)
+        told = messages(Event.USER_CHANGED, _typist(), now, detail=f"new user {name}: {role}")
+        if not database.people.add_user(name, role, kept, now, told):
+            raise ConfigError(f"there is a user {name} already; `triage user password {name}` lets them in")
+    out.print(f"{name} can log in as {role}", markup=False)
+
+
+@user_app.command(name="password")
+def set_password(context: typer.Context, name: UserName) -> None:
+    """Set a new password, asked for; opens a closed account and forgets wrong passwords."""
+    with _plain_errors():
+        database = _database(configuration.load(context.obj))
+        if database.people.user(name) is None:
+            raise ConfigError(f"there is no user {name}; `triage user list` names them")
+        kept = _asked_password(name)
+        told = messages(Event.USER_CHANGED, _typist(), datetime.now(UTC), detail=f"user {name}: new password")
+        database.people.change_user(name, told, password=kept, disabled=False)
+    out.print(f"{name} can log in with the new password", markup=False)
+
+
+@audit_app.command()
+def verify(context: typer.Context) -> None:
+    """Find every row of the audit trail that was changed, removed or inserted."""
+    from triage import trail
+
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        database = _database(settings)
+        faults = list(trail.faults(database, settings.audit))
+        found = f"verified: {len(faults)} faults"
+        database.trail.append(messages(Event.AUDIT_USED, _typist(), datetime.now(UTC), detail=found))
+    for fault in faults:
+        err.print(fault, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    if faults:
+        raise typer.Exit(1)
+    out.print("the audit trail is whole")
+
+
+def _typist() -> Actor:
+    return Actor(getuser(), process="triage/cli")
+
+
+def _record(database: Database, event: Event, study_uid: str, detail: str = "") -> None:
+    entry = database.entry(study_uid)
+    studies = [entry.study] if entry else []
+    database.trail.append(messages(event, _typist(), datetime.now(UTC), studies, detail))
+
+
+def _asked_password(name: str) -> str:
+    """The hash of a password that is typed twice, or comes from a pipe."""
+    if sys.stdin.isatty():
+        password: str = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if wrong := passwords.objection(password, name):
+        raise ConfigError(wrong)
+    return passwords.hashed(password)
+
+
+def _offer_first_link(settings: Config) -> None:
+    from triage import first
+
+    link = first.link(_database(settings), settings, datetime.now(UTC))
+    if link is not None:
+        said = "No user yet. Whoever opens this link first, within a day, becomes the admin:"
+        err.print(f"{said}\n{link}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull
+from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull, trail
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
 from triage.dicom.files import has_room
@@ -147,6 +148,11 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     db.waive_commitments([one.name for one in commitment.asked(config)])
     policies.settle(db, config, now(), always=True)
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
+        **{
+            f"audit trail to its {name}": (partial(trail.step, db, name, sink), 10)
+            for name, sink in trail.sinks(config.audit).items()
+        },
+        "sessions": (lambda: db.people.end_old_sessions(now(), config.web.session), 3600),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
@@ -252,7 +258,8 @@ def run_role(name: str, config: Config, *, supervised: bool) -> None:
     if supervised:
         threading.Thread(target=_stop_at_end_of, args=(sys.stdin.buffer.fileno(), stop), daemon=True).start()
     log.info("%s starts", name)
-    ROLES[name](config, stop)
+    with trail.lifetime(open_database(config), name, now):
+        ROLES[name](config, stop)
     log.info("%s stops", name)
 
 

@@ -1,15 +1,25 @@
-"""Passwords: which will do, and their Argon2id hashes (RFC 9106)."""
+"""What lets people and programs in: passwords, kept as Argon2id hashes (RFC 9106), and random tokens."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import secrets
 from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@\\-]{0,63}")
 SHORTEST, LONGEST = 12, 256
 _hasher = PasswordHasher()
+
+
+def objection_to_name(name: str) -> str | None:
+    """Why nobody can have this name; None when somebody can."""
+    if NAME.fullmatch(name):
+        return None
+    return "A name has up to 64 letters, digits and the signs . _ - @ and begins with a letter or digit."
 
 
 def objection(password: str, name: str) -> str | None:
@@ -36,6 +46,16 @@ def is_right(kept: str | None, password: str) -> bool:
         return False
 
 
+def new_token() -> str:
+    """A secret that nobody can guess."""
+    return secrets.token_urlsafe(32)
+
+
+def token_hash(token: str) -> str:
+    """What is kept of a token: as it is long and random, a plain hash cannot be turned back."""
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
+
 @cache
 def _nobodys() -> str:
-    return hashed(secrets.token_urlsafe())
+    return hashed(new_token())

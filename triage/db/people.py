@@ -185,12 +185,12 @@ class People:
             connection.execute(delete(session).where(session.c.token_hash == token_hash))
             append(connection, list(messages))
 
-    def end_old_sessions(self, now: datetime, limits: Session) -> None:
-        """Forget sessions that are over."""
+    def end_old_sessions(self, now: datetime, limits: Session) -> bool:
+        """Forget sessions that are over; whether there were any."""
         idle = session.c.last_seen_at <= now - timedelta(minutes=limits.idle_minutes)
         over = session.c.created_at <= now - timedelta(hours=limits.hours)
         with self._write() as connection:
-            connection.execute(delete(session).where(or_(idle, over)))
+            return connection.execute(delete(session).where(or_(idle, over))).rowcount > 0
 
     # --- tokens of programs ------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from triage.audit import QUERY, Actor, Event, Outcome, messages
+from triage.audit import Actor, Event, Outcome, messages
 from triage.db.audit import Trail
 from triage.domain import Permission, Person, Role, Study
 
@@ -33,6 +33,8 @@ AT_THIS_MACHINE = Person(
 )
 """Whoever sits at this machine while there are no users, no token, and the page listens here only."""
 
+REPEATED = {Event.SEARCHED, Event.LET_IN, Event.TOKEN_REFUSED}
+"""What happens at each request, besides sights."""
 MOST_REMEMBERED = 100_000
 """Sights in memory; what is forgotten is only recorded once more."""
 
@@ -86,7 +88,7 @@ class Auditor:
         """Raises Retryable when it cannot be recorded; then it must not be shown or done either."""
         now, concerned = self._clock(), list(studies)
         fresh: list[tuple[str, ...]] = []
-        if event.value.action == "R" or event.value.event_id == QUERY:
+        if event.value.action == "R" or event in REPEATED:
             who = (event.name, actor.who, actor.address, detail)
             sights: dict[tuple[str, ...], Study | None]
             sights = {(*who, one.study_instance_uid): one for one in concerned} or {who: None}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import logging
 import re
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
@@ -18,7 +18,11 @@ from triage.audit import Event, Outcome
 from triage.config import Web, is_loopback
 from triage.db import Database
 from triage.domain import Permission, Person, User
+from triage.errors import Retryable
+from triage.passwords import token_hash
 from triage.web.access import AT_THIS_MACHINE, MAY, NOBODY, Auditor, Clock, audit
+
+log = logging.getLogger(__name__)
 
 HEADERS = {
     "content-security-policy": (
@@ -64,7 +68,11 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = await run_in_threadpool(self._refusal, Request(scope)) or self.app
+        try:
+            answer = await run_in_threadpool(self._refusal, Request(scope)) or self.app
+        except Retryable as error:
+            log.warning("who asks cannot be found out: %s", error)
+            answer = PlainTextResponse("The database does not answer now.\n", status_code=503)
         await answer(scope, receive, send_guarded)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -81,7 +89,7 @@ class Guard:
             person = self._program(request, bearer)
         else:
             name = request.headers.get(self.web.proxy.user_header) if self.web.proxy.user_header else None
-            person = self._told(name) if name and from_proxy else self._logged_in(request)
+            person = self._told(request, name) if name and from_proxy else self._logged_in(request)
         if person is None and self._is_open() and bearer is None:
             if not self._is_known_host(request):
                 return _unknown_host()
@@ -108,32 +116,31 @@ class Guard:
 
     def _program(self, request: Request, bearer: str) -> Person | None:
         """Whose token this is. ``web.token`` may read, tokens made on the page what their scopes say."""
-        if self.web.token and hmac.compare_digest(bearer.encode(), self.web.token.encode()):
+        if self.web.token and hmac.compare_digest(bearer.encode(errors="replace"), self.web.token.encode()):
             return Person("web.token", frozenset({Permission.OPEN, Permission.READ}))
-        token = self.people.use_token(hashed(bearer), self.clock())
+        token = self.people.use_token(token_hash(bearer), self.clock())
         if token is None:
-            audit(request, Event.LOGGED_IN, (), "unknown token", Outcome.FAILURE)
+            audit(request, Event.TOKEN_REFUSED, (), "unknown or expired", Outcome.FAILURE)
             return None
         return Person(f"token {token.name}", frozenset({Permission.OPEN}) | token.scopes)
 
-    def _told(self, name: str) -> Person | None:
+    def _told(self, request: Request, name: str) -> Person | None:
         """Whom a trusted proxy has let in, if there is such a user."""
         user = self.people.user(name)
-        return _person(user) if user and not user.disabled else None
+        if user is None or user.disabled:
+            audit(request, Event.LET_IN, (), "no such user", Outcome.FAILURE, name)
+            return None
+        audit(request, Event.LET_IN, who=user.name)
+        return _person(user)
 
     def _logged_in(self, request: Request) -> Person | None:
         cookie = request.cookies.get(COOKIE)
         if cookie is None:
             return None
         user = self.people.user_of_session(
-            hashed(cookie), self.clock(), self.web.session, stays=_is_background(request)
+            token_hash(cookie), self.clock(), self.web.session, stays=_is_background(request)
         )
         return _person(user) if user else None
-
-
-def hashed(secret: str) -> str:
-    """What is kept of a token: as it is long and random, a plain hash cannot be turned back."""
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _person(user: User) -> Person:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
@@ -20,11 +19,11 @@ from triage.audit import Actor, Event, Outcome, messages
 from triage.config import Config
 from triage.db import Database
 from triage.domain import Permission, Role, User
+from triage.passwords import new_token, token_hash
 from triage.web.access import MAY, NOBODY, SCOPES, Clock, Page
 from triage.web.forms import Form, posted
-from triage.web.guard import COOKIE, hashed
+from triage.web.guard import COOKIE
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@\\-]{0,63}")
 TOKEN = re.compile(r"[^\W_][\w .-]{0,63}")
 TOKEN_DAYS = {"30": "30 days", "90": "90 days", "365": "a year", "": "until it is revoked"}
 
@@ -91,8 +90,9 @@ class People:
 
     def _begin(self, request: Request, user: User, wanted: str) -> Response:
         """A session, and the page that was asked for."""
-        token, now = secrets.token_urlsafe(32), self.clock()
-        self.people.log_in(user.name, hashed(token), now, self._told(request, Event.LOGGED_IN, who=user.name))
+        token, now = new_token(), self.clock()
+        told = self._told(request, Event.LOGGED_IN, who=user.name)
+        self.people.log_in(user.name, token_hash(token), now, told)
         is_local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
         response = RedirectResponse(wanted if is_local else "/", status_code=303)
         response.set_cookie(
@@ -107,7 +107,7 @@ class People:
 
     def log_out(self, request: Request) -> Response:
         if request.state.person != NOBODY and (cookie := request.cookies.get(COOKIE)):
-            self.people.log_out(hashed(cookie), self._told(request, Event.LOGGED_OUT))
+            self.people.log_out(token_hash(cookie), self._told(request, Event.LOGGED_OUT))
         response = RedirectResponse("/", status_code=303)
         response.delete_cookie(COOKIE, httponly=True, samesite="lax")
         return response
@@ -119,18 +119,18 @@ class People:
         return self._first_admin(request, request.query_params.get("key", ""))
 
     def _first_admin(self, request: Request, key: str, name: str = "", wrong: str = "") -> Response:
-        if not self.people.is_link(hashed(key), self.clock()):
+        if not self.people.is_link(token_hash(key), self.clock()):
             raise HTTPException(410, "This link was used, or is too old. `triage check` prints a new one.")
         return self._page(request, "first_admin.html", 422 if wrong else 200, key=key, name=name, wrong=wrong)
 
     def make_first_admin(self, request: Request, form: Form) -> Response:
         key, name = form.one("key"), form.one("name").strip()
-        wrong = _objection(name) or _password(form, name)
+        wrong = passwords.objection_to_name(name) or _password(form, name)
         if wrong:
             return self._first_admin(request, key, name, wrong)
         told = self._told(request, Event.USER_CHANGED, f"first user {name}: admin", who=name)
         kept = passwords.hashed(form.one("password"))
-        if not self.people.add_first_user(hashed(key), name, kept, self.clock(), told):
+        if not self.people.add_first_user(token_hash(key), name, kept, self.clock(), told):
             return self._first_admin(request, key)
         user = self.people.user(name)
         assert user is not None  # noqa: S101 - just made
@@ -162,7 +162,7 @@ class People:
             name,
             self._told(request, Event.USER_CHANGED, f"user {name}: new password"),
             password=passwords.hashed(form.one("password")),
-            but_session=hashed(request.cookies.get(COOKIE, "")),
+            but_session=token_hash(request.cookies.get(COOKIE, "")),
         )
         return self._account(request, done="Your password is changed. You are logged out everywhere else.")
 
@@ -188,7 +188,7 @@ class People:
 
     def add_user(self, request: Request, form: Form) -> Response:
         name, role = form.one("name").strip(), _role(form)
-        wrong = _objection(name) or _password(form, name)
+        wrong = passwords.objection_to_name(name) or _password(form, name)
         if wrong:
             return self._everybody(request, wrong)
         told = self._told(request, Event.USER_CHANGED, f"new user {name}: {role}")
@@ -222,12 +222,12 @@ class People:
         scopes = {scope for scope in SCOPES if scope in wanted}
         if not TOKEN.fullmatch(name) or not scopes:
             return self._everybody(request, "A token needs a name and at least one thing it may do.")
-        token, now = f"triage_{secrets.token_urlsafe(32)}", self.clock()
+        token, now = f"triage_{new_token()}", self.clock()
         days = form.one("days")
         expires_at = now + timedelta(days=int(days)) if days in TOKEN_DAYS and days else None
         told = self._told(request, Event.TOKEN_CHANGED, f"new token {name}: {', '.join(sorted(scopes))}")
         who = request.state.person.who
-        if not self.people.add_token(name, hashed(token), scopes, who, now, expires_at, told):
+        if not self.people.add_token(name, token_hash(token), scopes, who, now, expires_at, told):
             return self._everybody(request, f"There is a token {name} already.")
         return self._everybody(request, new_token=token, new_name=name)
 
@@ -258,12 +258,6 @@ class People:
             now=self.clock(), person=request.state.person, **values
         )
         return HTMLResponse(html, status_code=status_code)
-
-
-def _objection(name: str) -> str | None:
-    if NAME.fullmatch(name):
-        return None
-    return "A name has up to 64 letters, digits and the signs . _ - @ and begins with a letter or digit."
 
 
 def _password(form: Form, name: str) -> str | None:
