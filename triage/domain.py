@@ -171,6 +171,8 @@ class Instance:
     rescale_slope: float | None = None
     rescale_intercept: float | None = None
     convolution_kernel: str = ""
+    scanner: str = ""
+    """Manufacturer and model."""
     body_part_examined: str = ""
     series_description: str = ""
     patient_id: str = ""

@@ -15,6 +15,7 @@ from triage.db import commitments, intake, orders, policies, records, studies
 from triage.db.audit import Trail
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
+from triage.db.monitoring import Monitoring
 from triage.db.orders import Pending
 from triage.db.people import People
 from triage.db.policies import Opinion, Placed, PolicyVersion
@@ -50,6 +51,7 @@ class Database:
         self.reading = Reading(self._read, self._write)
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
+        self.monitoring = Monitoring(self._read)
 
     def migrate(self) -> None:
         migrate(self._engine)

@@ -50,13 +50,14 @@ HEAD = 132
 """Bytes after which it shows whether a file may be DICOM."""
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+SCANNER = ("Manufacturer", "ManufacturerModelName")
 KEYWORDS = (
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "AccessionNumber",
     "Modality", "StudyDescription", "SeriesDescription", "PatientName", "PatientID", "PatientBirthDate",
     "PatientAge", "BodyPartExamined", "SliceThickness", "GantryDetectorTilt", "ConvolutionKernel",
     "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
     "ImageOrientationPatient", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "RescaleIntercept",
-    "RescaleSlope", "RequestAttributesSequence", "RequestedProcedurePriority",
+    "RescaleSlope", "RequestAttributesSequence", "RequestedProcedurePriority", *SCANNER,
 )  # fmt: skip
 """The attributes an Instance is made of."""
 
@@ -101,6 +102,7 @@ def instance_of(dataset: Dataset, transfer_syntax_uid: str, path: Path, digest: 
         rescale_slope=_number(dataset, "RescaleSlope"),
         rescale_intercept=_number(dataset, "RescaleIntercept"),
         convolution_kernel="\\".join(_texts(dataset, "ConvolutionKernel")),
+        scanner=" ".join(filter(None, (_text(dataset, name) for name in SCANNER))),
         body_part_examined=_text(dataset, "BodyPartExamined").upper(),
         series_description=_text(dataset, "SeriesDescription"),
         patient_id=_text(dataset, "PatientID"),

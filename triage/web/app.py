@@ -39,6 +39,7 @@ from triage.web import api, words
 from triage.web.access import Auditor, Clock, Page, audit
 from triage.web.guard import HEADERS, Guard
 from triage.web.health import troubles
+from triage.web.monitoring import MonitoringPage
 from triage.web.people import People
 from triage.web.policy import PolicyPages
 from triage.web.reading import ReadingList
@@ -125,6 +126,7 @@ def create_app(
         Page("/healthz", pages.health, Permission.OPEN),
         *people.routes(),
         *PolicyPages(pages).routes(),
+        *MonitoringPage(pages).routes(),
         Mount(api.PATH, api.create_api(ReadingApi(reading).router())),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]

@@ -216,58 +216,60 @@ def _sentence(error: Exception) -> str:
 # --- what the what-if says, as rows of a table ------------------------------------------------------
 
 
+Cell = tuple[str, str]
+"""A figure, and what must be known of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row: what it is about, and what it is now, with the change, and by arrival."""
+    """One row: what it is about, as it is now, with the change, and were the list in order of arrival."""
 
     name: str
-    now: str
-    then: str
-    by_arrival: str = ""
+    now: Cell
+    then: Cell
+    by_arrival: Cell = ("", "")
 
 
 def _table(tried: Rehearsal) -> list[Line]:
     now, then = tried.present, tried.candidate
     lines = [Line("Flagged", _flags(now, tried), _flags(then, tried))]
-    lines += [
-        Line(
-            words.BANDS[band][1],
-            _share(now.bands.get(band, 0), tried),
-            _share(then.bands.get(band, 0), tried),
-        )
-        for band in Band
-    ]
-    lines += [
-        Line("Sensitivity", rate(now.sensitivity), rate(then.sensitivity)),
-        Line("Specificity", rate(now.specificity), rate(then.specificity)),
-    ]
+    for band, (_, name) in words.BANDS.items():
+        was, new = now.bands.get(band, 0), then.bands.get(band, 0)
+        lines.append(Line(name, _share(was, tried), _share(new, tried)))
     flagged, others = tried.by_arrival
     return [
         *lines,
+        Line("Sensitivity", rate(now.sensitivity), rate(then.sensitivity)),
+        Line("Specificity", rate(now.specificity), rate(then.specificity)),
         Line("Wait of flagged", waits(now.flagged_waits), waits(then.flagged_waits), waits(flagged)),
         Line("Wait of others", waits(now.other_waits), waits(then.other_waits), waits(others)),
     ]
 
 
-def _flags(outcome: Outcome, tried: Rehearsal) -> str:
-    return f"{outcome.flagged / tried.days:.1f} a day ({outcome.flagged})"
+def _flags(outcome: Outcome, tried: Rehearsal) -> Cell:
+    return f"{outcome.flagged / tried.days:.1f} a day", _studies(outcome.flagged)
 
 
-def _share(count: int, tried: Rehearsal) -> str:
-    return f"{100 * count / tried.studies:.0f} % ({count})" if tried.studies else "0"
+def _share(count: int, tried: Rehearsal) -> Cell:
+    return f"{100 * count / max(tried.studies, 1):.0f} %", _studies(count)
 
 
-def rate(found: Rate | None) -> str:
-    """``92 % (85–96 %), 46 of 50``."""
+def _studies(count: int) -> str:
+    return f"{count} stud{'y' if count == 1 else 'ies'}"
+
+
+def rate(found: Rate | None) -> Cell:
+    """``92 %`` with ``85–96 %, 46 of 50``."""
     if found is None:
-        return "no verdict tells"
+        return "unknown", "no verdict tells"
     low, high = (round(100 * bound) for bound in found.interval)
-    return f"{100 * found.share:.0f} % ({low}–{high} %), {found.count} of {found.total}"
+    return f"{100 * found.share:.0f} %", f"{low}–{high} %, {found.count} of {found.total}"
 
 
-def waits(found: Waits | None) -> str:
+def waits(found: Waits | None) -> Cell:
+    """The mean, with median, p95 and how many are not read yet."""
     if found is None:
-        return "none"
-    unread = f", {found.unread} not read yet" if found.unread else ""
+        return "none", ""
     mean, median, late = (words.span(one) for one in (found.mean, found.median, found.p95))
-    return f"{mean} on average (median {median}, p95 {late}){unread}"
+    unread = f", {found.unread} not read yet" if found.unread else ""
+    return mean, f"median {median}, p95 {late}{unread}"

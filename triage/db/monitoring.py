@@ -1,0 +1,170 @@
+"""Figures of the last days: how much came, how fast it was on the list, what failed, how scores are spread.
+
+Every query begins with an index on time and is bounded, so that the page stays quick beside a full archive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, select
+
+from triage.db.policies import JUDGED
+from triage.db.tables import delivery, instance, result, study
+from triage.domain import DeliveryState, Status, StudyState
+
+MOST_TIMES = 20_000
+"""Answers and deliveries whose times are looked at, the newest."""
+MOST_SCORES = 3_000
+"""Answers of one period whose scores are compared, the newest."""
+MOST_REASONS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """So many studies that got no answer for the same reason."""
+
+    status: Status
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The score of one answer, and what its images were made with; "" where they do not say."""
+
+    probability: float
+    scanner: str
+    kernel: str
+    thickness: float | None
+
+
+class Monitoring:
+    """Only reads."""
+
+    def __init__(self, read: Callable[[], AbstractContextManager[Connection]]) -> None:
+        self._read = read
+
+    def arrivals(self, since: datetime, offset: timedelta) -> dict[str, dict[StudyState, int]]:
+        """Studies that arrived, by day (as ``2026-03-01``) and the state they are in now.
+
+        ``offset`` is local time's from UTC.
+        """
+        shift = f"{int(offset.total_seconds() // 60):+d} minutes"
+        day = func.strftime("%Y-%m-%d", study.c.arrived_at, shift)
+        query = (
+            select(day, study.c.state, func.count())
+            .where(study.c.arrived_at >= since)
+            .group_by(day, study.c.state)
+        )
+        days: dict[str, dict[StudyState, int]] = {}
+        with self._read() as connection:
+            for date, state, count in connection.execute(query):
+                days.setdefault(date, {})[StudyState(state)] = count
+        return days
+
+    def times_to_list(self, since: datetime) -> list[tuple[datetime, timedelta]]:
+        """Of the newest answers: when each was on the list, and how long after the last slice of its study.
+
+        An answer whose study got more images since is left out.
+        """
+        query = (
+            select(result.c.created_at, study.c.last_received_at)
+            .join(study)
+            .where(result.c.created_at >= since, result.c.created_at >= study.c.last_received_at)
+            .order_by(result.c.created_at.desc())
+            .limit(MOST_TIMES)
+        )
+        with self._read() as connection:
+            return [(listed, listed - last) for listed, last in connection.execute(query)]
+
+    def failures(self, since: datetime) -> list[Failure]:
+        """Why studies were not analysable, or were given up; the most frequent reasons first."""
+        reason, count = result.c.document["reason"].as_string(), func.count()
+        query = (
+            select(result.c.status, reason, count)
+            .where(result.c.created_at >= since, result.c.status.not_in(JUDGED))
+            .group_by(result.c.status, reason)
+            .order_by(count.desc())
+            .limit(MOST_REASONS)
+        )
+        with self._read() as connection:
+            return [Failure(Status(status), why, many) for status, why, many in connection.execute(query)]
+
+    def retried(self) -> list[Failure]:
+        """Why studies failed that are tried again now."""
+        count = func.count()
+        query = (
+            select(study.c.reason, count)
+            .where(study.c.state == StudyState.FAILED, study.c.not_before.is_not(None))
+            .group_by(study.c.reason)
+            .order_by(count.desc())
+            .limit(MOST_REASONS)
+        )
+        with self._read() as connection:
+            return [Failure(Status.FAILED, why, many) for why, many in connection.execute(query)]
+
+    def deliveries(self, since: datetime) -> dict[str, dict[DeliveryState, int]]:
+        """What was owed since then, by destination and state."""
+        query = (
+            select(delivery.c.destination, delivery.c.state, func.count())
+            .where(delivery.c.created_at >= since)
+            .group_by(delivery.c.destination, delivery.c.state)
+            .order_by(delivery.c.destination)
+        )
+        found: dict[str, dict[DeliveryState, int]] = {}
+        with self._read() as connection:
+            for destination, state, count in connection.execute(query):
+                found.setdefault(destination, {})[DeliveryState(state)] = count
+        return found
+
+    def delivery_times(self, since: datetime) -> dict[str, list[timedelta]]:
+        """Of the newest deliveries: from being owed until taken, by destination."""
+        query = (
+            select(delivery.c.destination, delivery.c.created_at, delivery.c.sent_at)
+            .where(delivery.c.created_at >= since, delivery.c.sent_at.is_not(None))
+            .order_by(delivery.c.created_at.desc())
+            .limit(MOST_TIMES)
+        )
+        found: dict[str, list[timedelta]] = {}
+        with self._read() as connection:
+            for destination, owed, sent in connection.execute(query):
+                found.setdefault(destination, []).append(sent - owed)
+        return found
+
+    def scores(self, since: datetime, until: datetime) -> list[Scored]:
+        """Of the newest answers of a period, each with one image of the series that was judged."""
+        facts = (
+            select(instance.c.facts)
+            .where(
+                instance.c.study_instance_uid == result.c.study_instance_uid,
+                instance.c.series_instance_uid == result.c.document["series_instance_uid"].as_string(),
+            )
+            .limit(1)
+            .scalar_subquery()
+        )
+        probability = result.c.document["probability"].as_float()
+        query = (
+            select(probability, facts)
+            .where(
+                result.c.created_at >= since,
+                result.c.created_at < until,
+                result.c.status.in_(JUDGED),
+                probability.is_not(None),
+            )
+            .order_by(result.c.created_at.desc())
+            .limit(MOST_SCORES)
+        )
+        with self._read() as connection:
+            return [
+                Scored(
+                    score,
+                    (known or {}).get("scanner", ""),
+                    (known or {}).get("convolution_kernel", ""),
+                    (known or {}).get("slice_thickness"),
+                )
+                for score, known in connection.execute(query)
+            ]
