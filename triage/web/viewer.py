@@ -38,6 +38,8 @@ from triage.errors import Rejected, Retryable
 from triage.web.access import Page, audit
 
 LESION_SEG, LUNG_SEG, MESH = ResultKind.LESION_SEG, ResultKind.LUNG_SEG, ResultKind.MESH
+BUNDLE = Path(__file__).parent / "static" / "built" / "view3d.js"
+"""The 3D view, which is built from npm with the wheel and by deploy/install."""
 LARGEST_IMAGE = 4096 * 4096
 """Pixels; larger ones are not sent, for the server's and the browser's sake."""
 KEPT = 4
@@ -91,7 +93,8 @@ class Viewer:
         audit(request, Event.PICTURES_SEEN, [entry.study])
         scan = self._scan(entry)
         uid = quote(entry.study.study_instance_uid, safe="")
-        return JSONResponse(description(scan, entry.result, f"/studies/{uid}/viewer/{scan.key}"))
+        told = description(scan, entry.result, f"/studies/{uid}/viewer/{scan.key}")
+        return JSONResponse({**told, "built": BUNDLE.is_file()})
 
     def image(self, request: Request) -> Response:
         """HU of one image: int16, little endian, row by row."""

@@ -95,7 +95,10 @@ class Viewer extends HTMLElement {
     const notes = this.scan.notes.map(textContent => make("p", {className: "fine", textContent}));
     const keys = make("p", {className: "fine keys", id: "viewer-keys",
       textContent: "Wheel, ↑ ↓, Page ↑ ↓: images · n, p: next, previous with lesion · drag, Shift + arrows: window · 1, 2, 3: lung, mediastinum, bone · o: overlay"});
-    this.replaceChildren(top, this.tools(), ...notes, keys);
+    this.space = make("div", {className: "space", hidden: true, tabIndex: 0});
+    for (const [name, value] of Object.entries({role: "application", "aria-roledescription": "3D view", "aria-label": "Lungs, with the infection in red; arrows turn it"}))
+      this.space.setAttribute(name, value);
+    this.replaceChildren(top, this.tools(), this.space, ...notes, keys);
     this.listen(numbers.length);
   }
 
@@ -131,7 +134,41 @@ class Viewer extends HTMLElement {
         make("label", {}, "Opacity", opacity));
     } else
       tools.append(make("span", {className: "fine", textContent: "Nothing is marked in these images."}));
+    if (this.scan.surfaces) tools.append(this.solid = make("button", {type: "button", textContent: "3D view"}));
+    this.solid?.setAttribute("aria-expanded", "false");
+    this.solid?.addEventListener("click", () => this.space.hidden ? this.open3d() : this.close3d());
     return tools;
+  }
+
+  async open3d() {
+    this.space.hidden = false;
+    this.solid.setAttribute("aria-expanded", "true");
+    const say = textContent => this.space.replaceChildren(make("p", {textContent}));
+    if (!this.scan.built) return say("The 3D view is not part of this installation. Whoever runs it can add it with deploy/install, where the npm registry can be reached.");
+    if (!make("canvas").getContext("webgl2")) return say("This browser draws no 3D (WebGL 2 is off or missing).");
+    say("Surfaces are being made …");
+    try {
+      const [{show}, surfaces] = await Promise.all([import("./built/view3d.js"), fetch(`${this.scan.address}/surfaces.glb`)]);
+      if (!surfaces.ok) return say("The surfaces of this study cannot be drawn.");
+      const bytes = await surfaces.arrayBuffer();
+      this.space.replaceChildren();
+      if (!this.space.hidden) this.end3d = await show(this.space, bytes);
+      this.space.dataset.shown = "";
+    } catch {
+      say("The 3D view could not be started.");
+    }
+  }
+
+  close3d() {
+    this.end3d?.();
+    this.end3d = null;
+    delete this.space.dataset.shown;
+    this.space.hidden = true;
+    this.solid.setAttribute("aria-expanded", "false");
+  }
+
+  disconnectedCallback() {
+    if (this.end3d) this.close3d();
   }
 
   lesionBar() {
@@ -191,7 +228,7 @@ class Viewer extends HTMLElement {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || this.space.contains(event.target)) return;
     const {place, window: [width, centre]} = this.shown, last = this.scan.numbers.length - 1, presets = Object.values(PRESETS);
     const keys = event.shiftKey ? {
       ArrowUp: () => this.set({window: [width, centre + 20]}), ArrowDown: () => this.set({window: [width, centre - 20]}),
