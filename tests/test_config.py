@@ -49,7 +49,10 @@ def test_every_setting_has_a_line_that_says_what_it_does() -> None:
         ({"listener": {"ae_title": "SEVENTEEN_LETTERS"}}, ["listener.ae_title", "16"]),
         ({"listener": {"peers": ["10.0.0.0/99"]}}, ["listener.peers", "10.0.0.0/99"]),
         ({"listener": {"port": 8080}}, ["listener.port", "web.port", "8080"]),
-        ({"web": {"host": "0.0.0.0"}}, ["web", "token", "16"]),
+        ({"web": {"token": "short"}}, ["web", "token", "16"]),
+        ({"web": {"proxy": {"networks": ["10.0.0.0/99"]}}}, ["web.proxy.networks", "10.0.0.0/99"]),
+        ({"web": {"session": {"hours": 1000}}}, ["web.session.hours", "1000", "168"]),
+        ({"audit": {"syslog": {"host": "h", "port": 514, "protocol": "smoke"}}}, ["audit.syslog", "udp"]),
         ({"lists": {"serve": True}}, ["lists.serve", "listener.peers"]),
         ({"orders": {"port": 2575}}, ["orders", "orders.peers"]),
         ({"orders": {"port": 8080, "host": "127.0.0.1"}}, ["orders.port", "8080", "differ"]),
@@ -85,8 +88,11 @@ def test_secrets_come_from_the_environment_and_are_never_printed(tmp_path: Path)
 
 def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("storage:\n  spool: images\n")
+    path.write_text("storage:\n  spool: images\naudit:\n  syslog: {host: h, port: 6514, tls: {ca: ca.pem}}\n")
     loaded = config.load(path, {})
+    assert loaded.audit.file == tmp_path / "var/audit.log"
+    assert loaded.audit.syslog is not None
+    assert loaded.audit.syslog.tls.ca == tmp_path / "ca.pem"
     assert loaded.storage.spool == tmp_path / "images"
     assert loaded.database.url == f"sqlite:///{tmp_path}/var/triage.db"
 
