@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
+    String,
     and_,
     case,
     delete,
@@ -28,7 +28,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from triage.db.tables import NEXT_CHANGE, claim, delivery, policy, result, saved_view, study, verdict
+from triage.db.tables import (
+    NEXT_CHANGE,
+    UtcDateTime,
+    claim,
+    delivery,
+    policy,
+    result,
+    saved_view,
+    study,
+    verdict,
+)
 from triage.db.worklist import ORDERINGS, entries, is_open
 from triage.domain import Band, Grade, Status, StudyState, WorklistEntry
 from triage.errors import Rejected
@@ -442,21 +452,18 @@ def _key(ordering: str, text: str | None) -> Any:
         if named != ordering or len(plain) != len(columns):
             raise ValueError(named)
         values = [_value(column, value) for column, value in zip(columns, plain, strict=True)]
-    except (binascii.Error, ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise Rejected("this place is none of the list as it is ordered now") from error
     return tuple_(*(literal(value, column.type) for column, value in zip(columns, values, strict=True)))
 
 
 def _value(column: ColumnElement[Any], value: Any) -> Any:
-    kind = column.type.python_type
-    if kind is datetime:
-        moment = datetime.fromisoformat(value)
-        if moment.tzinfo is None:
-            raise ValueError(value)
-        return moment
-    if kind is str and not isinstance(value, str):
+    if isinstance(column.type, UtcDateTime):
+        return datetime.fromisoformat(value).astimezone(UTC)
+    expected = str if isinstance(column.type, String) else (int, float)
+    if not isinstance(value, expected):
         raise TypeError(value)
-    return kind(value)
+    return value if isinstance(value, str) else float(value)
 
 
 # --- rows -----------------------------------------------------------------------------------------

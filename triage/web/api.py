@@ -34,7 +34,9 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     503: {"model": Problem, "description": "The database does not answer now"},
 }
 NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "There is none"}}
-CONFLICT: dict[int | str, dict[str, Any]] = {409: {"model": Problem, "description": "Something speaks against it"}}
+CONFLICT: dict[int | str, dict[str, Any]] = {
+    409: {"model": Problem, "description": "Something speaks against it"}
+}
 
 
 class Needs:

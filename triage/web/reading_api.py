@@ -33,6 +33,7 @@ STREAM_ROUNDS = 300
 """Then the stream ends: whoever still may see the list opens it again."""
 LARGEST_NUMBER = 2**63 - 1
 
+
 class EventStream(StreamingResponse):
     """Server-sent events (WHATWG HTML, section 9.2): each one's data is a ``ChangesOut``."""
 

@@ -60,7 +60,8 @@ async function keep(job) {
 async function get(address) {
   try {
     const response = await fetch(address, {cache: "no-store", signal: AbortSignal.timeout(10000)});
-    if (response.status === 401 || response.status === 409) location.reload();
+    if (response.status === 401) location.reload();
+    if (response.status === 409) restart(); // the ordering has changed
     if (!response.ok) throw new Error(response.statusText);
     found();
     return response;
