@@ -239,6 +239,11 @@ class Reading:
             _touch(connection, study_instance_uid)
             return Claim(person, begun, until)
 
+    def reader(self, study_instance_uid: str, now: datetime) -> Claim | None:
+        """Who reads the study now."""
+        with self._read() as connection:
+            return _claims(connection, [study_instance_uid], now).get(study_instance_uid)
+
     def release(self, study_instance_uid: str, person: str) -> bool:
         """Give the study back; False when the person does not have it."""
         with self._write() as connection:

@@ -5,6 +5,7 @@ What it can do is described by /api/v1/openapi.json. Errors are ``{"error": sent
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -63,13 +64,9 @@ def create_api(*routers: APIRouter) -> FastAPI:
         docs_url=None,  # its page would load scripts from another host
         redoc_url=None,
         responses=PROBLEMS,
-        exception_handlers={
-            HTTPException: _refused,
-            RequestValidationError: _not_understood,
-            Rejected: _rejected,
-            Retryable: _unavailable,
-        },
     )
+    for error, answer in ANSWERS.items():
+        api.add_exception_handler(error, answer)
     for router in routers:
         api.include_router(router)
     return api
@@ -100,3 +97,11 @@ def _rejected(_: Request, error: Exception) -> JSONResponse:
 
 def _unavailable(_: Request, error: Exception) -> JSONResponse:
     return _answer(503, str(error))
+
+
+ANSWERS: Mapping[type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+    HTTPException: _refused,
+    RequestValidationError: _not_understood,
+    Rejected: _rejected,
+    Retryable: _unavailable,
+}

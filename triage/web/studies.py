@@ -37,7 +37,7 @@ class Studies:
         ]
 
     def study(self, request: Request) -> Response:
-        uid = request.path_params["study_instance_uid"]
+        uid, now = request.path_params["study_instance_uid"], self.pages.clock()
         entry = self.pages.entry(uid)
         priors = self.database.priors(entry.study, MOST_PRIORS)
         audit(request, Event.STUDY_SEEN, [entry.study, *(prior.study for prior in priors)])
@@ -47,8 +47,10 @@ class Studies:
         return self.pages.render(
             request,
             "study.html",
-            self.pages.clock(),
+            now,
             entry=entry,
+            claim=self.database.reading.reader(uid, now),
+            verdicts=self.database.reading.verdicts(uid),
             results=self.database.results(uid),
             deliveries=deliveries,
             resendable=[

@@ -49,13 +49,17 @@ async function claimOrRead(what, study, name, take_over = false) {
   const answer = await send("PUT", `${path}/${what}`, {take_over});
   if (answer.claim) return await warn(answer.claim.person, name) === "take" && claimOrRead(what, study, name, true);
   if (!answer.ok) return false;
-  if (what === "read") say(`Marked read: ${name}.`, async () => (await send("DELETE", `${path}/read`)).ok && say(`Back on the list: ${name}.`));
+  if (what === "read") say(`Marked read: ${name}.`, () => unread(study, name));
   else say(`You read the study of ${name}.`);
   return true;
 }
 
 async function release(study, name) {
   if ((await send("DELETE", `/studies/${encodeURIComponent(study)}/claim`)).ok) say(`Released: ${name}.`);
+}
+
+async function unread(study, name) {
+  if ((await send("DELETE", `/studies/${encodeURIComponent(study)}/read`)).ok) say(`Back on the list: ${name}.`);
 }
 
 async function verdict(study, name, opinion) {
@@ -72,7 +76,7 @@ async function verdict(study, name, opinion) {
 export function act(button) {
   const {study, name} = button.closest("[data-study]").dataset, what = button.dataset.act;
   if (what === "verdict") return verdict(study, name, button.dataset.opinion);
-  return what === "release" ? release(study, name) : claimOrRead(what, study, name);
+  return {release, unread}[what]?.(study, name) ?? claimOrRead(what, study, name);
 }
 
 document.addEventListener("click", event => {
