@@ -68,7 +68,9 @@ class Reader:
     def __init__(self, ward: Ward, raise_errors: bool = True) -> None:
         app = create_app(ward.database, ward.config, ward.clock)
         transport = httpx.ASGITransport(app, raise_app_exceptions=raise_errors)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
+        self._client = httpx.AsyncClient(
+            transport=transport, base_url="http://127.0.0.1:8080", headers={"Origin": "http://127.0.0.1:8080"}
+        )
 
     def get(self, address: str, **asked: Any) -> httpx.Response:
         return asyncio.run(self._client.get(address, **asked))
@@ -546,55 +548,17 @@ def test_every_page_needs_the_token(ward: Ward) -> None:
     client = guarded(ward)
     for address in PAGES:
         refused = client.get(address)
-        assert refused.status_code == 401
+        assert refused.status_code == 401, address
         assert "DOE" not in refused.text.replace("/search?q=DOE", "")
         assert client.get(address, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
         for wrong in ("Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}é", TOKEN):
             asked = {"Authorization": wrong.encode("latin-1")}
             assert client.get(address, headers=asked).status_code == 401, wrong
     assert client.get("/api/worklist").json() == {
-        "error": "this needs the header 'Authorization: Bearer TOKEN'"
+        "ok": False,
+        "error": "this needs the header 'Authorization: Bearer TOKEN'",
     }
     assert client.get("/healthz").status_code == client.get("/static/page.css").status_code == 200
-
-
-def test_logging_in_leads_to_the_page_that_was_asked_for(ward: Ward) -> None:
-    ward.arrive("1.1")
-    client = guarded(ward)
-    form = client.get("/search?q=DOE&x=%22")
-    wanted = re.search(r'name="next" value="([^"]*)"', form.text)
-    assert wanted
-    answer = client.post("/login", data={"token": TOKEN, "next": html.unescape(wanted[1])})
-    assert (answer.status_code, answer.headers["location"]) == (303, "/search?q=DOE&x=%22")
-    cookie = answer.headers["set-cookie"]
-    assert "HttpOnly" in cookie
-    assert "SameSite=strict" in cookie
-    assert TOKEN not in cookie
-    assert order(client.get("/search?q=DOE")) == ["1.1"]
-    client.post("/logout")
-    assert client.get("/").status_code == 401
-
-
-@pytest.mark.parametrize(
-    "form", [{"token": "wrong"}, {"token": ""}, {}, {"token": TOKEN, "next": "x" * 5000}]
-)
-def test_a_wrong_token_is_told_so(ward: Ward, form: dict[str, str]) -> None:
-    client = guarded(ward)
-    answer = client.post("/login", data=form)
-    assert answer.status_code == 401
-    assert "That is not the token" in text(answer)
-    assert client.get("/", headers={"Cookie": f"triage_session={'0' * 64}"}).status_code == 401
-
-
-@pytest.mark.parametrize("wanted", ["https://evil.example/", "//evil.example", "/\\evil.example", "evil", ""])
-def test_logging_in_never_leads_elsewhere(ward: Ward, wanted: str) -> None:
-    answer = guarded(ward).post("/login", data={"token": TOKEN, "next": wanted})
-    assert answer.headers["location"] == "/"
-
-
-def test_without_a_token_nobody_logs_in(ward: Ward) -> None:
-    answer = browse(ward).post("/login", data={"token": ""})
-    assert (answer.status_code, "set-cookie" in answer.headers) == (401, False)
 
 
 @pytest.mark.parametrize(
@@ -642,7 +606,7 @@ def test_every_answer_carries_the_guarding_headers(ward: Ward, monkeypatch: pyte
         assert "unsafe" not in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
 
 
 # --- the server ------------------------------------------------------------------------------
