@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,7 +95,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One study on the list. ``key`` is its place in the ordering, to go on from."""
+    """One study with what readers did. ``key`` is its place in the ordering, to go on from."""
 
     entry: WorklistEntry
     key: str
@@ -181,6 +181,13 @@ class Reading:
         with self._read() as connection:
             found = _rows(connection, ordering, connection.execute(query).mappings().all(), now)
         return found[0] if found else None
+
+    def beside(self, found: Sequence[WorklistEntry], now: datetime) -> list[Row]:
+        """Studies that were found in another way, with who reads them and what was said of them."""
+        uids = [entry.study.study_instance_uid for entry in found]
+        with self._read() as connection:
+            claims, said = _claims(connection, uids, now), _newest_verdicts(connection, uids)
+        return [Row(one, "", claims.get(uid), said.get(uid)) for uid, one in zip(uids, found, strict=True)]
 
     def counts(self, now: datetime, leave_after_days: float) -> Counts:
         query = select(

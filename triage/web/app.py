@@ -30,7 +30,6 @@ from triage import policies
 from triage.audit import Event
 from triage.config import Config
 from triage.db import Database
-from triage.db.reading import Row
 from triage.dicom.capture import read_capture
 from triage.domain import Permission, ResultKind, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
@@ -153,7 +152,7 @@ class Pages:
         self.templates = _templates(config)
 
     def search(self, request: Request) -> Response:
-        text = request.query_params.get("q", "").strip()[:256]
+        now, text = self.clock(), request.query_params.get("q", "").strip()[:256]
         as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
         find = self.database.search
         entries = (find(text, LONGEST_SEARCH) or find(as_dicom, LONGEST_SEARCH)) if text else []
@@ -162,9 +161,9 @@ class Pages:
         return self.render(
             request,
             "search.html",
-            self.clock(),
+            now,
             text=text,
-            rows=[Row(entry, "", None, None) for entry in entries],
+            rows=self.database.reading.beside(entries, now),
             more=len(entries) == LONGEST_SEARCH,
         )
 
