@@ -201,10 +201,13 @@ class Reading:
         with self._read() as connection:
             return Counts(*connection.execute(query).one())
 
+    def version(self) -> int:
+        """Another one whenever anything on the list has changed."""
+        with self._read() as connection:
+            return _version(connection)
+
     def changes(self, since: int, now: datetime, leave_after_days: float) -> Changes:
         """Whether anything changed, and which critical studies did; ``since`` 0 names them all."""
-        newest = (select(func.max(table.c.changed)).scalar_subquery() for table in (study, delivery))
-        query = select(*(func.coalesce(number, 0) for number in newest))
         critical = (
             select(study.c.study_instance_uid, study.c.priority_reason)
             .where(
@@ -215,7 +218,7 @@ class Reading:
             .order_by(study.c.changed, study.c.study_instance_uid)
         )
         with self._read() as connection:
-            version = max(connection.execute(query).one())
+            version = _version(connection)
             if version == since:
                 return Changes(version, ())
             return Changes(version, tuple((uid, why) for uid, why in connection.execute(critical)))
@@ -515,6 +518,11 @@ def _verdict_of(row: RowMapping) -> Verdict:
     values["true_grade"] = Grade(grade) if grade else None
     values["status"] = Status(status) if status else None
     return Verdict(**{**values, "band": Band(row["band"])})
+
+
+def _version(connection: Connection) -> int:
+    newest = (select(func.max(table.c.changed)).scalar_subquery() for table in (study, delivery))
+    return max(connection.execute(select(*(func.coalesce(number, 0) for number in newest))).one())
 
 
 def _is_there(connection: Connection, uid: str) -> bool:

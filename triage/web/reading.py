@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PIECE = 50
 """Rows that the page asks for at once."""
 LONGEST_PAGE = 200
+COUNTS_SECONDS = 5
 LONGEST_TEXT = 256
 
 BandName = Literal["critical", "severe", "positive", "indeterminate", "not-judged", "routine"]
@@ -73,7 +74,9 @@ class Filters(BaseModel):
     def query(self) -> str:
         """What stands in an address for these filters; empty for none."""
         values = self.model_dump(mode="json", exclude_defaults=True)
-        return urlencode({name: value for name, value in values.items() if value}, doseq=True)
+        if self.hours is not None:
+            values["hours"] = f"{self.hours:g}"
+        return urlencode(values | ({"overdue": "true"} if self.overdue else {}), doseq=True)
 
 
 def filters_of(asked: QueryParams) -> Filters:
@@ -94,6 +97,7 @@ class ReadingList:
     def __init__(self, pages: Pages, stop: threading.Event) -> None:
         self.pages, self.stop = pages, stop
         self.database = pages.database
+        self._counted: tuple[tuple[int, float], Counts] | None = None
 
     def routes(self) -> list[Route]:
         return [Guarded("/", self.worklist, Permission.READ), Guarded("/list", self.piece, Permission.READ)]
@@ -145,7 +149,13 @@ class ReadingList:
         return self.database.reading.row(study_instance_uid, now, self.ordering)
 
     def counts(self, now: datetime) -> Counts:
-        return self.database.reading.counts(now, self.leave_after_days)
+        """Counted once for all who look, until something changes, or some seconds are over."""
+        kept = self.database.reading
+        asked = (kept.version(), now.timestamp() // COUNTS_SECONDS)
+        known = self._counted
+        if known is None or known[0] != asked:
+            known = self._counted = (asked, kept.counts(now, self.leave_after_days))
+        return known[1]
 
     def worklist(self, request: Request) -> Response:
         """The first piece, ready to be read; the script then asks for the others where they are looked at."""
