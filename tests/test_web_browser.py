@@ -18,12 +18,13 @@ from selenium.webdriver.support.wait import WebDriverWait
 from tests.needs import needs_chromium
 from tests.peers import free_port
 from tests.web_studies import Ward, configured
-from triage.domain import Status
+from triage import first, passwords
+from triage.domain import Role, Status
 from triage.web.app import serve
 
 pytestmark = needs_chromium
 
-TOKEN = "a-token-of-the-reading-room"
+PASSWORD = "correct horse battery"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ class Site:
 
     def order(self) -> list[str]:
         rows: list[str] = self.run(
-            "return [...document.querySelectorAll('#rows tr')].map(row => row.id.slice(4))"
+            "return [...document.querySelectorAll('#worklist tbody tr')].map(row => row.id.slice(4))"
         )
         return rows
 
@@ -96,7 +97,7 @@ def site(tmp_path: Path, chromium: webdriver.Chrome, request: pytest.FixtureRequ
 
 def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     ward = site.ward
-    for number in range(100):
+    for number in range(40):
         ward.arrive(f"1.{number}", ago=30 - number / 4, patient_name=f"PATIENT^{number}")
     ward.judge("1.0", Status.NEGATIVE, picture=ward.png())
     site.browser.get(site.address)
@@ -117,7 +118,7 @@ def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     assert site.order() == ["2.1", *before]
     assert "NEW, ONE" in site.text()
     assert "as of 12:01" in site.text()
-    assert site.browser.title == "101 open · Worklist"
+    assert site.browser.title == "41 open · Worklist"
     assert site.run("return window.untouched"), "the page was not loaded anew"
     assert site.run("return document.activeElement.id") == "study-1.20"
     assert site.run("return getSelection().toString()") == "PATIENT, 20"
@@ -125,10 +126,10 @@ def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     assert abs(site.run(seen_at) - top) < 3
     lines = site.run("""
         const number = new Range();
-        number.selectNodeContents(document.querySelector("#rows tr:last-child .place"));
+        number.selectNodeContents(document.querySelector("#worklist tbody tr:last-child .place"));
         return [number.toString(), number.getClientRects().length];
     """)
-    assert lines == ["101", 1], "a long number stays on one line"
+    assert lines == ["41", 1], "a long number stays on one line"
     assert site.complaints() == []
 
 
@@ -184,27 +185,62 @@ def test_a_reader_gets_around_with_the_keyboard(site: Site) -> None:
     assert site.complaints() == []
 
 
-@pytest.mark.parametrize("site", [{"token": TOKEN}], indirect=True)
 def test_logging_in_and_out(site: Site) -> None:
+    site.ward.database.people.add_user("jane", Role.VIEWER, passwords.hashed(PASSWORD), site.ward.now, [])
     site.ward.arrive("1.1")
-    site.browser.get(site.address + "/studies/1.1")
-    assert "DOE" not in site.text()
-    site.browser.find_element(By.ID, "token").send_keys("wrong", Keys.ENTER)
-    site.until(lambda: "That is not the token" in site.text())
-    site.browser.get(site.address + "/studies/1.1")
-    site.browser.find_element(By.ID, "token").send_keys(TOKEN, Keys.ENTER)
+    site.browser.get(site.address + "/search?q=DOE")
+    assert "JANE" not in site.text()
+
+    def log_in(password: str) -> None:
+        site.browser.find_element(By.ID, "name").send_keys("jane")
+        site.browser.find_element(By.ID, "password").send_keys(password, Keys.ENTER)
+
+    log_in("wrong")
+    site.until(lambda: "Wrong name or password" in site.text())
+    log_in(PASSWORD)
     site.until(lambda: "DOE, JANE" in site.text())
-    assert site.browser.current_url == site.address + "/studies/1.1"
+    assert site.browser.current_url == site.address + "/search?q=DOE"
     assert site.run("return document.cookie") == ""
     tabs = site.browser.current_window_handle
     site.browser.switch_to.new_window("tab")
     site.browser.get(site.address)
     site.browser.find_element(By.CSS_SELECTOR, "form[action='/logout'] button").click()
-    site.until(lambda: "Access token" in site.text())
+    site.until(lambda: "Password" in site.text())
     site.browser.close()
     site.browser.switch_to.window(tabs)
-    site.until(lambda: "Access token" in site.text())
+    site.until(lambda: "Password" in site.text())
     assert [complaint for complaint in site.complaints() if "401 (Unauthorized)" not in complaint] == []
+
+
+def test_the_first_admin_makes_a_user_who_changes_the_password(site: Site) -> None:
+    def fill(**fields: str) -> None:
+        for name, value in fields.items():
+            site.browser.find_element(By.ID, name.replace("_", "-")).send_keys(value)
+        site.browser.switch_to.active_element.send_keys(Keys.ENTER)
+
+    def open_part(name: str) -> None:
+        site.run(f"[...document.querySelectorAll('summary')].find(s => s.innerText === '{name}').click()")
+
+    link = first.link(site.ward.database, site.ward.config, site.ward.now)
+    assert link is not None
+    site.browser.get(link)
+    fill(name="boss", password=PASSWORD, again=PASSWORD)
+    site.until(lambda: "Users and tokens" in site.text())
+    open_part("New user")
+    fill(new_name="jane", new_password="a first password", new_again="a first password")
+    site.until(lambda: "never" in site.text())
+    open_part("New token")
+    fill(token_name="RIS")
+    site.until(lambda: "it is not shown again" in site.text())
+    site.browser.find_element(By.CSS_SELECTOR, "form[action='/logout'] button").click()
+    site.until(lambda: "Password" in site.text())
+    fill(name="jane", password="a first password")
+    site.until(lambda: "Log out" in site.text())
+    assert "Users" not in site.text()
+    site.browser.find_element(By.LINK_TEXT, "jane").click()
+    fill(current="a first password", password=PASSWORD, again=PASSWORD)
+    site.until(lambda: "Your password is changed" in site.text())
+    assert [one for one in site.complaints() if "401 (Unauthorized)" not in one] == []
 
 
 @pytest.mark.parametrize("width", [700, 1000, 1400, 2200])

@@ -19,7 +19,7 @@ LINK_HOURS = 24
 """For so long the link that makes the first user is good."""
 FREE_FAILURES = 4
 """Wrong passwords after which nobody has to wait yet."""
-FIRST_WAIT = timedelta(seconds=30)
+FIRST_WAIT_SECONDS = 30
 LONGEST_WAIT = timedelta(hours=1)
 FORGET_FAILURES = timedelta(days=1)
 TOUCH = timedelta(minutes=1)
@@ -276,7 +276,7 @@ def _locked(failures: int, now: datetime) -> datetime | None:
     over = failures - FREE_FAILURES - 1
     if over < 0:
         return None
-    return now + min(FIRST_WAIT * 2 ** min(over, 20), LONGEST_WAIT)
+    return now + min(timedelta(seconds=FIRST_WAIT_SECONDS << min(over, 20)), LONGEST_WAIT)
 
 
 def _user(row: RowMapping | None) -> User | None:

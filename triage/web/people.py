@@ -199,7 +199,8 @@ class People:
 
     def change_user(self, request: Request, form: Form) -> Response:
         """Role, closing or opening the account, or a new password, whichever the form sends."""
-        name, change, what = request.path_params["name"], {}, []
+        name, what = request.path_params["name"], []
+        change: dict[str, Any] = {}
         if form.one("role"):
             change["role"] = _role(form)
             what.append(f"role {change['role']}")

@@ -7,7 +7,7 @@ let etag = "", title = document.title, timer;
 async function refresh() {
   clearTimeout(timer);
   try {
-    const ask = {cache: "no-store", headers: {"If-None-Match": etag}, signal: AbortSignal.timeout(10000)};
+    const ask = {cache: "no-store", headers: {"If-None-Match": etag, "X-Background": "1"}, signal: AbortSignal.timeout(10000)};
     const response = await fetch(location.href, ask);
     if (response.status === 401) return location.reload();
     if (!response.ok && response.status !== 304) throw new Error(response.statusText);
