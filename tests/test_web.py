@@ -262,16 +262,6 @@ def test_search_finds_what_a_reader_types(ward: Ward) -> None:
     assert "No study matches" in text(browse(ward).get("/search?q=nobody"))
 
 
-def test_a_list_too_long_for_the_page_says_so(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(21):
-        ward.arrive(f"1.{number}")
-    assert len(order(browse(ward).get("/"))) == 21
-    monkeypatch.setattr("triage.web.app.LONGEST_LIST", 20)
-    page = browse(ward).get("/")
-    assert len(order(page)) == 20
-    assert "More studies are open than the 20 shown here" in text(page)
-
-
 # --- one study -------------------------------------------------------------------------------
 
 

@@ -522,7 +522,8 @@ def _verdict_of(row: RowMapping) -> Verdict:
 
 def _version(connection: Connection) -> int:
     newest = (select(func.max(table.c.changed)).scalar_subquery() for table in (study, delivery))
-    return max(connection.execute(select(*(func.coalesce(number, 0) for number in newest))).one())
+    studies, deliveries = connection.execute(select(*(func.coalesce(one, 0) for one in newest))).one()
+    return max(int(studies), int(deliveries))
 
 
 def _is_there(connection: Connection, uid: str) -> bool:
