@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from triage import daemon, deliver, models, pull
+from triage import daemon, deliver, models, policies, pull
 from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
 from triage.dicom import files, sender
 from triage.errors import TriageError
@@ -26,6 +26,7 @@ def run(config: Config) -> Iterator[Check]:
     """Try spool, disk, database, weights, device, every destination and every source."""
     yield _spool(config)
     yield _database(config)
+    yield _policy(config)
     yield from _model(config)
     if not config.delivery.destinations:
         yield Check("destinations", True, "none configured: results stay in the spool and on the page")
@@ -86,6 +87,20 @@ def _database(config: Config) -> Check:
         )
     new = "" if known else "new and empty; is the path right? "
     return Check("database", True, f"{config.database.url}: {new}{open_studies} open studies")
+
+
+def _policy(config: Config) -> Check:
+    """Which version counts, and whether config.yaml still does."""
+    try:
+        database = daemon.open_database(config)
+        newest = policies.adopt(database, config, daemon.now())
+        database.close()
+    except TriageError as error:
+        return Check("policy", False, str(error))
+    detail = f"version {newest.version} by {newest.author} counts: {newest.reason}"
+    if newest.author != policies.FILE and newest.policy != config.policy:
+        detail += "; priority in config.yaml is another one and does not count"
+    return Check("policy", True, detail)
 
 
 def _model(config: Config) -> Iterator[Check]:

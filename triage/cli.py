@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
@@ -520,6 +522,78 @@ def _offer_first_link(settings: Config) -> None:
     if link is not None:
         said = "No user yet. Whoever opens this link first, within a day, becomes the admin:"
         err.print(f"{said}\n{link}", highlight=False, markup=False, soft_wrap=True)
+
+
+policy = typer.Typer(help="Show what orders the list, set it, or go back; the page does the same.")
+app.add_typer(policy, name="policy")
+Why = Annotated[str, typer.Option(help="Kept with the version, beside your name.")]
+CHANGED = "version {} counts from now on: open studies have their new places, nothing is judged again"
+
+
+@policy.callback(invoke_without_command=True)
+def show_policy(
+    context: typer.Context,
+    history: Annotated[bool, typer.Option("--history", help="Who set which version, when and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the policy that counts, as YAML that `triage policy set` takes."""
+    if context.invoked_subcommand is not None:
+        return
+    from triage import policies
+
+    with _plain_errors():
+        versions = _database(configuration.load(context.obj)).policies(1000 if history else 1)
+    if as_json:
+        typer.echo(json.dumps([policies.row(one) for one in versions], indent=2, ensure_ascii=False))
+        return
+    for one in versions:
+        said = f"version {one.version} by {one.author}, {one.created_at:%Y-%m-%d %H:%M} UTC: {one.reason}"
+        out.print(f"# {said}", markup=False, highlight=False, soft_wrap=True)
+    if not history:
+        typer.echo(yaml.safe_dump(versions[0].policy.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@policy.command(name="set")
+def set_policy(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="YAML, as `triage policy` prints it.", exists=True)],
+    reason: Why,
+) -> None:
+    """Set a new policy; what the file leaves out has its default."""
+    from triage import policies
+
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        wanted = configuration.read_policy(file, settings)
+        database = _database(settings)
+        new = policies.save(database, settings, wanted, _who(), reason, datetime.now(UTC), _newest(database))
+    out.print(CHANGED.format(new.version), soft_wrap=True)
+
+
+@policy.command(name="rollback")
+def roll_back_policy(
+    context: typer.Context,
+    version: Annotated[int, typer.Argument(help="A version that `triage policy --history` shows.")],
+    reason: Why = "",
+) -> None:
+    """Set a new version that is equal to an old one."""
+    from triage import policies
+
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        database, now = _database(settings), datetime.now(UTC)
+        new = policies.roll_back(database, settings, version, _who(), reason, now, _newest(database))
+    out.print(CHANGED.format(new.version), soft_wrap=True)
+
+
+def _who() -> str:
+    """Whose account this is: the author of what is set from the terminal."""
+    return f"{getpass.getuser()} (terminal)"
+
+
+def _newest(database: Database) -> int:
+    newest = database.policy()
+    return newest.version if newest else 0
 
 
 @contextmanager

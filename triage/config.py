@@ -628,6 +628,19 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
+def read_policy(path: Path, config: Config) -> PriorityPolicy:
+    """A policy from a YAML file of its own, complete; raises ConfigError as ``load`` does."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    try:
+        return config.under(PriorityPolicy.model_validate(data)).policy
+    except ValidationError as error:
+        lines = [_explain(dict(e)) for e in error.errors()]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+
+
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "settings"
     message = str(error["msg"]).removeprefix("Value error, ")

@@ -457,6 +457,15 @@ class Study:
         return (*self.notes, *filter(None, [self.completeness]))
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of an answer that is positive or negative, what orders."""
+
+    status: Status
+    probability: float | None
+    affected_fraction: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What decides the place of a study, and what became of it."""
@@ -467,8 +476,8 @@ class Standing:
     stat: bool
     priority: Priority
     """Its place as the database has it."""
-    result: Result | None = None
-    """The newest answer that is positive or negative; of its figures only those that order."""
+    result: Figures | None = None
+    """Of the newest answer that is positive or negative."""
     judged_at: datetime | None = None
     closed_at: datetime | None = None
     patient_name: str = ""

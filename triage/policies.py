@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 from triage import priority, whatif
 from triage.config import Config, PriorityPolicy
@@ -89,6 +90,17 @@ def rehearse(db: Database, config: Config, candidate: PriorityPolicy, now: datet
         if (is_sick := whatif.truth(one.opinion, one.status, one.true_grade)) is not None
     }
     return whatif.rehearse(studies, truths, in_force(db, config), config.under(candidate), now, days)
+
+
+def row(version: PolicyVersion) -> dict[str, Any]:
+    """One version for machines."""
+    return {
+        "version": version.version,
+        "author": version.author,
+        "reason": version.reason,
+        "created_at": version.created_at.isoformat(),
+        "policy": version.policy.model_dump(mode="json"),
+    }
 
 
 def moved(db: Database, config: Config, now: datetime) -> Iterator[Placed]:

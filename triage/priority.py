@@ -6,13 +6,12 @@ probability, *severity* by the affected lung fraction, *combined* by both (an ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from triage.config import Analysis, PriorityPolicy
 from triage.domain import (
     Band,
+    Figures,
     Priority,
     Result,
     Standing,
@@ -24,6 +23,9 @@ from triage.domain import (
 
 STAT = "STAT"
 """RequestedProcedurePriority (0040,1003) of an order that is never lowered."""
+
+
+Judged = Result | Figures
 
 
 def pending(arrived_at: datetime, stat: bool, policy: PriorityPolicy) -> Priority:
@@ -46,23 +48,27 @@ def prioritise(
     return _place(band, score, sentence(result), arrived_at, stat, policy)
 
 
-def flagged(result: Result, policy: PriorityPolicy, analysis: Analysis) -> bool:
+def flagged(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> bool:
     """Whether the findings alone, STAT or not, move the study up among the positives."""
     return _by_findings(result, policy, analysis)[0] <= Band.POSITIVE
 
 
 def again(study: Standing, policy: PriorityPolicy, analysis: Analysis) -> Priority:
     """The place of a study as if this policy had always counted; the sentence that explains it stays."""
-    if study.result is None:
-        place = pending(study.arrived_at, study.stat, policy)
-    else:
-        place = prioritise(study.result, study.arrived_at, study.stat, policy, analysis)
-        if study.state is not StudyState.ANALYZED:  # what was found before still counts
-            place = not_judged(place, study.arrived_at, study.stat, "", policy)
-    return replace(place, reason=study.priority.reason)
+    band, score = Band.NOT_JUDGED, 0.0
+    if study.result is not None:
+        band, score = _by_findings(study.result, policy, analysis)
+    due_at = _due(band, study.arrived_at, study.stat, policy)
+    if study.stat:
+        band = Band.CRITICAL
+    if study.state is not StudyState.ANALYZED and not study.stat:  # what was found before still counts
+        due_at = min(due_at, _due(Band.NOT_JUDGED, study.arrived_at, study.stat, policy))
+        if band > Band.NOT_JUDGED:
+            band, score = Band.NOT_JUDGED, 0.0
+    return Priority(band, score, due_at, study.priority.reason)
 
 
-def _by_findings(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+def _by_findings(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
     """A study that is positive by either figure is never filed below the positives, and one that its report
     calls positive never with the routine ones, wherever the policy draws the line.
     """
@@ -85,16 +91,26 @@ def _positive_from(policy: PriorityPolicy, analysis: Analysis) -> tuple[float, f
 def _place(
     band: Band, score: float, reason: str, arrived_at: datetime, stat: bool, policy: PriorityPolicy
 ) -> Priority:
+    due_at = _due(band, arrived_at, stat, policy)
+    return (
+        Priority(Band.CRITICAL, score, due_at, f"STAT order; {reason}")
+        if stat
+        else Priority(band, score, due_at, reason)
+    )
+
+
+def _due(band: Band, arrived_at: datetime, stat: bool, policy: PriorityPolicy) -> datetime:
+    """Neither waiting for a judgement nor getting one delays a STAT order."""
     waits = policy.target_wait_minutes
-    if stat:  # neither waiting for a judgement nor getting one delays it
-        band, reason = Band.CRITICAL, f"STAT order; {reason}"
-        minutes = min(waits.critical, waits.not_judged)
-    else:
-        minutes = getattr(waits, band.name.lower())
-    return Priority(band, score, arrived_at + timedelta(minutes=minutes), reason)
+    minutes = min(waits.critical, waits.not_judged) if stat else getattr(waits, _WAITS[band])
+    return arrived_at + timedelta(minutes=minutes)
 
 
-def _by_probability(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+_WAITS = {band: band.name.lower() for band in Band}
+"""What the settings call each band's target wait."""
+
+
+def _by_probability(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
     probability = result.probability
     if probability is None:
         return Band.INDETERMINATE, 0.0
@@ -105,20 +121,20 @@ def _by_probability(result: Result, policy: PriorityPolicy, analysis: Analysis) 
     return Band.ROUTINE, probability
 
 
-def _by_fraction(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+def _by_fraction(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
     fraction = result.affected_fraction
     if fraction is None:  # a network that only classifies: unknown is never 0
         return Band.INDETERMINATE, 0.0
-    limits: Mapping[Band, float] = {
-        Band.CRITICAL: policy.critical_fraction,
-        Band.SEVERE: policy.severe_fraction,
-        Band.POSITIVE: _positive_from(policy, analysis)[1],
-        Band.INDETERMINATE: policy.indeterminate_fraction,
-    }
-    return next((band for band, limit in limits.items() if fraction >= limit), Band.ROUTINE), fraction
+    if fraction >= policy.critical_fraction:
+        return Band.CRITICAL, fraction
+    if fraction >= policy.severe_fraction:
+        return Band.SEVERE, fraction
+    if fraction >= _positive_from(policy, analysis)[1]:
+        return Band.POSITIVE, fraction
+    return (Band.INDETERMINATE if fraction >= policy.indeterminate_fraction else Band.ROUTINE), fraction
 
 
-def _by_both(result: Result, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
+def _by_both(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> tuple[Band, float]:
     """The more urgent band of the two; inside a band the mean of fraction and probability."""
     band_p, probability = _by_probability(result, policy, analysis)
     if result.affected_fraction is None:

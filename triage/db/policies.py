@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import BindParameter, ColumnElement, Connection, and_, bindparam, func, insert, select, update
 
 from triage.config import PriorityPolicy
-from triage.db import records
-from triage.db.tables import policy, result, study, verdict
-from triage.domain import Grade, Priority, Result, Standing, Status, StudyState
+from triage.db.tables import NEXT_CHANGE, policy, result, study, verdict
+from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
 from triage.errors import Rejected
 
 JUDGED = (Status.POSITIVE, Status.NEGATIVE)
@@ -91,9 +90,9 @@ def standings(
             study.c.patient_name,
             study.c.accession_number,
             result.c.status,
-            result.c.created_at.label("judged_at"),
-            result.c.document["probability"].as_float().label("probability"),
-            result.c.document["affected_fraction"].as_float().label("affected_fraction"),
+            result.c.created_at,
+            result.c.document["probability"].as_float(),
+            result.c.document["affected_fraction"].as_float(),
         )
         .select_from(joined)
         .where(chosen)
@@ -105,27 +104,24 @@ def standings(
 
 def place(connection: Connection, placed: Sequence[Placed]) -> None:
     """Give studies their new places, but those whose place has changed since it was read: that is newer."""
-    ours = (
-        (study.c.study_instance_uid == bindparam("uid"))
-        & (study.c.band == bindparam("old_band"))
-        & (study.c.score == bindparam("old_score"))
-        & (study.c.due_at == bindparam("old_due_at"))
-    )
-    change = update(study).where(ours)
+    seen: dict[str, BindParameter[Any]] = {
+        name: bindparam(f"seen_{name}") for name in ("study_instance_uid", "band", "score")
+    }
+    number = connection.execute(select(NEXT_CHANGE)).scalar()
+    change = update(study).where(*(study.c[name] == value for name, value in seen.items()))
     rows = [
         {
-            "uid": seen.study_instance_uid,
-            "old_band": int(seen.priority.band),
-            "old_score": seen.priority.score,
-            "old_due_at": seen.priority.due_at,
-            "band": int(new.band),
-            "score": new.score,
-            "due_at": new.due_at,
+            "seen_study_instance_uid": before.study_instance_uid,
+            "seen_band": int(before.priority.band),
+            "seen_score": before.priority.score,
+            "band": int(after.band),
+            "score": after.score,
+            "due_at": after.due_at,
         }
-        for seen, new in placed
+        for before, after in placed
     ]
     if rows:
-        connection.execute(change, rows)
+        connection.execute(change.values(changed=number), rows)
 
 
 def opinions(connection: Connection, since: datetime) -> Iterator[Opinion]:
@@ -156,25 +152,19 @@ def _version(row: Any) -> PolicyVersion:
 
 
 def _standing(row: Any) -> Standing:
-    answer = None
-    if row.status is not None:
-        answer = Result(
-            study_instance_uid=row.study_instance_uid,
-            patient_id="",
-            status=Status(row.status),
-            reason="",
-            probability=row.probability,
-            affected_fraction=row.affected_fraction,
-        )
+    uid, state, arrived_at, stat, band, score, due_at, reason, closed_at, name, accession_number, *answer = (
+        row
+    )
+    status, judged_at, probability, fraction = answer
     return Standing(
-        study_instance_uid=row.study_instance_uid,
-        state=StudyState(row.state),
-        arrived_at=row.arrived_at,
-        stat=row.stat,
-        priority=records.priority_of(row._mapping),
-        result=answer,
-        judged_at=row.judged_at,
-        closed_at=row.closed_at,
-        patient_name=row.patient_name,
-        accession_number=row.accession_number,
+        study_instance_uid=uid,
+        state=StudyState(state),
+        arrived_at=arrived_at,
+        stat=stat,
+        priority=Priority(Band(band), score, due_at, reason),
+        result=None if status is None else Figures(Status(status), probability, fraction),
+        judged_at=judged_at,
+        closed_at=closed_at,
+        patient_name=name,
+        accession_number=accession_number,
     )

@@ -1,0 +1,405 @@
+"""Versions of the policy: what orders, what another one would have done, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sqlalchemy import text
+
+from tests.web_studies import NOON, Ward, configured
+from triage import analyze, policies, priority, whatif
+from triage.config import Config, PriorityPolicy, TargetWaits
+from triage.db.policies import add, place
+from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
+from triage.errors import ConfigError, Rejected
+
+UIDS = [f"1.2.{number}" for number in range(12)]
+fractions = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
+minutes = st.integers(1, 600).map(float)
+
+
+@st.composite
+def some_policy(draw: st.DrawFn) -> PriorityPolicy:
+    low, flag, severe, critical = sorted(draw(st.tuples(*[fractions] * 4)))
+    likely = sorted(draw(st.tuples(fractions, fractions)))
+    waits = sorted(draw(st.lists(minutes, min_size=5, max_size=5)))
+    names = ("critical", "severe", "positive", "indeterminate", "routine")
+    return PriorityPolicy(
+        ordering=draw(st.sampled_from(["deadline", "strict"])),
+        policy=draw(st.sampled_from(["identification", "severity", "combined"])),
+        positive_probability=likely[1],
+        positive_fraction=flag,
+        indeterminate_probability=likely[0],
+        indeterminate_fraction=low,
+        severe_fraction=severe,
+        critical_fraction=critical,
+        target_wait_minutes=TargetWaits(
+            **dict(zip(names, waits, strict=True)), not_judged=draw(st.floats(1, waits[-1]))
+        ),
+    )
+
+
+def result(probability: float | None, fraction: float | None, config: Config) -> Figures:
+    analysis = config.analysis
+    positive = (probability or 0) >= analysis.positive_probability or (
+        fraction or 0
+    ) >= analysis.positive_fraction
+    status = Status.POSITIVE if positive else Status.NEGATIVE
+    return Figures(status, probability, fraction)
+
+
+@st.composite
+def some_studies(draw: st.DrawFn) -> list[Standing]:
+    """A history: studies that arrived, were judged or not, and were closed or not."""
+    found = []
+    for number in range(draw(st.integers(0, 12))):
+        arrived = NOON + timedelta(minutes=draw(st.integers(0, 300)))
+        answer, judged_at = None, None
+        if draw(st.integers(0, 4)):
+            answer = result(draw(fractions), draw(st.none() | fractions), Config())
+            judged_at = arrived + timedelta(minutes=draw(st.integers(0, 60)))
+        closed_at = arrived + timedelta(minutes=draw(st.integers(0, 400))) if draw(st.booleans()) else None
+        state = draw(st.sampled_from([StudyState.ANALYZED, StudyState.FAILED, StudyState.RECEIVING]))
+        found.append(
+            Standing(
+                study_instance_uid=f"1.2.{number}",
+                state=state if answer else StudyState.READY,
+                arrived_at=arrived,
+                stat=draw(st.integers(0, 9)) == 0,
+                priority=Priority(Band.NOT_JUDGED, 0.0, arrived, "why"),
+                result=answer,
+                judged_at=judged_at,
+                closed_at=closed_at,
+            )
+        )
+    return found
+
+
+# --- what-if ------------------------------------------------------------------------------------
+
+
+@given(
+    some_studies(),
+    some_policy(),
+    st.dictionaries(st.sampled_from(UIDS), st.booleans()),
+)
+def test_the_present_policy_changes_nothing(
+    studies: list[Standing], policy: PriorityPolicy, truths: dict[str, bool]
+) -> None:
+    config = Config().under(policy)
+    tried = whatif.rehearse(studies, truths, config, config, NOON + timedelta(days=1), 1)
+    assert tried.present == tried.candidate
+    for moves in (tried.bands, tried.places):
+        assert (moves.up, moves.down, moves.examples_up, moves.examples_down) == (0, 0, (), ())
+
+
+@given(some_studies(), some_policy(), st.booleans())
+def test_waits_are_those_of_a_brute_force_replay(
+    studies: list[Standing], policy: PriorityPolicy, arrival: bool
+) -> None:
+    config, now = Config().under(policy), NOON + timedelta(days=2)
+    tried = whatif.rehearse(studies, {}, config, config, now, 2)
+    ordering = "arrival" if arrival else policy.ordering
+    waits = replayed(studies, config, ordering, now)
+    flagged = [s.study_instance_uid for s in studies if s.result and is_flagged(s.result, policy)]
+    found = tried.by_arrival if arrival else (tried.present.flagged_waits, tried.present.other_waits)
+    for told, wanted in ((found[0], True), (found[1], False)):
+        expected = sorted(wait for uid, wait in waits.items() if (uid in flagged) is wanted)
+        assert (told is None) is (not expected)
+        if told:
+            assert told.studies == len(expected)
+            assert told.mean == sum(expected, timedelta()) / len(expected)
+            assert expected[(len(expected) - 1) // 2] == told.median
+            assert told.p95 in expected
+            assert sum(wait <= told.p95 for wait in expected) >= 0.95 * len(expected)
+    assert tried.present.flagged == len(flagged)
+
+
+def is_flagged(answer: Figures, policy: PriorityPolicy) -> bool:
+    """Said anew, from the documentation alone."""
+    assert policy.positive_probability is not None
+    assert policy.positive_fraction is not None
+    probability, fraction = answer.probability or 0.0, answer.affected_fraction
+    by_fraction = fraction is not None and (
+        fraction >= policy.positive_fraction
+        or (policy.policy != "identification" and fraction >= policy.severe_fraction)
+    )
+    return probability >= policy.positive_probability or by_fraction or policy.positive_fraction == 0
+
+
+def replayed(studies: list[Standing], config: Config, ordering: str, now: datetime) -> dict[str, timedelta]:
+    """At each closing, look through everything that has arrived and is unread, and read the first."""
+    read: dict[str, datetime] = {}
+    for moment in sorted(s.closed_at for s in studies if s.closed_at):
+        here = [s for s in studies if s.arrived_at <= moment and s.study_instance_uid not in read]
+        if not here:
+            continue
+
+        def key(study: Standing, moment: datetime = moment) -> tuple[Any, ...]:
+            known = study.judged_at is None or study.judged_at <= moment
+            place = (
+                priority.again(study, config.priority, config.analysis)
+                if known
+                else priority.pending(study.arrived_at, study.stat, config.priority)
+            )
+            rank = 4 if place.band is Band.NOT_JUDGED else int(place.band)
+            return {
+                "deadline": (place.due_at, study.arrived_at, study.study_instance_uid),
+                "strict": (rank, -place.score, study.arrived_at, study.study_instance_uid),
+                "arrival": (study.arrived_at, study.study_instance_uid),
+            }[ordering]
+
+        read[min(here, key=key).study_instance_uid] = moment
+    return {s.study_instance_uid: read.get(s.study_instance_uid, now) - s.arrived_at for s in studies}
+
+
+@given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_intervals_are_wilsons(counted: tuple[int, int]) -> None:
+    known = binomtest(*counted).proportion_ci(method="wilson")
+    assert whatif.Rate(*counted).interval == pytest.approx((known.low, known.high), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("opinion", "status", "grade", "sick"),
+    [
+        ("agree", Status.POSITIVE, None, True),
+        ("agree", Status.NEGATIVE, None, False),
+        ("over_called", Status.POSITIVE, None, False),
+        ("over_called", Status.POSITIVE, Grade.CT1, True),
+        ("under_called", Status.NEGATIVE, None, True),
+        ("other", Status.POSITIVE, Grade.CT0, False),
+        ("wrong_organ", Status.POSITIVE, None, None),
+    ],
+)
+def test_what_a_verdict_tells(opinion: str, status: Status, grade: Grade | None, sick: bool | None) -> None:
+    assert whatif.truth(opinion, status, grade) is sick
+
+
+# --- the list ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ward(tmp_path: Path) -> Iterator[Ward]:
+    ward = Ward(configured(tmp_path))
+    policies.adopt(ward.database, ward.config, ward.now)
+    yield ward
+    ward.database.close()
+
+
+def a_day(ward: Ward) -> None:
+    """Studies in every state, some seen before as another one."""
+    ward.arrive("1.1", ago=300)
+    ward.judge("1.1", probability=0.97, affected_fraction=0.6)
+    ward.arrive("1.2", ago=250)
+    ward.judge("1.2", Status.POSITIVE, probability=0.55, affected_fraction=0.02)
+    ward.arrive("1.3", ago=200, stat=True)
+    ward.judge("1.3", Status.NEGATIVE, probability=0.1, affected_fraction=0.0)
+    ward.arrive("1.4", ago=150)
+    ward.arrive("1.5", ago=120, stat=True)
+    ward.arrive("1.6", ago=100)
+    ward.refuse("1.6", "no axial CT series")
+    ward.arrive("1.7", ago=90)
+    ward.judge("1.7", Status.POSITIVE, probability=0.9, affected_fraction=0.3)
+    ward.arrive("1.7", ago=10)  # new images: it is looked at again
+    ward.arrive("1.8", ago=80)
+    ward.judge("1.8", Status.NEGATIVE, probability=0.3, affected_fraction=0.02)
+    ward.arrive("1.8", ago=5)
+    ward.refuse("1.8", "no axial CT series")
+    ward.arrive("1.9", ago=70)
+    ward.fail("1.9", "disk", NOON + timedelta(hours=1))
+
+
+def places(ward: Ward) -> dict[str, Priority]:
+    now, days = ward.now, ward.config.retention.leave_list_after_days
+    return {study.study_instance_uid: study.priority for study in ward.database.standing(now, days)}
+
+
+def order(ward: Ward) -> list[str]:
+    ordering = policies.in_force(ward.database, ward.config).ordering
+    return [entry.study.study_instance_uid for entry in ward.database.worklist(ward.now, ordering, 7)]
+
+
+def save(ward: Ward, policy: PriorityPolicy) -> None:
+    newest = ward.database.policy()
+    assert newest is not None
+    policies.save(ward.database, ward.config, policy, "anna", "to try", ward.now, newest.version)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(some_policy(), min_size=1, max_size=3))
+def test_a_new_order_is_the_one_from_scratch_and_the_way_back_the_earlier_one(
+    tmp_path_factory: pytest.TempPathFactory, tried: list[PriorityPolicy]
+) -> None:
+    ward = Ward(configured(tmp_path_factory.mktemp("changed")))
+    first = policies.adopt(ward.database, ward.config, ward.now)
+    a_day(ward)
+    before, in_order = places(ward), order(ward)
+    for policy in tried:
+        save(ward, policy)
+    afresh = configured(tmp_path_factory.mktemp("afresh"))
+    scratch = Ward(afresh.under(tried[-1]))
+    a_day(scratch)
+    assert places(ward) == places(scratch)
+    assert [place.band for uid, place in places(ward).items() if ward.study(uid).stat] == [Band.CRITICAL] * 2
+    policies.roll_back(ward.database, ward.config, first.version, "anna", "", ward.now, 1 + len(tried))
+    assert (places(ward), order(ward)) == (before, in_order)
+    ward.database.close()
+    scratch.database.close()
+
+
+@given(st.floats(0, 1), st.floats(0, 1), some_policy(), some_policy(), st.booleans())
+def test_stat_is_never_lowered(
+    probability: float, fraction: float, policy: PriorityPolicy, other: PriorityPolicy, judged: bool
+) -> None:
+    config = Config()
+    study = Standing(
+        study_instance_uid="1.2",
+        state=StudyState.ANALYZED if judged else StudyState.READY,
+        arrived_at=NOON,
+        stat=True,
+        priority=priority.pending(NOON, True, policy),
+        result=result(probability, fraction, config) if judged else None,
+    )
+    place = priority.again(study, other, config.analysis)
+    assert place.band is Band.CRITICAL
+    plain = priority.again(dataclasses.replace(study, stat=False), other, config.analysis)
+    assert place.due_at <= plain.due_at
+
+
+def test_every_process_asks_for_the_newest_policy(ward: Ward) -> None:
+    other = Ward(ward.config)  # another process, started before the change
+    save(ward, ward.config.policy.model_copy(update={"ordering": "strict", "positive_probability": 0.9}))
+    assert policies.in_force(other.database, other.config).ordering == "strict"
+    assert policies.in_force(other.database, other.config).priority.positive_probability == 0.9
+    other.database.close()
+
+
+def test_nothing_is_judged_or_sent_again(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", to=("PACS",))
+    results, owed = ward.database.results("1.1"), ward.database.deliveries("1.1")
+    save(ward, ward.config.policy.model_copy(update={"policy": "severity", "critical_fraction": 0.3}))
+    assert ward.database.results("1.1") == results
+    assert ward.database.deliveries("1.1") == owed
+    assert ward.study("1.1").state is StudyState.ANALYZED
+    assert places(ward)["1.1"].band is Band.CRITICAL
+
+
+def test_the_answer_and_its_objects_never_know_the_policy(ward: Ward) -> None:
+    changed = ward.config.under(ward.config.policy.model_copy(update={"positive_probability": 0.9}))
+    assert changed.analysis == ward.config.analysis
+
+    known = SimpleNamespace(info=SimpleNamespace(name="n", version="v"), settings={})
+    chosen = SimpleNamespace(content_digest="d", notes=())
+    key = analyze.content_key(chosen, known, ward.config, None)  # type: ignore[arg-type]
+    assert key == analyze.content_key(chosen, known, changed, None)  # type: ignore[arg-type]
+
+
+def test_a_place_given_in_the_moment_of_the_change_is_set_right(ward: Ward) -> None:
+    ward.arrive("1.1")
+    save(ward, ward.config.policy.model_copy(update={"positive_probability": 0.99, "positive_fraction": 0.9}))
+    ward.judge("1.1", probability=0.6, affected_fraction=0.1)  # by the policy before
+    assert places(ward)["1.1"].band is Band.POSITIVE
+    policies.settle(ward.database, ward.config, ward.now + timedelta(minutes=1))
+    assert places(ward)["1.1"].band is Band.INDETERMINATE  # never routine: its report says positive
+
+
+def test_a_raised_threshold_lowers_the_flag_but_not_below_what_the_report_says(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", Status.POSITIVE, probability=0.55, affected_fraction=0.0)
+    assert places(ward)["1.1"].band is Band.POSITIVE
+    save(ward, ward.config.policy.model_copy(update={"positive_probability": 0.6}))
+    assert places(ward)["1.1"].band is Band.INDETERMINATE
+
+
+def test_config_yaml_is_the_first_version_and_a_person_goes_before_it(ward: Ward) -> None:
+    db, config = ward.database, ward.config
+    assert [one.author for one in db.policies(9)] == [policies.FILE]
+    assert policies.adopt(db, config, ward.now).version == 1  # a restart adds nothing
+    edited = config.under(config.priority.model_copy(update={"severe_fraction": 0.3}))
+    assert policies.adopt(db, edited, ward.now).version == 2
+    save(ward, config.policy)
+    newest = policies.adopt(db, edited, ward.now)
+    assert (newest.version, newest.author, newest.policy) == (3, "anna", config.policy)
+
+
+def test_who_saves_must_have_seen_the_newest_version_and_give_a_reason(ward: Ward) -> None:
+    strict = ward.config.policy.model_copy(update={"ordering": "strict"})
+    with pytest.raises(ConfigError, match="reason"):
+        policies.save(ward.database, ward.config, strict, "anna", " ", ward.now, 1)
+    save(ward, strict)
+    with pytest.raises(Rejected, match="version 2"):
+        policies.save(ward.database, ward.config, ward.config.policy, "bob", "why", ward.now, 1)
+    with pytest.raises(ConfigError, match="no version 9"):
+        policies.roll_back(ward.database, ward.config, 9, "bob", "", ward.now, 2)
+    assert len(ward.database.policies(9)) == 2
+
+
+def test_a_refused_version_moves_no_study(ward: Ward) -> None:
+    a_day(ward)
+    before = places(ward)
+    with pytest.raises(Rejected):
+        policies.save(
+            ward.database,
+            ward.config,
+            ward.config.policy.model_copy(update={"policy": "severity", "critical_fraction": 0.9}),
+            "bob",
+            "why",
+            ward.now,
+            7,
+        )
+    assert places(ward) == before
+
+
+def test_verdicts_count_once_a_study_the_newest_one(ward: Ward) -> None:
+    for number, (probability, said) in enumerate([(0.9, "agree"), (0.7, "over_called"), (0.1, "agree")]):
+        uid = f"1.{number}"
+        ward.arrive(uid)
+        status = Status.POSITIVE if probability >= 0.5 else Status.NEGATIVE
+        ward.judge(uid, status, probability=probability, affected_fraction=0.0)
+        ward.database.reading.give_verdict(uid, "lee", ward.now, "other")
+        ward.database.reading.give_verdict(uid, "lee", ward.now, said)  # type: ignore[arg-type]
+    higher = ward.config.policy.model_copy(update={"positive_probability": 0.8})
+    tried = policies.rehearse(ward.database, ward.config, higher, ward.now, 7)
+    assert tried.verdicts == 3
+    assert tried.present.sensitivity == tried.candidate.sensitivity == whatif.Rate(1, 1)
+    assert tried.present.specificity == whatif.Rate(1, 2)
+    assert tried.candidate.specificity == whatif.Rate(2, 2)
+
+
+def copied(ward: Ward, count: int) -> None:
+    """So many copies of a judged study, made inside the database."""
+    ward.arrive("1.1")
+    ward.judge("1.1")
+    numbers = "WITH RECURSIVE counter(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counter WHERE n < :count)"
+    with ward.database._write() as connection:
+        for table in ("study", "result"):
+            names = [row[1] for row in connection.execute(text(f"PRAGMA table_info({table})"))]
+            columns = ", ".join(names)
+            values = columns.replace("study_instance_uid", "study_instance_uid || '.' || n")
+            copy = f"{numbers} INSERT INTO {table} ({columns}) SELECT {values} FROM {table}, counter"
+            connection.execute(text(f"{copy} WHERE study_instance_uid = '1.1'"), {"count": count})
+
+
+def test_nobody_who_reads_the_list_waits_for_a_new_order(ward: Ward) -> None:
+    copied(ward, 12_000)  # more than are read at once
+    raised = ward.config.policy.model_copy(update={"severe_fraction": 0.48})
+    reader = Ward(ward.config)
+    with ward.database._write() as connection:  # the order is being written
+        placed = list(policies.moved(reader.database, ward.config.under(raised), ward.now))
+        add(connection, raised, "anna", "why", ward.now, 1)
+        place(connection, placed)
+        assert {p.band for p in places(reader).values()} == {Band.SEVERE}
+        assert len(reader.database.worklist(ward.now, "deadline", 7, limit=50)) == 50
+    assert {p.band for p in places(reader).values()} == {Band.POSITIVE}
+    assert len(places(reader)) == 12_001
+    reader.database.close()
