@@ -1,4 +1,5 @@
 import {merge} from "/static/merge.js";
+import {unattended} from "/static/touched.js";
 
 // The page fetches itself and takes over what changed: scroll, focus, selection and pictures stay as they are.
 const live = document.getElementById("live"), lost = document.getElementById("lost");
@@ -7,7 +8,7 @@ let etag = "", title = document.title, timer;
 async function refresh() {
   clearTimeout(timer);
   try {
-    const ask = {cache: "no-store", headers: {"If-None-Match": etag, "X-Background": "1"}, signal: AbortSignal.timeout(10000)};
+    const ask = {cache: "no-store", headers: {"If-None-Match": etag, ...unattended()}, signal: AbortSignal.timeout(10000)};
     const response = await fetch(location.href, ask);
     if (response.status === 401) return location.reload();
     if (!response.ok && response.status !== 304) throw new Error(response.statusText);

@@ -1,4 +1,5 @@
 // The list: pieces of it come and go as they are looked at, follow what changes, and are read with few keys.
+import {unattended} from "/static/touched.js";
 import {act, ask, call, say, warn} from "/static/acts.js";
 import {merge} from "/static/merge.js";
 
@@ -59,7 +60,7 @@ async function keep(job) {
 
 async function get(address) {
   try {
-    const response = await fetch(address, {cache: "no-store", signal: AbortSignal.timeout(10000)});
+    const response = await fetch(address, {cache: "no-store", headers: unattended(), signal: AbortSignal.timeout(10000)});
     if (response.status === 401) location.reload();
     if (response.status === 409) restart(); // the ordering has changed
     if (!response.ok) throw new Error(response.statusText);
