@@ -58,14 +58,14 @@ def judged_phantom(
     to: tuple[str, ...] = (),
     **phantom: Any,
 ) -> Judged:
-    """A phantom arrives and is judged by whoever drew it: the darkest of its chest is lung, grey in it lesion."""
+    """A phantom arrives and is judged: the dark of its chest is lung, the grey in it lesion."""
     spool = ward.config.storage.spool
     files = write_study(spool / f"phantom-{seed}", seed=seed, **{"lesion_fraction": 0.2, **phantom})
     for path in files:
         received = replace(read_instance(path), patient_id="P-PHANTOM")
         ward.database.register(received, ward.now, judgeable=True, stat=False, pending=ward.waiting)
     uid = received.study_instance_uid
-    chosen = choose(ward.database.instances(uid), Assemble(minimum_slices=2, minimum_coverage_mm=1))
+    chosen = choose(ward.database.instances(uid), Assemble())
     ct = volume.read(chosen, 1)
     lungs, lesions = drawn(ct)
     answer = replace(

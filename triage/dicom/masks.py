@@ -5,7 +5,7 @@ Frames are placed by the image that they refer to, never by position: what is sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def _segmentation(dataset: Dataset) -> Segmentation:
     for group, frame in zip(dataset.PerFrameFunctionalGroupsSequence, _frames(dataset, shape), strict=True):
         image = str(group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
         for number in _numbers(dataset, group, segments):
-            mask = frame == number if dataset.SegmentationType == "LABELMAP" else frame > 0
+            mask = frame == number if dataset.SegmentationType == "LABELMAP" else frame.view(bool)
             if area := int(np.count_nonzero(mask)):
                 frames.setdefault(image, {})[number] = np.packbits(mask)
                 areas.setdefault(image, {})[number] = area
@@ -108,6 +108,18 @@ def _numbers(dataset: Dataset, group: Dataset, segments: Mapping[int, Segment]) 
     return [int(items[0].ReferencedSegmentNumber)]
 
 
+def _rle(data: bytes) -> bytes:
+    return bytes(imagecodecs.dicomrle_decode(data, "u1"))
+
+
+def _jpeg_ls(data: bytes) -> bytes:
+    return bytes(imagecodecs.jpegls_decode(data).tobytes())
+
+
+DECODERS: Mapping[str, Callable[[bytes], bytes]] = {RLELossless: _rle, JPEGLSLossless: _jpeg_ls}
+"""Of the transfer syntaxes that label maps are written in."""
+
+
 def _frames(dataset: Dataset, shape: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
     """One after the other: all at once would be a byte a pixel."""
     count, pixels = int(dataset.NumberOfFrames), shape[0] * shape[1]
@@ -117,7 +129,7 @@ def _frames(dataset: Dataset, shape: tuple[int, int]) -> Iterator[NDArray[np.uin
             yield np.frombuffer(DECODERS[syntax](data), np.uint8).reshape(shape)
     elif syntax not in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         raise ValueError(f"masks in transfer syntax {syntax}")
-    elif dataset.BitsAllocated == 8:
+    elif dataset.SegmentationType == "LABELMAP":
         values = np.frombuffer(dataset.PixelData, np.uint8, count * pixels)
         yield from values.reshape(count, *shape)
     else:
@@ -125,12 +137,6 @@ def _frames(dataset: Dataset, shape: tuple[int, int]) -> Iterator[NDArray[np.uin
         for first in range(0, count * pixels, pixels):  # frames follow each other bit by bit (PS3.5, 8.1.1)
             bits = np.unpackbits(stored[first // 8 : (first + pixels + 7) // 8], bitorder="little")
             yield bits[first % 8 : first % 8 + pixels].reshape(shape)
-
-
-DECODERS = {
-    RLELossless: lambda data: imagecodecs.dicomrle_decode(data, "u1"),
-    JPEGLSLossless: lambda data: imagecodecs.jpegls_decode(data).tobytes(),
-}
 
 
 def _unpacked(bits: NDArray[np.uint8], shape: tuple[int, int]) -> Mask:

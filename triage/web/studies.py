@@ -43,6 +43,7 @@ class Studies:
         audit(request, Event.STUDY_SEEN, [entry.study, *(prior.study for prior in priors)])
         deliveries = self.database.deliveries(uid)
         known = [one.name for one in self.pages.config.destinations]
+        may = Permission.ADMIN in request.state.person.may
         left = {one.destination for one in deliveries if one.state in LEFT_OVER}
         return self.pages.render(
             request,
@@ -53,9 +54,7 @@ class Studies:
             verdicts=self.database.reading.verdicts(uid),
             results=self.database.results(uid),
             deliveries=deliveries,
-            resendable=[
-                name for name in known if name in left and Permission.ADMIN in request.state.person.may
-            ],
+            resendable=[name for name in known if name in left] if may else [],
             priors=priors,
             viewer=viewer_address(self.pages.config.web.viewer_url, entry.study),
             ordering=self.pages.config.ordering,

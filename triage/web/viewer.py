@@ -6,10 +6,10 @@ import gzip
 import hashlib
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -34,7 +34,7 @@ from triage.domain import (
     WorklistEntry,
     content_digest,
 )
-from triage.errors import Rejected, Retryable
+from triage.errors import Rejected
 from triage.web.access import Page, audit
 
 LESION_SEG, LUNG_SEG, MESH = ResultKind.LESION_SEG, ResultKind.LUNG_SEG, ResultKind.MESH
@@ -43,7 +43,7 @@ BUNDLE = Path(__file__).parent / "static" / "built" / "view3d.js"
 LARGEST_IMAGE = 4096 * 4096
 """Pixels; larger ones are not sent, for the server's and the browser's sake."""
 KEPT = 4
-"""Studies whose masks stay in memory: some 10 MB each."""
+"""Studies whose masks stay in memory: some 10 MB each, for 300 images."""
 FOREVER = {"cache-control": "private, max-age=3600, immutable"}
 """Of what is named by its content. In the reader's browser only, and no longer than a study is read."""
 OBLIQUE = 0.25
@@ -52,18 +52,47 @@ OBLIQUE = 0.25
 
 @dataclass(frozen=True)
 class Scan:
-    """The images that a study's page shows, in the order of their numbers, and what marks them."""
+    """The images that a study's page shows, in the order of their numbers, and where their masks are."""
 
     key: str
     """Names exactly these images and masks."""
     images: tuple[Instance, ...]
     stack: Series | None
     """The judged series, where the images still are one."""
-    lesions: Segmentation | None = None
-    lungs: Segmentation | None = None
-    surfaces: Path | None = None
-    """Written with the answer; without it they can be made of the masks."""
-    notes: tuple[str, ...] = ()
+    files: Mapping[ResultKind, Path]
+    """Masks and surfaces that were written with the answer."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the network marked in the images of a scan."""
+
+    lesions: Segmentation | None
+    lungs: Segmentation | None
+    notes: tuple[str, ...]
+
+
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Value]):
+    """The last few values by key; while one is made, those who want it as well wait for it."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def known(self, key: str) -> Value | None:
+        return self._values.get(key)
+
+    def get(self, key: str, make: Callable[[], Value]) -> Value:
+        with self._lock:
+            if key not in self._values:
+                self._values[key] = make()
+            self._values.move_to_end(key)
+            while len(self._values) > KEPT:
+                self._values.popitem(last=False)
+            return self._values[key]
 
 
 class Viewer:
@@ -73,28 +102,33 @@ class Viewer:
         self.database = database
         self.config = config
         self.spool = config.storage.spool.resolve()
-        self._scans: OrderedDict[str, Scan] = OrderedDict()
-        self._surfaces: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
-        self._building = threading.Lock()
+        self._scans: Kept[Scan] = Kept()
+        self._marks: Kept[Marks] = Kept()
+        self._surfaces: Kept[bytes] = Kept()
 
     def routes(self) -> list[Route]:
         study = "/studies/{study_instance_uid}/viewer"
         return [
             Page(f"{study}.json", self.description, Permission.READ),
+            Page(study + "/{key}/marks.json", self.marks, Permission.READ),
             Page(study + "/{key}/images/{place:int}", self.image, Permission.READ),
             Page(study + "/{key}/labels/{place:int}", self.labels, Permission.READ),
             Page(study + "/{key}/surfaces.glb", self.surfaces, Permission.READ),
         ]
 
     def description(self, request: Request) -> Response:
-        """What there is to see, and where it is found."""
+        """What images there are, and where they are found: soon, for it waits for no mask."""
         entry = self._entry(request)
         audit(request, Event.PICTURES_SEEN, [entry.study])
         scan = self._scan(entry)
         uid = quote(entry.study.study_instance_uid, safe="")
         told = description(scan, entry.result, f"/studies/{uid}/viewer/{scan.key}")
         return JSONResponse({**told, "built": BUNDLE.is_file()})
+
+    def marks(self, request: Request) -> Response:
+        """What is marked in them."""
+        scan, _ = self._shown(request)
+        return JSONResponse(marked(scan, self._marks_of(scan)), headers=FOREVER)
 
     def image(self, request: Request) -> Response:
         """HU of one image: int16, little endian, row by row."""
@@ -108,25 +142,19 @@ class Viewer:
     def labels(self, request: Request) -> Response:
         """Of each pixel of one image, a byte: the segment of the lesions, and 16 times that of the lungs."""
         scan, place = self._shown(request)
-        return _bytes(request, labels(scan, place).tobytes())
+        return _bytes(request, labels(scan.images[place], self._marks_of(scan)).tobytes())
 
     def surfaces(self, request: Request) -> Response:
         """Lungs and infection as glTF: as they were written with the answer, else made of its masks."""
         scan, _ = self._shown(request)
-        with self._building:
-            if scan.key not in self._surfaces:
-                self._surfaces[scan.key] = _glb(scan)
-                while len(self._surfaces) > KEPT:
-                    self._surfaces.popitem(last=False)
-            glb = self._surfaces[scan.key]
+        glb = self._surfaces.get(scan.key, lambda: _glb(scan, self._marks_of(scan)))
         return Response(glb, media_type="model/gltf-binary", headers=FOREVER)
 
     def _shown(self, request: Request) -> tuple[Scan, int]:
         """The scan that an address names, and which of its images; 404 once there are other ones."""
         key, place = request.path_params["key"], request.path_params.get("place", 0)
-        with self._lock:
-            scan = self._scans.get(request.path_params["study_instance_uid"])
-        if scan is None or scan.key != key:
+        scan = self._scans.known(f"{request.path_params['study_instance_uid']} {key}")
+        if scan is None:
             scan = self._scan(self._entry(request))
         if scan.key != key or place >= len(scan.images):
             raise HTTPException(404, "There is no such image of this study any more.")
@@ -141,21 +169,14 @@ class Viewer:
     def _scan(self, entry: WorklistEntry) -> Scan:
         uid, result = entry.study.study_instance_uid, entry.result
         images, stack = self._images(uid, result)
-        files = {kind: self._file(result, kind) for kind in (LESION_SEG, LUNG_SEG, MESH)}
+        wanted = {kind: self._file(result, kind) for kind in (LESION_SEG, LUNG_SEG, MESH)}
+        files = {kind: path for kind, path in wanted.items() if path is not None}
         facts = f"{content_digest(images)} {sorted(files.items())} {result.content_key if result else ''}"
         key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-        with self._lock:
-            if (known := self._scans.get(uid)) and known.key == key:
-                self._scans.move_to_end(uid)
-                return known
-        notes: list[str] = []
-        lesions, lungs = (_masks(files[kind], images, notes) for kind in (LESION_SEG, LUNG_SEG))
-        scan = Scan(key, images, stack, lesions, lungs, files[MESH], tuple(notes))
-        with self._lock:
-            self._scans[uid] = scan
-            while len(self._scans) > KEPT:
-                self._scans.popitem(last=False)
-        return scan
+        return self._scans.get(f"{uid} {key}", lambda: Scan(key, images, stack, files))
+
+    def _marks_of(self, scan: Scan) -> Marks:
+        return self._marks.get(scan.key, lambda: _marks(scan))
 
     def _images(self, uid: str, result: Result | None) -> tuple[tuple[Instance, ...], Series | None]:
         """Those of the judged series, or of the longest one, as a viewer numbers them."""
@@ -184,35 +205,40 @@ class Viewer:
 
 
 def description(scan: Scan, result: Result | None, address: str) -> dict[str, Any]:
-    """Of a scan, as plain data. Areas are in mm², lengths in mm, boxes in pixels; places count from 0."""
+    """The images of a scan, as plain data: lengths in mm, boxes in pixels; places count from 0."""
     first = scan.images[0]
-    row_spacing, column_spacing = first.pixel_spacing or (1.0, 1.0)
-    segments = list(_segments(scan))
-    pixel = row_spacing * column_spacing
-    areas = [[round(pixel * one["pixels"][k], 1) for one in segments] for k in range(len(scan.images))]
-    lesion = [n for n, one in enumerate(segments) if one["kind"] == "lesion"]
-    marked = [sum(area[n] for n in lesion) for area in areas]
     return {
         "address": address,
         "rows": first.rows,
         "columns": first.columns,
-        "spacing": [row_spacing, column_spacing],
+        "spacing": list(first.pixel_spacing or (1.0, 1.0)),
         "edges": edges(first.image_orientation_patient),
         "numbers": numbers(scan.images),
-        "segments": [{name: one[name] for name in ("kind", "label", "value", "colour")} for one in segments],
-        "areas": areas,
         "boxes": boxes(scan.images, result),
-        "start": int(np.argmax(marked)) if any(marked) else len(scan.images) // 2,
-        "surfaces": bool(scan.surfaces or (scan.stack and any(map(sum, areas)))),
-        "notes": list(scan.notes),
     }
 
 
-def labels(scan: Scan, place: int) -> NDArray[np.uint8]:
+def marked(scan: Scan, marks: Marks) -> dict[str, Any]:
+    """What is marked in the images of a scan, as plain data; areas, of each image and segment, in mm²."""
+    row_spacing, column_spacing = scan.images[0].pixel_spacing or (1.0, 1.0)
+    pixel = row_spacing * column_spacing
+    segments = list(_segments(scan, marks))
+    areas = [[round(pixel * one["pixels"][k], 1) for one in segments] for k in range(len(scan.images))]
+    lesion = [n for n, one in enumerate(segments) if one["kind"] == "lesion"]
+    sums = [sum(area[n] for n in lesion) for area in areas]
+    return {
+        "segments": [{name: one[name] for name in ("kind", "label", "value", "colour")} for one in segments],
+        "areas": areas,
+        "start": int(np.argmax(sums)) if any(sums) else len(scan.images) // 2,
+        "surfaces": MESH in scan.files or (scan.stack is not None and any(map(sum, areas))),
+        "notes": list(marks.notes),
+    }
+
+
+def labels(image: Instance, marks: Marks) -> NDArray[np.uint8]:
     """(rows, columns): the number of the lesions' segment, and 16 times that of the lungs' one."""
-    image = scan.images[place]
     both = np.zeros((image.rows, image.columns), np.uint8)
-    for found, factor in ((scan.lesions, 1), (scan.lungs, 16)):
+    for found, factor in ((marks.lesions, 1), (marks.lungs, 16)):
         if found is not None:
             both += factor * found.labels(image.sop_instance_uid)
     return both
@@ -254,9 +280,12 @@ def _letters(direction: NDArray[np.float64]) -> str:
     return "".join(letter for part, letter in strong[:2] if part > OBLIQUE)
 
 
-def _segments(scan: Scan) -> Iterator[dict[str, Any]]:
-    for kind, found, factor in (("lesion", scan.lesions, 1), ("lung", scan.lungs, 16)):
-        for number, segment in found.segments.items() if found else ():
+def _segments(scan: Scan, marks: Marks) -> Iterator[dict[str, Any]]:
+    kinds = (("lesion", marks.lesions, 1), ("lung", marks.lungs, 16))
+    for kind, found, factor in kinds:
+        if found is None:
+            continue
+        for number, segment in found.segments.items():
             yield {
                 "kind": kind,
                 "label": segment.label,
@@ -266,31 +295,34 @@ def _segments(scan: Scan) -> Iterator[dict[str, Any]]:
             }
 
 
-def _glb(scan: Scan) -> bytes:
+def _glb(scan: Scan, marks: Marks) -> bytes:
     """Raises HTTPException where there is nothing to draw."""
-    if scan.surfaces is not None:
-        return scan.surfaces.read_bytes()
-    if scan.stack is None or (scan.lesions is None and scan.lungs is None):
+    if MESH in scan.files:
+        return scan.files[MESH].read_bytes()
+    if scan.stack is None or (marks.lesions is None and marks.lungs is None):
         raise HTTPException(404, "There are no masks to draw surfaces of.")
-    lungs, lesions = (_whole(one, scan.stack) for one in (scan.lungs, scan.lesions))
+    lungs, lesions = (_whole(one, scan.stack) for one in (marks.lungs, marks.lesions))
     try:
         return mesh.glb(mesh.surfaces_of(scan.stack, lungs, lesions))
     except (ValueError, RuntimeError, MemoryError) as error:
         raise HTTPException(404, "The surfaces of this study cannot be drawn.") from error
 
 
-def _masks(path: Path | None, images: Sequence[Instance], notes: list[str]) -> Segmentation | None:
-    if path is None:
-        return None
-    try:
-        found = masks.read(path)
-    except (Rejected, Retryable) as error:
-        notes.append(f"Without an overlay: {error}.")
-        return None
-    if found.shape != (images[0].rows, images[0].columns):
-        notes.append("Without an overlay: the masks are of other images.")
-        return None
-    return found
+def _marks(scan: Scan) -> Marks:
+    """The masks that can be read, and why others cannot. Raises Retryable when the disk does not answer."""
+    found: dict[ResultKind, Segmentation] = {}
+    notes: list[str] = []
+    for kind in (LESION_SEG, LUNG_SEG):
+        try:
+            read = masks.read(scan.files[kind]) if kind in scan.files else None
+        except Rejected as error:
+            notes.append(f"Without an overlay: {error}.")
+            continue
+        if read is not None and read.shape != (scan.images[0].rows, scan.images[0].columns):
+            notes.append("Without an overlay: the masks are of other images.")
+        elif read is not None:
+            found[kind] = read
+    return Marks(found.get(LESION_SEG), found.get(LUNG_SEG), tuple(notes))
 
 
 def _may_be_shown(instance: Instance) -> bool:

@@ -230,7 +230,7 @@ def regions(result: Result) -> list[tuple[str, int, int]]:
 
 
 def change(now: Result | None, before: Result | None) -> str:
-    """``12 points more affected``, from an earlier study or revision to this one; empty where it is unknown."""
+    """``12 points more affected``, from an earlier study or revision to this one; empty where unknown."""
     if now is None or before is None or now.affected_fraction is None or before.affected_fraction is None:
         return ""
     points = round(100 * (now.affected_fraction - before.affected_fraction), 1)

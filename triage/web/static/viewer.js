@@ -4,6 +4,7 @@ const PRESETS = {Lung: [1500, -600], Mediastinum: [400, 40], Bone: [2000, 300]};
 const LOWEST = -1024, HIGHEST = 32767;
 const MOST_BYTES = 200e6;   // of images kept here
 const AT_ONCE = 4;          // requests
+const PATIENCE = 300;       // milliseconds that the first image waits for what is marked
 const UNPACKED = 2, LABEL = 1;  // bytes a pixel
 
 const make = (tag, values = {}, ...children) => {
@@ -11,12 +12,18 @@ const make = (tag, values = {}, ...children) => {
   node.append(...children);
   return node;
 };
+const json = async address => {
+  const response = await fetch(address);
+  if (!response.ok) throw new Error(response.status === 404 ? "There are no images of this study to show." : "The images could not be read.");
+  return response.json();
+};
+const NOTHING = {segments: [], areas: [], notes: [], start: 0, surfaces: false};
 const colour = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
 
 class Images {
   // Images around the one that is shown, as many as fit; the farthest go first.
-  constructor(scan, arrived) {
-    Object.assign(this, {scan, arrived, known: new Map(), asked: new Set(), place: 0, failed: new Set()});
+  constructor(scan, marked, arrived) {
+    Object.assign(this, {scan, marked, arrived, known: new Map(), asked: new Set(), place: 0, failed: new Set()});
     this.most = Math.max(3, Math.floor(MOST_BYTES / (scan.rows * scan.columns * (UNPACKED + LABEL))));
   }
 
@@ -37,9 +44,12 @@ class Images {
   async ask(place) {
     this.asked.add(place);
     try {
-      const marked = this.scan.areas[place].some(area => area > 0);
-      const [hu, labels] = await Promise.all([this.bytes("images", place), marked ? this.bytes("labels", place) : null]);
-      this.known.set(place, {hu: new Int16Array(hu), labels: labels && new Uint8Array(labels)});
+      const image = {hu: new Int16Array(await this.bytes("images", place))};
+      this.known.set(place, image);
+      this.arrived(place);
+      await this.marked;
+      if (this.scan.areas[place]?.some(area => area > 0)) image.labels = new Uint8Array(await this.bytes("labels", place));
+      image.complete = true;
     } catch {
       this.failed.add(place);
     }
@@ -61,18 +71,33 @@ class Viewer extends HTMLElement {
   async connectedCallback() {
     if (this.scan) return;
     try {
-      const response = await fetch(this.getAttribute("src"));
-      if (!response.ok) throw new Error(response.status === 404 ? "There are no images of this study to show." : "The images could not be read.");
-      this.scan = await response.json();
+      this.scan = {...NOTHING, ...await json(this.getAttribute("src"))};
     } catch (error) {
       this.replaceChildren(make("p", {className: "fine", textContent: error.message}));
       return;
     }
-    this.shown = {place: this.scan.start, window: PRESETS.Lung, fill: false, opacity: .6, boxes: true,
-                  hidden: new Set(this.scan.segments.filter(one => one.kind === "lung").map(one => one.value))};
-    this.images = new Images(this.scan, place => place === this.shown.place && this.draw());
+    const middle = this.scan.numbers.length >> 1;
+    this.shown = {place: middle, window: PRESETS.Lung, fill: false, opacity: .6, boxes: true, hidden: new Set()};
+    const marked = this.mark();
+    this.images = new Images(this.scan, marked, place => place === this.shown.place && this.draw());
+    const soon = await Promise.race([marked, new Promise(late => setTimeout(late, PATIENCE))]);
+    if (soon) this.shown.place = this.scan.start;
     this.build();
-    this.go(this.scan.start);
+    this.draw();
+    if (soon) return;
+    await marked;  // large masks: the images are there before
+    this.build();
+    this.go(this.shown.place === middle ? this.scan.start : this.shown.place);
+  }
+
+  async mark() {
+    try {
+      Object.assign(this.scan, await json(`${this.scan.address}/marks.json`));
+    } catch {
+      this.scan.notes = ["Without an overlay: what is marked could not be read."];
+    }
+    for (const {kind, value} of this.scan.segments) if (kind === "lung") this.shown.hidden.add(value);
+    return true;
   }
 
   build() {
@@ -275,12 +300,12 @@ class Viewer extends HTMLElement {
     const image = this.images.at(place), name = `Image ${numbers[place]}`;
     this.where.textContent = `${name} · ${place + 1} of ${total}`;
     this.windowed.textContent = `W ${width}  L ${centre}`;
-    const found = segments.flatMap((one, n) => one.kind === "lesion" && areas[place][n] ? [`${one.label} ${areas[place][n] < 100 ? "<1" : Math.round(areas[place][n] / 100)} cm²`] : []);
+    const found = segments.flatMap((one, n) => one.kind === "lesion" && areas[place]?.[n] ? [`${one.label} ${areas[place][n] < 100 ? "<1" : Math.round(areas[place][n] / 100)} cm²`] : []);
     this.marked.textContent = this.images.failed.has(place) ? "This image cannot be read." : found.join(" · ");
     this.bar.setAttribute("aria-valuenow", place + 1);
     this.bar.setAttribute("aria-valuetext", [name, ...found].join(", "));
     this.mark.style.top = `${100 * (place + .5) / total}%`;
-    this.dataset.place = image ? place : "";
+    this.dataset.place = image?.complete ? place : "";
     this.screen.classList.toggle("loading", !image && !this.images.failed.has(place));
     this.context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     const over = this.overlay.getContext("2d");
