@@ -525,3 +525,50 @@ def test_what_is_done_with_users_is_on_record(ward: Ward) -> None:
     )
     assert codes == [event.value.type[0] for event in expected]
     assert not any(PASSWORD in record.message for record in ward.database.trail.records())
+
+
+# --- the same for programs ----------------------------------------------------------------------
+
+
+def test_the_api_does_what_the_page_does(ward: Ward) -> None:
+    user(ward, "boss", Role.ADMIN)
+    sent = {"Authorization": f"Bearer {token(ward, 't', {Permission.ADMIN})}"}
+
+    def call(method: str, path: str, body: Any = None) -> httpx.Response:
+        reader = Reader(ward)
+        return asyncio.run(reader._client.request(method, f"/api/v1{path}", json=body, headers=sent))
+
+    jane = {"name": "jane", "role": "viewer", "password": PASSWORD}
+    assert call("POST", "/users", jane).status_code == 201
+    assert call("POST", "/users", jane).json() == {"error": "There is a user jane already."}
+    assert call("POST", "/users", {**jane, "name": "joe", "password": "short"}).status_code == 409
+    assert call("POST", "/users", {**jane, "role": "king"}).status_code == 422
+    assert [(one["name"], one["role"]) for one in call("GET", "/users").json()] == [
+        ("boss", "admin"),
+        ("jane", "viewer"),
+    ]
+    assert "password" not in call("GET", "/users").text
+    assert call("PATCH", "/users/jane", {"role": "radiologist", "disabled": True}).json()["disabled"] is True
+    assert call("PATCH", "/users/nobody", {"disabled": True}).status_code == 404
+    assert call("PATCH", "/users/boss", {"disabled": True}).status_code == 409
+    made = call("POST", "/tokens", {"name": "RIS", "scopes": ["read"], "days": 7})
+    assert made.status_code == 201
+    assert call("POST", "/tokens", {"name": "all", "scopes": ["self"]}).status_code == 409
+    bearer = {"Authorization": f"Bearer {made.json()['token']}"}
+    assert Reader(ward).get("/api/worklist", headers=bearer).status_code == 200
+    assert [one["name"] for one in call("GET", "/tokens").json()] == ["RIS", "t"]
+    assert call("DELETE", f"/tokens/{made.json()['token_id']}").status_code == 204
+    assert call("DELETE", f"/tokens/{made.json()['token_id']}").status_code == 404
+    assert Reader(ward).get("/api/worklist", headers=bearer).status_code == 401
+
+
+def test_one_changes_the_own_password_by_the_api(ward: Ward) -> None:
+    user(ward, "jane")
+    reader = entered(ward, "jane")
+
+    def change(current: str) -> int:
+        body = {"current": current, "password": "another long password"}
+        return asyncio.run(reader._client.put("/api/v1/account/password", json=body)).status_code
+
+    assert (change("wrong"), change(PASSWORD)) == (409, 204)
+    assert log_in(Reader(ward), "jane", "another long password").status_code == 303

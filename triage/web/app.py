@@ -40,7 +40,9 @@ from triage.web.guard import HEADERS, Guard
 from triage.web.health import troubles
 from triage.web.monitoring import MonitoringPage
 from triage.web.people import People
+from triage.web.people_api import PeopleApi
 from triage.web.policy import PolicyPages
+from triage.web.policy_api import PolicyApi
 from triage.web.reading import ReadingList
 from triage.web.reading_api import ReadingApi
 from triage.web.studies import Studies
@@ -111,6 +113,7 @@ def create_app(
     pages = Pages(database, config, clock)
     people = People(database, config, clock, pages.templates)
     reading = ReadingList(pages, stop or threading.Event())
+    policy = PolicyPages(pages)
     auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
     routes: list[BaseRoute] = [
         *reading.routes(),
@@ -124,9 +127,14 @@ def create_app(
         Page("/api/worklist", pages.api_worklist, Permission.READ),
         Page("/healthz", pages.health, Permission.OPEN),
         *people.routes(),
-        *PolicyPages(pages).routes(),
+        *policy.routes(),
         *MonitoringPage(pages).routes(),
-        Mount(api.PATH, api.create_api(ReadingApi(reading).router())),
+        Mount(
+            api.PATH,
+            api.create_api(
+                ReadingApi(reading).router(), PeopleApi(people).router(), PolicyApi(policy).router()
+            ),
+        ),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
     return Starlette(
@@ -203,9 +211,7 @@ class Pages:
         states = {state.value: counts.get(state, 0) for state in StudyState}
         return JSONResponse({"ok": not found, "troubles": found, "open": states})
 
-    def refused(
-        self, request: Request, error: Exception, login: Callable[[Request], Response]
-    ) -> Response:
+    def refused(self, request: Request, error: Exception, login: Callable[[Request], Response]) -> Response:
         """Who has to log in first is shown ``login`` in place of the page."""
         assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it alone
         if error.status_code == 401 and not request.url.path.startswith("/api/"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -125,8 +125,8 @@ class People:
 
     def make_first_admin(self, request: Request, form: Form) -> Response:
         key, name = form.one("key"), form.one("name").strip()
-        wrong = passwords.objection_to_name(name) or _password(form, name)
-        if wrong:
+        wrong = passwords.objection_to_name(name) or _differ(form)
+        if wrong := wrong or passwords.objection(form.one("password"), name):
             return self._first_admin(request, key, name, wrong)
         told = self._told(request, Event.USER_CHANGED, f"first user {name}: admin", who=name)
         kept = passwords.hashed(form.one("password"))
@@ -145,26 +145,32 @@ class People:
         return self._page(request, "account.html", 422 if wrong else 200, wrong=wrong, done=done)
 
     def change_password(self, request: Request, form: Form) -> Response:
-        """Needs the old one, and ends all other sessions."""
+        wrong = _differ(form) or self.new_password(request, form.one("current"), form.one("password"))
+        if wrong:
+            return self._account(request, wrong)
+        return self._account(request, done="Your password is changed. You are logged out everywhere else.")
+
+    def new_password(self, request: Request, current: str, password: str) -> str | None:
+        """Change one's own password: needs the old one, ends all other sessions; why not, or None."""
         name = request.state.person.who
         with self._one_at_a_time:
             now = self.clock()
             until = self.people.locked_until(name, now)
             if until is not None:
-                return self._account(request, _wait(until - now))
-            if not passwords.is_right(self.people.password(name), form.one("current")):
+                return _wait(until - now)
+            if not passwords.is_right(self.people.password(name), current):
                 told = self._told(request, Event.USER_CHANGED, "wrong current password", Outcome.FAILURE)
                 self.people.failed(name, now, told)
-                return self._account(request, "This is not your current password.")
-        if wrong := _password(form, name):
-            return self._account(request, wrong)
+                return "This is not your current password."
+        if wrong := passwords.objection(password, name):
+            return wrong
         self.people.change_user(
             name,
             self._told(request, Event.USER_CHANGED, f"user {name}: new password"),
-            password=passwords.hashed(form.one("password")),
+            password=passwords.hashed(password),
             but_session=token_hash(request.cookies.get(COOKIE, "")),
         )
-        return self._account(request, done="Your password is changed. You are logged out everywhere else.")
+        return None
 
     # --- users and tokens ----------------------------------------------------------------------
 
@@ -188,57 +194,76 @@ class People:
 
     def add_user(self, request: Request, form: Form) -> Response:
         name, role = form.one("name").strip(), _role(form)
-        wrong = passwords.objection_to_name(name) or _password(form, name)
-        if wrong:
-            return self._everybody(request, wrong)
+        return self._then(request, _differ(form) or self.new_user(request, name, role, form.one("password")))
+
+    def new_user(self, request: Request, name: str, role: Role, password: str) -> str | None:
+        """Make a user; why not, or None."""
+        if wrong := passwords.objection_to_name(name) or passwords.objection(password, name):
+            return wrong
         told = self._told(request, Event.USER_CHANGED, f"new user {name}: {role}")
-        kept = passwords.hashed(form.one("password"))
-        if not self.people.add_user(name, role, kept, self.clock(), told):
-            return self._everybody(request, f"There is a user {name} already.")
-        return RedirectResponse("/people", status_code=303)
+        if not self.people.add_user(name, role, passwords.hashed(password), self.clock(), told):
+            return f"There is a user {name} already."
+        return None
 
     def change_user(self, request: Request, form: Form) -> Response:
         """Role, closing or opening the account, or a new password, whichever the form sends."""
-        name, what = request.path_params["name"], []
-        change: dict[str, Any] = {}
-        if form.one("role"):
-            change["role"] = _role(form)
-            what.append(f"role {change['role']}")
-        if form.one("disabled"):
-            change["disabled"] = form.one("disabled") == "yes"
-            what.append("closed" if change["disabled"] else "open")
-        if form.one("password"):
-            if wrong := _password(form, name):
-                return self._everybody(request, wrong)
-            change["password"] = passwords.hashed(form.one("password"))
-            what.append("new password")
-        told = self._told(request, Event.USER_CHANGED, f"user {name}: {', '.join(what)}")
-        if not (change and self.people.change_user(name, told, **change)):
-            return self._everybody(request, "Not changed: there would be no admin left, or no such user.")
-        return RedirectResponse("/people", status_code=303)
+        role = _role(form) if form.one("role") else None
+        disabled = form.one("disabled") == "yes" if form.one("disabled") else None
+        password = form.one("password") or None
+        name = request.path_params["name"]
+        return self._then(request, _differ(form) or self.alter_user(request, name, role, disabled, password))
+
+    def alter_user(
+        self, request: Request, name: str, role: Role | None, disabled: bool | None, password: str | None
+    ) -> str | None:
+        """Change what is given; why not, or None."""
+        if password is not None and (wrong := passwords.objection(password, name)):
+            return wrong
+        what = [f"role {role}"] if role else []
+        what += ["closed" if disabled else "open"] if disabled is not None else []
+        what += ["new password"] if password is not None else []
+        told = self._told(request, Event.USER_CHANGED, f"user {name}: {', '.join(what) or 'nothing'}")
+        kept = None if password is None else passwords.hashed(password)
+        if not self.people.change_user(name, told, role=role, disabled=disabled, password=kept):
+            return "Not changed: there would be no admin left, or there is no such user."
+        return None
 
     def add_token(self, request: Request, form: Form) -> Response:
         """The token is shown once, in the answer to this."""
-        name, wanted = form.one("name").strip(), set(form.all("scope"))
-        scopes = {scope for scope in SCOPES if scope in wanted}
-        if not TOKEN.fullmatch(name) or not scopes:
-            return self._everybody(request, "A token needs a name and at least one thing it may do.")
+        name, wanted, days = form.one("name").strip(), set(form.all("scope")), form.one("days")
+        scopes = [scope for scope in SCOPES if scope in wanted]
+        good_for = int(days) if days in TOKEN_DAYS and days else None
+        token, wrong = self.new_token(request, name, scopes, good_for)
+        return self._everybody(request, wrong or "", new_token=token, new_name=name)
+
+    def new_token(
+        self, request: Request, name: str, scopes: Collection[Permission], days: int | None
+    ) -> tuple[str, str | None]:
+        """A token and None, or "" and why there is none."""
+        if not TOKEN.fullmatch(name) or not scopes or not set(scopes) <= set(SCOPES):
+            return "", "A token needs a name and at least one thing it may do."
         token, now = f"triage_{new_token()}", self.clock()
-        days = form.one("days")
-        expires_at = now + timedelta(days=int(days)) if days in TOKEN_DAYS and days else None
+        expires_at = now + timedelta(days=days) if days else None
         told = self._told(request, Event.TOKEN_CHANGED, f"new token {name}: {', '.join(sorted(scopes))}")
         who = request.state.person.who
         if not self.people.add_token(name, token_hash(token), scopes, who, now, expires_at, told):
-            return self._everybody(request, f"There is a token {name} already.")
-        return self._everybody(request, new_token=token, new_name=name)
+            return "", f"There is a token {name} already."
+        return token, None
 
     def revoke_token(self, request: Request) -> Response:
-        number = request.path_params["token_id"]
-        name = next((one.name for one in self.people.tokens() if one.token_id == number), "")
-        told = self._told(request, Event.TOKEN_CHANGED, f"token {name} revoked")
-        if not self.people.revoke_token(number, told):
+        if not self.revoke(request, request.path_params["token_id"]):
             raise HTTPException(404, "There is no such token.")
         return RedirectResponse("/people", status_code=303)
+
+    def revoke(self, request: Request, token_id: int) -> bool:
+        """False where there is no such token."""
+        name = next((one.name for one in self.people.tokens() if one.token_id == token_id), "")
+        return self.people.revoke_token(
+            token_id, self._told(request, Event.TOKEN_CHANGED, f"token {name} revoked")
+        )
+
+    def _then(self, request: Request, wrong: str | None) -> Response:
+        return self._everybody(request, wrong) if wrong else RedirectResponse("/people", status_code=303)
 
     # -------------------------------------------------------------------------------------------
 
@@ -261,10 +286,8 @@ class People:
         return HTMLResponse(html, status_code=status_code)
 
 
-def _password(form: Form, name: str) -> str | None:
-    if form.one("password") != form.one("again"):
-        return "The two passwords differ."
-    return passwords.objection(form.one("password"), name)
+def _differ(form: Form) -> str | None:
+    return None if form.one("password") == form.one("again") else "The two passwords differ."
 
 
 def _role(form: Form) -> Role:
