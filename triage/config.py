@@ -30,6 +30,7 @@ from triage.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Minutes = Annotated[float, Field(gt=0, le=365 * 24 * 60)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 AETitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]*[!-\[\]-~][ -\[\]-~]*$")]
 
@@ -334,12 +335,12 @@ class Pull(Section):
 class TargetWaits(Section):
     """Minutes from arrival until a study of this band should be read."""
 
-    critical: Annotated[float, Field(gt=0)] = 15.0
-    severe: Annotated[float, Field(gt=0)] = 30.0
-    positive: Annotated[float, Field(gt=0)] = 60.0
-    indeterminate: Annotated[float, Field(gt=0)] = 120.0
-    not_judged: Annotated[float, Field(gt=0)] = 120.0
-    routine: Annotated[float, Field(gt=0)] = 480.0
+    critical: Minutes = 15.0
+    severe: Minutes = 30.0
+    positive: Minutes = 60.0
+    indeterminate: Minutes = 120.0
+    not_judged: Minutes = 120.0
+    routine: Minutes = 480.0
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

@@ -84,7 +84,8 @@ class MonitoringPage:
         now = self.pages.clock()
         asked = request.query_params.get("days", "")
         days = int(asked) if asked.isdecimal() and int(asked) in DAYS else DAYS[0]
-        since = now - timedelta(days=days)
+        midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        since = midnight - timedelta(days=days - 1)
         baseline = since - timedelta(days=days * BASELINE)
         history = self._days(since, now)
         slowest = max((day.times.p95 for day in history if day.times), default=timedelta(seconds=1))
@@ -102,6 +103,7 @@ class MonitoringPage:
             slowest=slowest,
             quiet=timedelta(seconds=self.config.assemble.quiet_seconds),
             took=seconds,
+            spread=spread,
             alarm=drift.ALARM,
             queue=self.database.counts(now, self.config.retention.leave_list_after_days),
             waiting_since=self.database.waiting_for_analysis_since(),
@@ -114,7 +116,7 @@ class MonitoringPage:
         )
 
     def _days(self, since: datetime, now: datetime) -> list[Day]:
-        """Today last; the first day is only the part of it since then."""
+        """One a day, today last."""
         arrivals = self.figures.arrivals(since, now.astimezone().utcoffset() or timedelta())
         times: dict[str, list[timedelta]] = {}
         for listed, took in self.figures.times_to_list(since):
@@ -251,6 +253,26 @@ def bars(values: Sequence[tuple[str, float]], share: float = 0.8) -> list[Bar]:
         )
         for number, (label, value) in enumerate(values)
     ]
+
+
+def spread(found: Drift) -> tuple[list[Bar], list[Bar]]:
+    """Shares of the recent and of the baseline studies by tenth of the score, side by side in one scale."""
+    shares = [[count / max(sum(counts), 1) for count in counts] for counts in (found.recent, found.baseline)]
+    largest, step = max(map(max, shares)) or 1, WIDE / drift.BINS
+
+    def row(number: int) -> list[Bar]:
+        return [
+            Bar(
+                step * (place + 0.1 + 0.4 * number),
+                round(HIGH - HIGH * share / largest, 1),
+                step * 0.4,
+                round(HIGH * share / largest, 1),
+                f"{place / drift.BINS:.1f}: {100 * share:.0f} %",
+            )
+            for place, share in enumerate(shares[number])
+        ]
+
+    return row(0), row(1)
 
 
 def lines(shares: Sequence[float | None]) -> list[str]:

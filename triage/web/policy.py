@@ -100,7 +100,7 @@ class PolicyPages:
         if given:
             try:
                 candidate = read(given)
-                tried = policies.rehearse(self.database, self.config, candidate, now, days)
+                tried = self.rehearse(request, candidate, days)
             except ConfigError as error:
                 wrong = str(error)
         return self.pages.render(
@@ -122,6 +122,20 @@ class PolicyPages:
             longest_reason=LONGEST_REASON,
         )
 
+    def rehearse(self, request: Request, candidate: PriorityPolicy, days: int) -> Rehearsal:
+        """What a policy would have done; that its examples are seen is recorded before they are shown."""
+        complete = self.config.under(candidate).policy
+        tried = policies.rehearse(self.database, self.config, complete, self.pages.clock(), days)
+        moves = (tried.bands, tried.places)
+        shown = {
+            mover.study.study_instance_uid
+            for one in moves
+            for mover in (*one.examples_up, *one.examples_down)
+        }
+        entries = [self.database.entry(uid) for uid in sorted(shown)]
+        audit(request, Event.LISTED, [entry.study for entry in entries if entry], "what-if of a policy")
+        return tried
+
     def save(self, request: Request, form: Form) -> Response:
         """A new version, in force from this moment."""
         policy = _understood({field.name: form.one(field.name) for field in FIELDS})
@@ -130,7 +144,8 @@ class PolicyPages:
             new = policies.save(self.database, self.config, policy, who, reason, now, _number(form, "after"))
         except (ConfigError, Rejected) as error:
             raise HTTPException(409, _sentence(error)) from error
-        return self._saved(request, new)
+        self.record(request, new)
+        return RedirectResponse("/policy", status_code=303)
 
     def roll_back(self, request: Request, form: Form) -> Response:
         """A new version that is equal to an old one."""
@@ -140,11 +155,11 @@ class PolicyPages:
             new = policies.roll_back(self.database, self.config, version, who, reason, now, after)
         except (ConfigError, Rejected) as error:
             raise HTTPException(409, _sentence(error)) from error
-        return self._saved(request, new)
-
-    def _saved(self, request: Request, new: PolicyVersion) -> Response:
-        audit(request, Event.POLICY_CHANGED, (), f"policy version {new.version}: {new.reason}")
+        self.record(request, new)
         return RedirectResponse("/policy", status_code=303)
+
+    def record(self, request: Request, new: PolicyVersion) -> None:
+        audit(request, Event.POLICY_CHANGED, (), f"policy version {new.version}: {new.reason}")
 
 
 def read(given: Mapping[str, str]) -> PriorityPolicy:
