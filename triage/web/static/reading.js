@@ -64,7 +64,6 @@ async function get(address) {
     if (response.status === 401) location.reload();
     if (response.status === 409) restart(); // the ordering has changed
     if (!response.ok) throw new Error(response.statusText);
-    found();
     return response;
   } catch (error) {
     missed();
@@ -79,7 +78,7 @@ const filters = () => {
 
 async function renew(piece) {
   if (!pieces.includes(piece)) return;
-  const query = filters(), place = pieces.indexOf(piece);
+  const query = new URLSearchParams(applied), place = pieces.indexOf(piece);
   if (piece.after) query.set("after", piece.after);
   if (piece.following) query.set("until", piece.following);
   const fresh = new DOMParser().parseFromString(await (await get(`/list?${query}`)).text(), "text/html");
@@ -96,7 +95,7 @@ async function renew(piece) {
     for (const one of shown) one.remove();
     live.prepend(...troubles);
   }
-  document.title = title = fresh.title;
+  title = fresh.title;
   const end = pieces.at(-1);
   more.hidden = !end.following;
   element("none").hidden = Boolean(table.querySelector("tbody tr"));
@@ -116,6 +115,7 @@ async function renewAll() {
   renewed = Date.now();
   for (const piece of pieces.filter(one => one.open)) await renew(piece);
   await fill();
+  found();
 }
 
 function changed() {
@@ -132,10 +132,13 @@ async function fill() {
   }
 }
 
+let applied = filters();
+
 function restart() {
-  history.replaceState(null, "", `/?${filters()}`.replace(/\?$/, ""));
+  applied = filters();
+  history.replaceState(null, "", `/?${applied}`.replace(/\?$/, ""));
   for (const link of document.querySelectorAll("#views a"))
-    sorted(new URL(link.href).searchParams) === sorted(filters()) ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
+    sorted(new URL(link.href).searchParams) === sorted(applied) ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   queue(async () => {
     for (const piece of pieces.splice(1)) {
       seen.unobserve(piece.body);
@@ -174,15 +177,13 @@ async function tick() {
   if (stream.readyState !== EventSource.OPEN)
     await get(`/api/v1/worklist/changes?since=${version}`).then(response => response.json()).then(changes => told(changes)).catch(() => {});
   if (stream.readyState === EventSource.CLOSED && lost.hidden) listen();
-  if (Date.now() - renewed > RENEW) changed();
+  if (Date.now() - renewed > RENEW || !lost.hidden) changed();
   setTimeout(tick, live.dataset.refresh * 1000);
 }
 
 function found() {
-  if (lost.hidden) return;
   lost.hidden = true;
   document.title = title;
-  changed();
 }
 
 function missed() {
