@@ -90,7 +90,7 @@ def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None
     path = tmp_path / "config.yaml"
     path.write_text("storage:\n  spool: images\naudit:\n  syslog: {host: h, port: 6514, tls: {ca: ca.pem}}\n")
     loaded = config.load(path, {})
-    assert loaded.audit.file == tmp_path / "var/audit.log"
+    assert loaded.audit.file == tmp_path / "var" / "audit.log"
     assert loaded.audit.syslog is not None
     assert loaded.audit.syslog.tls.ca == tmp_path / "ca.pem"
     assert loaded.storage.spool == tmp_path / "images"

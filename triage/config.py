@@ -468,7 +468,7 @@ class Syslog(Section):
 class Audit(Section):
     """Where the audit trail is handed on to, and after how long the same sight is recorded again."""
 
-    file: Path | None = Path("var/audit.log")
+    file: Path | None = Path("audit.log")
     syslog: Syslog | None = None
     repeat_minutes: Annotated[float, Field(gt=0)] = 60.0
 
@@ -696,7 +696,7 @@ def _anchored(config: Config, folder: Path) -> Config:
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
-        "audit": _anchored_audit(config.audit, folder),
+        "audit": _anchored_audit(config.audit, url, folder),
     }
     if (ris := config.orders.worklist) is not None:
         ris = ris.model_copy(update={"tls": _anchored_tls(ris.tls, folder)})
@@ -704,11 +704,12 @@ def _anchored(config: Config, folder: Path) -> Config:
     return config.model_copy(update=sections)
 
 
-def _anchored_audit(audit: Audit, folder: Path) -> Audit:
+def _anchored_audit(audit: Audit, url: str, folder: Path) -> Audit:
+    """The file lies beside the database, where the daemon can surely write."""
     syslog = audit.syslog
     if syslog is not None:
         syslog = syslog.model_copy(update={"tls": _anchored_tls(syslog.tls, folder)})
-    file = None if audit.file is None else folder / audit.file
+    file = None if audit.file is None else Path(url.removeprefix("sqlite:///")).parent / audit.file
     return audit.model_copy(update={"file": file, "syslog": syslog})
 
 
