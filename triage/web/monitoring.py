@@ -88,7 +88,7 @@ class MonitoringPage:
         since = midnight - timedelta(days=days - 1)
         baseline = since - timedelta(days=days * BASELINE)
         history = self._days(since, now)
-        slowest = max((day.times.p95 for day in history if day.times), default=timedelta(seconds=1))
+        slowest = max([timedelta(seconds=1), *(day.times.p95 for day in history if day.times)])
         return self.pages.render(
             request,
             "monitoring.html",
