@@ -69,7 +69,13 @@ def wrong(arguments):
         return []
     if not arguments or arguments[0] not in group.commands:
         return arguments[:1]
-    known = options(group.commands[arguments[0]])
+    command = group.commands[arguments[0]]
+    if isinstance(command, TyperGroup):  # such as `triage user add`
+        arguments = arguments[1:]
+        if not arguments or arguments[0] not in command.commands:
+            return ["no such command"]
+        command = command.commands[arguments[0]]
+    known = options(command)
     return [a for a in arguments[1:] if a.startswith("-") and a.split("=")[0] not in known]
 
 
