@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -38,6 +39,11 @@ def chromium() -> Iterator[webdriver.Chrome]:
     browser.quit()
 
 
+def answers(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Site:
     """The served page of one ward, and what a reader sees of it in the browser."""
 
@@ -51,6 +57,7 @@ class Site:
         arguments = (self.ward.database, self.ward.config, self.ward.clock, self.stop)
         self.server = threading.Thread(target=serve, args=arguments)
         self.server.start()
+        WebDriverWait(None, 20, poll_frequency=0.05).until(lambda _: answers(self.ward.config.web.port))
 
     def end(self) -> None:
         self.stop.set()
