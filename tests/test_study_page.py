@@ -17,19 +17,19 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.results import NOW, blob, parted, positive, small_study
+from tests.results import NOW, SOURCES, blob, changed, parted, positive, small_study, source_series
 from tests.study_page import INFO, Judged, judged_phantom
 from tests.test_web import Reader, browse, text
 from tests.web_studies import CT, Ward, configured
 from triage import config as settings
 from triage.config import Config
-from triage.dicom import masks, seg
+from triage.dicom import masks, seg, volume
 from triage.domain import DeliveryState, Grade, Instance, Permission, ResultKind, Status, Study, StudyState
 from triage.errors import ConfigError, Rejected
 from triage.passwords import token_hash
 from triage.web import words
 from triage.web.studies import viewer_address
-from triage.web.viewer import KEPT, edges
+from triage.web.viewer import KEPT, edges, numbers
 
 SMALL = {"slices": 20, "rows": 64, "slice_spacing": 8.0}
 OWN_WORDS = "Licensed for clinical use at St. Elsewhere."
@@ -215,6 +215,22 @@ def test_masks_of_few_studies_stay_in_memory(ward: Ward) -> None:
         assert reader.get(f"{address}/labels/10").status_code == 200
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_one_image_is_read_as_the_whole_series_is(name: str, tmp_path: Path) -> None:
+    series = source_series(name, tmp_path)
+    some = series.instances[:: len(series.instances) // 3]
+    for image, slice_ in zip(some, volume.read(replace(series, instances=some), 1).array, strict=True):
+        assert np.array_equal(volume.read_image(image), slice_)
+
+
+def test_images_are_counted_where_their_numbers_tell_nothing(seen: tuple[Ward, Judged]) -> None:
+    images = seen[1].series.instances[:4]
+    assert numbers(images) == [one.instance_number for one in images]
+    for known in ([7, 7, 8, 9], [None, 1, 2, 3]):
+        told = [replace(one, instance_number=n) for one, n in zip(images, known, strict=True)]
+        assert numbers(told) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("form", ["binary", "labelmap_rle", "labelmap_jpeg_ls"])
 @pytest.mark.parametrize("classes", [False, True])
 def test_masks_read_back_as_written(tmp_path: Path, form: seg.Form, classes: bool) -> None:
@@ -238,8 +254,6 @@ def test_masks_read_back_as_written(tmp_path: Path, form: seg.Form, classes: boo
 
 def test_frames_need_not_end_with_a_byte(tmp_path: Path) -> None:
     """63 × 63 bits a frame: each begins somewhere in a byte (PS3.5 section 8.1.1)."""
-    from tests.results import changed
-
     rng = np.random.default_rng(1)
     small = small_study(tmp_path / "source")
     cut = changed(small, tmp_path / "cut", Rows=63, Columns=63, PixelData=bytes(2 * 63 * 63))

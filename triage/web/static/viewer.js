@@ -109,8 +109,8 @@ class Viewer extends HTMLElement {
     this.windowed = make("output", {className: "windowed"});
     this.marked = make("output", {className: "marked"});
     const film = make("div", {className: "film"}, this.canvas, this.overlay);
-    film.style.aspectRatio = `${columns * spacing[1]} / ${rows * spacing[0]}`;
-    film.append(...Object.entries(edges).map(([edge, textContent]) => make("span", {className: `edge ${edge}`, textContent})));
+    film.style.setProperty("--shape", columns * spacing[1] / (rows * spacing[0]));
+    film.append(...Object.entries(edges).map(([edge, textContent]) => make("span", {className: `edge edge-${edge}`, textContent})));
     this.screen = make("div", {className: "screen", tabIndex: 0}, film, this.where, this.windowed, this.marked);
     this.screen.setAttribute("role", "application");
     this.screen.setAttribute("aria-roledescription", "CT images");
@@ -298,7 +298,7 @@ class Viewer extends HTMLElement {
   draw() {
     const {place, window: [width, centre]} = this.shown, {numbers, areas, segments} = this.scan, total = numbers.length;
     const image = this.images.at(place), name = `Image ${numbers[place]}`;
-    this.where.textContent = `${name} · ${place + 1} of ${total}`;
+    this.where.textContent = numbers[place] === place + 1 ? `${name} of ${total}` : `${name} · ${place + 1} of ${total}`;
     this.windowed.textContent = `W ${width}  L ${centre}`;
     const found = segments.flatMap((one, n) => one.kind === "lesion" && areas[place]?.[n] ? [`${one.label} ${areas[place][n] < 100 ? "<1" : Math.round(areas[place][n] / 100)} cm²`] : []);
     this.marked.textContent = this.images.failed.has(place) ? "This image cannot be read." : found.join(" · ");
