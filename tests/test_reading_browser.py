@@ -121,6 +121,16 @@ def test_a_study_that_somebody_reads_says_so_before_anything_else(site: Site) ->
     site.browser.find_element(By.ID, "taken-look").click()
     site.until(lambda: not site.run("return document.getElementById('taken').open"))
     assert "dr.lee reads it" in site.text()
+    site.browser.get("about:blank")
+    site.browser.get(site.address + "/studies/1.1")
+    site.until(lambda: site.run("return document.getElementById('taken').open"))
+    press(site, Keys.ESCAPE)
+    site.until(lambda: site.browser.current_url == site.address + "/")
+    site.browser.find_element(By.ID, "study-1.1").click()
+    site.until(lambda: site.run("return document.getElementById('taken').open"))
+    site.browser.find_element(By.ID, "taken-look").click()
+    site.until(lambda: site.browser.current_url.endswith("/studies/1.1#look"))
+    assert "dr.lee reads it" in site.text()
     claim = site.ward.database.reading.reader("1.1", site.ward.now)
     assert claim is not None
     assert claim.person == "dr.lee"

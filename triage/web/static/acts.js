@@ -85,10 +85,13 @@ document.addEventListener("click", event => {
 });
 
 // Whoever opens a study reads it, unless somebody else does: then the page says so before anything else.
-const opened = document.querySelector("[data-opened]");
-if (opened) {
-  const {study, name} = opened.dataset;
+async function begin({study, name}) {
   const path = `/studies/${encodeURIComponent(study)}/claim`, answer = await call("PUT", path, {take_over: false});
-  if (answer.claim && await warn(answer.claim.person, name, true) === "take") await call("PUT", path, {take_over: true});
+  const wish = answer.claim && await warn(answer.claim.person, name, true);
+  if (wish === "") return location.assign("/");
+  if (wish === "take") await call("PUT", path, {take_over: true});
   document.dispatchEvent(new Event("acted"));
 }
+
+const opened = document.querySelector("[data-opened]");
+if (opened && location.hash !== "#look") begin(opened.dataset);

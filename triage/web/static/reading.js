@@ -288,7 +288,7 @@ table.addEventListener("click", async event => {
   event.preventDefault();
   const {study, name} = row.dataset, answer = await warn(claim.dataset.person, name, true);
   if (answer === "take" && !(await call("PUT", `/studies/${encodeURIComponent(study)}/claim`, {take_over: true})).ok) return changed();
-  if (answer) location.href = link.href;
+  if (answer) location.href = answer === "look" ? `${link.href}#look` : link.href;
 });
 
 // --- filters and views -----------------------------------------------------------------------------
