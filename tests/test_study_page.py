@@ -484,3 +484,42 @@ def test_nobody_else_sends_anything(tmp_path: Path) -> None:
         assert reader.get("/studies/1.1/resend/the%20archive/2", headers=who).status_code in (403, 405)
     assert {d.state for d in ward.database.deliveries("1.1")} == {DeliveryState.SENT, DeliveryState.GIVEN_UP}
     ward.database.close()
+
+
+# --- the same for programs -------------------------------------------------------------------
+
+
+def test_programs_get_what_the_page_shows(tmp_path: Path) -> None:
+    ward = owing(tmp_path)
+    for uid, date, fraction in (("1.2", "20200301", 0.2), ("1.3", "20200310", 0.32)):
+        ward.arrive(uid, study_date=date, patient_id="P1")
+        ward.judge(uid, affected_fraction=fraction)
+    reader, viewer = browse(ward), as_who(ward, Permission.READ)
+    (prior,) = reader.get("/api/v1/studies/1.3/priors", headers=viewer).json()
+    assert (prior["study_instance_uid"], prior["study_date"], prior["status"]) == (
+        "1.2",
+        "20200301",
+        "positive",
+    )
+    assert prior["change"] == pytest.approx(0.12)
+    (revision,) = reader.get("/api/v1/studies/1.3/revisions", headers=viewer).json()
+    assert (revision["revision"], revision["affected_fraction"], revision["grade"]) == (1, 0.32, "CT-2")
+    deliveries = reader.get("/api/v1/studies/1.1/deliveries", headers=viewer).json()
+    assert {(one["destination"], one["state"]) for one in deliveries} == {
+        ("PACS", "sent"),
+        ("the archive/2", "given_up"),
+    }
+    assert {one["what"] for one in deliveries} == {
+        words.object_name(one) for one in ward.database.deliveries("1.1")
+    }
+    again = "/api/v1/studies/1.1/resend/the%20archive/2"
+    assert reader.post(again, headers=viewer).status_code == 403
+    assert reader.post(again, headers=as_who(ward, Permission.ADMIN)).status_code == 204
+    assert len(ward.database.due_deliveries("the archive/2", ward.now)) == 2
+    for what in ("priors", "revisions", "deliveries"):
+        assert reader.get(f"/api/v1/studies/9.9/{what}", headers=viewer).status_code == 404
+    ward.database.close()
+
+
+def test_leaving_takes_the_images_out_of_the_browser(ward: Ward) -> None:
+    assert browse(ward).post("/logout").headers["clear-site-data"] == '"cache"'

@@ -46,6 +46,7 @@ from triage.web.policy_api import PolicyApi
 from triage.web.reading import ReadingList
 from triage.web.reading_api import ReadingApi
 from triage.web.studies import Studies
+from triage.web.studies_api import StudiesApi
 from triage.web.viewer import Viewer
 
 log = logging.getLogger(__name__)
@@ -115,10 +116,11 @@ def create_app(
     reading = ReadingList(pages, stop or threading.Event())
     policy = PolicyPages(pages)
     auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
+    studies = Studies(pages)
     routes: list[BaseRoute] = [
         *reading.routes(),
         Page("/search", pages.search, Permission.READ),
-        *Studies(pages).routes(),
+        *studies.routes(),
         *Viewer(database, config).routes(),
         Page("/pictures/{study_instance_uid}.png", pages.picture, Permission.READ),
         Page("/pictures/{study_instance_uid}/large.png", pages.large_picture, Permission.READ),
@@ -132,7 +134,10 @@ def create_app(
         Mount(
             api.PATH,
             api.create_api(
-                ReadingApi(reading).router(), PeopleApi(people).router(), PolicyApi(policy).router()
+                ReadingApi(reading).router(),
+                PeopleApi(people).router(),
+                PolicyApi(policy).router(),
+                StudiesApi(studies).router(),
             ),
         ),
         Mount("/static", StaticFiles(directory=STATIC)),

@@ -110,6 +110,7 @@ class People:
             self.people.log_out(token_hash(cookie), self._told(request, Event.LOGGED_OUT))
         response = RedirectResponse("/", status_code=303)
         response.delete_cookie(COOKIE, httponly=True, samesite="lax")
+        response.headers["clear-site-data"] = '"cache"'  # images that were looked at
         return response
 
     # --- the first admin -----------------------------------------------------------------------

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from triage.audit import Event
-from triage.domain import DeliveryState, Permission, Study
+from triage.domain import DeliveryState, Permission, Study, WorklistEntry
 from triage.web.access import Page, audit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Studies:
     def study(self, request: Request) -> Response:
         uid, now = request.path_params["study_instance_uid"], self.pages.clock()
         entry = self.pages.entry(uid)
-        priors = self.database.priors(entry.study, MOST_PRIORS)
+        priors = self.priors(entry.study)
         audit(request, Event.STUDY_SEEN, [entry.study, *(prior.study for prior in priors)])
         deliveries = self.database.deliveries(uid)
         known = [one.name for one in self.pages.config.destinations]
@@ -61,8 +61,12 @@ class Studies:
         )
 
     def resend(self, request: Request) -> Response:
-        """Send a destination now what waits for its next try or was given up; never what it has taken."""
-        uid, destination = request.path_params["study_instance_uid"], request.path_params["destination"]
+        uid = request.path_params["study_instance_uid"]
+        self.send_again(request, uid, request.path_params["destination"])
+        return RedirectResponse(f"/studies/{quote(uid, safe='')}#delivery", status_code=303)
+
+    def send_again(self, request: Request, uid: str, destination: str) -> None:
+        """Owe a destination at once what waits for its next try or was given up; never what it has taken."""
         entry = self.pages.entry(uid)
         if destination not in [one.name for one in self.pages.config.destinations]:
             raise HTTPException(404, "There is no such destination.")
@@ -70,7 +74,9 @@ class Studies:
         self.database.resend(destination, uid, now)
         self.database.ask_anew(destination, uid, now)
         audit(request, Event.RESENT, [entry.study], destination)
-        return RedirectResponse(f"/studies/{quote(uid, safe='')}#delivery", status_code=303)
+
+    def priors(self, study: Study) -> list[WorklistEntry]:
+        return self.database.priors(study, MOST_PRIORS)
 
 
 def viewer_address(template: str, study: Study) -> str | None:
