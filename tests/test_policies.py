@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,13 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
 from tests.web_studies import NOON, Ward, configured
-from triage import analyze, policies, priority, whatif
+from triage import analyze, check, policies, priority, whatif
+from triage.cli import app
 from triage.config import Config, PriorityPolicy, TargetWaits
 from triage.db.policies import add, place
 from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
@@ -403,3 +408,33 @@ def test_nobody_who_reads_the_list_waits_for_a_new_order(ward: Ward) -> None:
     assert {p.band for p in places(reader).values()} == {Band.POSITIVE}
     assert len(places(reader)) == 12_001
     reader.database.close()
+
+
+def test_the_terminal_sets_and_goes_back(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("priority: {severe_fraction: 0.3}\n")
+
+    def typed(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["--config", str(tmp_path / "config.yaml"), "policy", *arguments])
+
+    shown = typed("show").stdout
+    assert "version 1 by config.yaml" in shown
+    assert yaml.safe_load(shown)["severe_fraction"] == 0.3
+    (tmp_path / "policy.yaml").write_text(shown.replace("ordering: deadline", "ordering: strict"))
+    assert typed("set", str(tmp_path / "policy.yaml"), "--reason", "as the papers").exit_code == 0
+    assert "ordering: strict" in typed("show").stdout
+    (tmp_path / "wrong.yaml").write_text("severe_fraction: 3\n")
+    wrong = typed("set", str(tmp_path / "wrong.yaml"), "--reason", "why")
+    assert (wrong.exit_code, "severe_fraction = 3" in wrong.stderr) == (78, True)
+    assert typed("rollback", "1").exit_code == 0
+    versions = json.loads(typed("show", "--history", "--json").stdout)
+    assert [one["reason"] for one in versions] == ["back to version 1", "as the papers", "the first version"]
+    assert versions[0]["policy"] == versions[2]["policy"]
+
+
+def test_check_says_which_version_counts(ward: Ward) -> None:
+    assert check._policy(ward.config).detail.startswith("version 1 by config.yaml counts")
+    save(ward, ward.config.policy.model_copy(update={"ordering": "strict"}))
+    said = check._policy(ward.config)
+    assert said.go
+    assert "version 2 by anna counts: to try" in said.detail
+    assert "does not count" in said.detail

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-import yaml
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import Progress
@@ -524,21 +523,21 @@ def _offer_first_link(settings: Config) -> None:
         err.print(f"{said}\n{link}", highlight=False, markup=False, soft_wrap=True)
 
 
-policy = typer.Typer(help="Show what orders the list, set it, or go back; the page does the same.")
+policy = typer.Typer(
+    help="Show what orders the list, set it, or go back; the page does the same.", no_args_is_help=True
+)
 app.add_typer(policy, name="policy")
 Why = Annotated[str, typer.Option(help="Kept with the version, beside your name.")]
 CHANGED = "version {} counts from now on: open studies have their new places, nothing is judged again"
 
 
-@policy.callback(invoke_without_command=True)
+@policy.command(name="show")
 def show_policy(
     context: typer.Context,
     history: Annotated[bool, typer.Option("--history", help="Who set which version, when and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the policy that counts, as YAML that `triage policy set` takes."""
-    if context.invoked_subcommand is not None:
-        return
     from triage import policies
 
     with _plain_errors():
@@ -550,13 +549,13 @@ def show_policy(
         said = f"version {one.version} by {one.author}, {one.created_at:%Y-%m-%d %H:%M} UTC: {one.reason}"
         out.print(f"# {said}", markup=False, highlight=False, soft_wrap=True)
     if not history:
-        typer.echo(yaml.safe_dump(versions[0].policy.model_dump(mode="json"), sort_keys=False), nl=False)
+        typer.echo(configuration.written(versions[0].policy), nl=False)
 
 
 @policy.command(name="set")
 def set_policy(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="YAML, as `triage policy` prints it.", exists=True)],
+    file: Annotated[Path, typer.Argument(help="YAML, as `triage policy show` prints it.", exists=True)],
     reason: Why,
 ) -> None:
     """Set a new policy; what the file leaves out has its default."""
@@ -573,7 +572,7 @@ def set_policy(
 @policy.command(name="rollback")
 def roll_back_policy(
     context: typer.Context,
-    version: Annotated[int, typer.Argument(help="A version that `triage policy --history` shows.")],
+    version: Annotated[int, typer.Argument(help="A version that `triage policy show --history` shows.")],
     reason: Why = "",
 ) -> None:
     """Set a new version that is equal to an old one."""

@@ -642,6 +642,11 @@ def read_policy(path: Path, config: Config) -> PriorityPolicy:
         raise ConfigError(f"{path}: " + "; ".join(lines)) from error
 
 
+def written(policy: PriorityPolicy) -> str:
+    """The YAML that ``read_policy`` takes."""
+    return yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False)
+
+
 def _explain(error: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "settings"
     message = str(error["msg"]).removeprefix("Value error, ")
