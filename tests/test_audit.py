@@ -199,6 +199,12 @@ def test_every_sight_of_patient_data_is_recorded(ward: Ward) -> None:
         assert (who.get("UserID"), who.get("NetworkAccessPointID")) == ("local", "127.0.0.1")
 
 
+def test_an_empty_list_shows_nothing_of_anybody(ward: Ward) -> None:
+    for address in ("/", "/api/worklist", "/search?q=NOBODY"):
+        assert Reader(ward).get(address).status_code == 200
+    assert kinds(ward) == ["SEARCHED"]
+
+
 def test_a_page_that_renews_itself_is_recorded_once_an_hour_and_what_is_new_at_once(ward: Ward) -> None:
     reader = Reader(ward)
     ward.arrive("1.1")

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from triage.audit import Actor, Event, Outcome, messages
+from triage.audit import ACCESSED, Actor, Event, Outcome, messages
 from triage.db.audit import Trail
 from triage.domain import Permission, Person, Role, Study
 
@@ -85,8 +85,13 @@ class Auditor:
     def record(
         self, event: Event, actor: Actor, studies: Iterable[Study], detail: str, outcome: Outcome
     ) -> None:
-        """Raises Retryable when it cannot be recorded; then it must not be shown or done either."""
+        """Raises Retryable when it cannot be recorded; then it must not be shown or done either.
+
+        A list without studies shows nothing of anybody.
+        """
         now, concerned = self._clock(), list(studies)
+        if event.value.event_id == ACCESSED and not concerned:
+            return
         fresh: list[tuple[str, ...]] = []
         if event.value.action == "R" or event in REPEATED:
             who = (event.name, actor.who, actor.address, detail)

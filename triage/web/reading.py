@@ -140,9 +140,8 @@ class ReadingList:
         )
         studies = [row.entry.study for row in found.rows]
         if filters.text.strip():
-            audit(request, Event.SEARCHED, studies, filters.text.strip())
-        elif studies:
-            audit(request, Event.LISTED, studies)
+            audit(request, Event.SEARCHED, detail=filters.text.strip())
+        audit(request, Event.LISTED, studies)
         return found
 
     def row(self, study_instance_uid: str, now: datetime) -> Row | None:
