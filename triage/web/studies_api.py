@@ -58,9 +58,16 @@ class DeliveryOut(BaseModel):
 
     @classmethod
     def of(cls, delivery: Delivery) -> DeliveryOut:
-        named = {"what": object_name(delivery), "owed_since": delivery.created_at}
-        fields = (name for name in cls.model_fields if name not in named)
-        return cls(**named, **{name: getattr(delivery, name) for name in fields})
+        return cls(
+            destination=delivery.destination,
+            what=object_name(delivery),
+            sop_instance_uid=delivery.sop_instance_uid,
+            state=delivery.state,
+            attempts=delivery.attempts,
+            owed_since=delivery.created_at,
+            sent_at=delivery.sent_at,
+            last_error=delivery.last_error,
+        )
 
 
 class PriorOut(BaseModel):
