@@ -100,11 +100,7 @@ class Guard:
         return None
 
     def _is_proxy(self, address: str) -> bool:
-        try:
-            peer = ip_address(address)
-        except ValueError:
-            return False
-        return any(peer in network for network in self.proxies)
+        return _is_address(address) and any(ip_address(address) in network for network in self.proxies)
 
     def _is_open(self) -> bool:
         """Nobody need log in: as long as there is nobody who could, and only this machine can ask."""
@@ -171,10 +167,18 @@ def _same_origin(request: Request) -> bool:
     return urlsplit(request.headers.get("origin", "")).netloc == request.headers.get("host", "") != ""
 
 
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _take_forwarded(request: Request) -> None:
     """The browser's address and scheme as the proxy in between gives them."""
     forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-    if forwarded:
+    if _is_address(forwarded):
         request.scope["client"] = (forwarded, 0)
     if request.headers.get("x-forwarded-proto") == "https":
         request.scope["scheme"] = "https"
