@@ -244,8 +244,8 @@ class ReadingApi:
             responses=NOT_FOUND | CONFLICT,
         )
         add("/views", self.views, tags=["views"])
-        add("/views/{name}", self.save_view, methods=["PUT"], tags=["views"])
-        add("/views/{name}", self.forget_view, methods=["DELETE"], tags=["views"], **_NOTHING)
+        add("/views/{name:path}", self.save_view, methods=["PUT"], tags=["views"])
+        add("/views/{name:path}", self.forget_view, methods=["DELETE"], tags=["views"], **_NOTHING)
         return made
 
     # --- the list ------------------------------------------------------------------------------
