@@ -521,9 +521,8 @@ def _verdict_of(row: RowMapping) -> Verdict:
 
 
 def _version(connection: Connection) -> int:
-    newest = (select(func.max(table.c.changed)).scalar_subquery() for table in (study, delivery))
-    studies, deliveries = connection.execute(select(*(func.coalesce(one, 0) for one in newest))).one()
-    return max(int(studies), int(deliveries))
+    newest = (connection.execute(select(func.max(table.c.changed))).scalar() for table in (study, delivery))
+    return max(number or 0 for number in newest)
 
 
 def _is_there(connection: Connection, uid: str) -> bool:
