@@ -394,6 +394,10 @@ def test_only_a_trusted_proxy_says_who_asks(ward: Ward) -> None:
     assert Reader(ward).get("/search", headers=told).status_code == 401
     asked(ward, proxy={"networks": ["127.0.0.1"], "user_header": "X-Remote-User"})
     assert Reader(ward).get("/search", headers=told).status_code == 200
+    asked_by_proxy = {**told, "Authorization": "Basic amFuZTpzZWNyZXQ="}
+    assert Reader(ward).get("/search", headers=asked_by_proxy).status_code == 200
+    foreign = {**asked_by_proxy, "Origin": "https://evil.example"}
+    assert Reader(ward).post("/account", headers=foreign).status_code == 403
     for other in ("nobody", "", "jane, boss"):
         assert Reader(ward).get("/search", headers={"X-Remote-User": other}).status_code == 401
     assert "no open account" in text(Reader(ward).get("/", headers={"X-Remote-User": "nobody"}))

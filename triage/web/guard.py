@@ -144,12 +144,9 @@ def _person(user: User) -> Person:
 
 
 def _bearer(request: Request) -> str | None:
-    """The token of a program; "" where the header holds something else."""
-    header = request.headers.get("authorization")
-    if header is None:
-        return None
-    scheme, _, value = header.partition(" ")
-    return value.strip() if scheme.lower() == "bearer" else ""
+    """The token of a program. Other schemes, such as what a proxy asked the browser for, are not ours."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    return value.strip() if scheme.lower() == "bearer" else None
 
 
 def _is_background(request: Request) -> bool:
