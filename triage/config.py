@@ -412,7 +412,8 @@ def _check_template(template: str, app_scheme: str | None) -> None:
         raise ValueError(f"viewer_url: {error}") from error
     names = [name for _, name, form, conversion in parts if name is not None and not (form or conversion)]
     if sum(part[1] is not None for part in parts) != len(names) or not {*names} <= {*VIEWER_NAMES}:
-        raise ValueError(f"viewer_url may name {', '.join(f'{{{name}}}' for name in VIEWER_NAMES)} and no other")
+        known = ", ".join(f"{{{name}}}" for name in VIEWER_NAMES)
+        raise ValueError(f"viewer_url may name {known} and no other")
     if not names:
         raise ValueError("viewer_url names no study: write {study_instance_uid} where the viewer expects it")
     fixed = parts[0][0]
@@ -420,8 +421,8 @@ def _check_template(template: str, app_scheme: str | None) -> None:
         return
     if not re.match(r"https?://[^/?#\s{}]+[/?#]", fixed):
         raise ValueError(
-            "viewer_url must begin with http:// or https:// and a host, before any name in braces; the scheme of "
-            "a program is named in viewer_scheme"
+            "viewer_url must begin with http:// or https:// and a host, before any name in braces; "
+            "the scheme of a program is named in viewer_scheme"
         )
 
 
