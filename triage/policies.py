@@ -14,7 +14,7 @@ from typing import Any
 from triage import priority, whatif
 from triage.config import Config, PriorityPolicy
 from triage.db import Database
-from triage.db.policies import Placed, PolicyVersion
+from triage.db.policies import Placed, PolicyVersion, placed
 from triage.errors import ConfigError, Rejected
 from triage.whatif import Rehearsal
 
@@ -56,9 +56,9 @@ def save(
     """
     if not reason.strip():
         raise ConfigError("a new policy needs a reason: who reads the history wants to know")
-    placed = list(moved(db, config.under(policy), now))
-    new = db.add_policy(policy, author, reason.strip(), now, after, placed)
-    log.info("policy version %d counts; %d open studies have another place", new.version, len(placed))
+    places = list(moved(db, config.under(policy), now))
+    new = db.add_policy(policy, author, reason.strip(), now, after, places)
+    log.info("policy version %d counts; %d open studies have another place", new.version, len(places))
     return new
 
 
@@ -108,4 +108,4 @@ def moved(db: Database, config: Config, now: datetime) -> Iterator[Placed]:
     for study in db.standing(now, config.retention.leave_list_after_days):
         place = priority.again(study, config.priority, config.analysis)
         if place != study.priority:
-            yield study, place
+            yield placed(study, place)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, or_, select, tuple_, update
 
 from triage.config import PriorityPolicy
 from triage.db import commitments, intake, orders, policies, records, studies
@@ -554,15 +554,17 @@ class Database:
 
     def standing(self, now: datetime, leave_after_days: float) -> Iterator[Standing]:
         """Every open study with what decides its place; read in pieces, so that nobody has to wait."""
-        last = ""
+        columns = ORDERINGS["arrival"]  # which has an index of open studies
+        chosen = is_open(now, leave_after_days)
         while True:
-            chosen = is_open(now, leave_after_days) & (study.c.study_instance_uid > last)
             with self._read() as connection:
-                piece = policies.standings(connection, chosen, [study.c.study_instance_uid], PIECE)
+                piece = policies.standings(connection, chosen, columns, PIECE)
             yield from piece
             if len(piece) < PIECE:
                 return
-            last = piece[-1].study_instance_uid
+            last = piece[-1].arrived_at, piece[-1].study_instance_uid
+            begin = (literal(value, column.type) for value, column in zip(last, columns, strict=True))
+            chosen = is_open(now, leave_after_days) & (tuple_(*columns) > tuple_(*begin))
 
     def opinions(self, since: datetime) -> list[Opinion]:
         """The newest verdict on each study that arrived since then."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Connection, and_, bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, func, insert, select
 
 from triage.config import PriorityPolicy
 from triage.db.tables import NEXT_CHANGE, policy, result, study, verdict
@@ -15,8 +15,11 @@ from triage.domain import Band, Figures, Grade, Priority, Standing, Status, Stud
 from triage.errors import Rejected
 
 JUDGED = (Status.POSITIVE, Status.NEGATIVE)
-Placed = tuple[Standing, Priority]
-"""A study as it was read, and the place that it is to have."""
+Placed = tuple[int, float, str, str, int, float]
+"""New band, score and due time of a study; then its UID, and the band and score that it was read with.
+
+Plain values, which the garbage collector leaves alone: there can be a hundred thousand.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,26 +105,25 @@ def standings(
     return [_standing(row) for row in connection.execute(query)]
 
 
-def place(connection: Connection, placed: Sequence[Placed]) -> None:
+def placed(study: Standing, new: Priority) -> Placed:
+    """The row that gives a study its new place."""
+    due_at = new.due_at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
+    uid, old = study.study_instance_uid, study.priority
+    return int(new.band), new.score, due_at, uid, int(old.band), old.score
+
+
+def place(connection: Connection, rows: Sequence[Placed]) -> None:
     """Give studies their new places, but those whose place has changed since it was read: that is newer."""
-    seen: dict[str, BindParameter[Any]] = {
-        name: bindparam(f"seen_{name}") for name in ("study_instance_uid", "band", "score")
-    }
-    number = connection.execute(select(NEXT_CHANGE)).scalar()
-    change = update(study).where(*(study.c[name] == value for name, value in seen.items()))
-    rows = [
-        {
-            "seen_study_instance_uid": before.study_instance_uid,
-            "seen_band": int(before.priority.band),
-            "seen_score": before.priority.score,
-            "band": int(after.band),
-            "score": after.score,
-            "due_at": after.due_at,
-        }
-        for before, after in placed
-    ]
+    number = int(connection.execute(select(NEXT_CHANGE)).scalar_one())
     if rows:
-        connection.execute(change.values(changed=number), rows)
+        connection.exec_driver_sql(_PLACE.format(number), list(rows))
+
+
+_PLACE = """
+UPDATE study SET band = ?, score = ?, due_at = ?, changed = {}
+WHERE study_instance_uid = ? AND band = ? AND score = ?
+"""
+"""In the driver's own words: of a hundred thousand studies that takes half the time."""
 
 
 def opinions(connection: Connection, since: datetime) -> Iterator[Opinion]:
