@@ -253,7 +253,7 @@ def test_filters_leave_the_order_and_everything_else_out(ward: Ward) -> None:
     ward.judge("1.2", Status.NEGATIVE)
     ward.refuse("1.3", "missing slices")
     ward.fail("1.4", "out of memory", None)
-    ward.arrive("1.8", patient_name="MÜLLER^EVA", accession_number="ACC-9")
+    ward.arrive("1.8", patient_name="MÜLLER^EVA", accession_number="ACC-9", scanner="SIEMENS Force")
     until = NOON + timedelta(minutes=60)
     ward.database.reading.claim("1.5", "dr.lee", NOON, until)
     ward.database.reading.claim("1.6", "local", NOON, until)
@@ -271,6 +271,7 @@ def test_filters_leave_the_order_and_everything_else_out(ward: Ward) -> None:
         "text=eva": {"1.8"},
         "text=acc-9": {"1.8"},
         "description=hrct": {"1.1", "1.2"},
+        "scanner=siemens": {"1.8"},
         "hours=2.5": {"1.1", "1.2", "1.8"},
         "overdue=true": {"1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.7"} - {"1.2"},
         "text=%25": set(),

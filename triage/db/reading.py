@@ -33,6 +33,7 @@ from triage.db.tables import (
     UtcDateTime,
     claim,
     delivery,
+    instance,
     policy,
     result,
     saved_view,
@@ -89,6 +90,7 @@ class Chosen:
     unclaimed: bool = False
     text: str = ""
     description: str = ""
+    scanner: str = ""
     arrived_since: datetime | None = None
     overdue: bool = False
 
@@ -399,6 +401,8 @@ def _wanted(now: datetime, leave_after_days: float, chosen: Chosen) -> ColumnEle
         wanted.append(matches(chosen.text))
     if chosen.description:
         wanted.append(study.c.study_description.icontains(chosen.description, autoescape=True))
+    if chosen.scanner:
+        wanted.append(_scanner().icontains(chosen.scanner, autoescape=True))
     if chosen.arrived_since is not None:
         wanted.append(study.c.arrived_at >= chosen.arrived_since)
     if chosen.overdue:
@@ -415,6 +419,16 @@ def matches(text: str) -> ColumnElement[bool]:
         study.c.study_instance_uid,
     )
     return or_(*(column.icontains(text, autoescape=True) for column in columns))
+
+
+def _scanner() -> ColumnElement[str]:
+    """What made a study's images: one of them is asked."""
+    return (
+        select(instance.c.facts["scanner"].as_string())
+        .where(instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.judgeable)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def _has(status: Status | None) -> ColumnElement[bool]:

@@ -55,6 +55,7 @@ class Filters(BaseModel):
     claimed: Literal["me", "nobody"] | None = None
     text: str = Field("", max_length=LONGEST_TEXT, description="A part of name, ID, accession number or UID")
     description: str = Field("", max_length=LONGEST_TEXT, description="A part of the study description")
+    scanner: str = Field("", max_length=LONGEST_TEXT, description="A part of the scanner's maker or model")
     hours: float | None = Field(None, gt=0, le=24 * 366, description="Arrived within so many hours")
     overdue: bool = False
 
@@ -67,6 +68,7 @@ class Filters(BaseModel):
             unclaimed=self.claimed == "nobody",
             text=self.text.strip(),
             description=self.description.strip(),
+            scanner=self.scanner.strip(),
             arrived_since=None if self.hours is None else now - timedelta(hours=self.hours),
             overdue=self.overdue,
         )

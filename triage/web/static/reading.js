@@ -307,7 +307,7 @@ function asked() {
   const query = filters(), one = name => query.get(name) ?? undefined;
   return {
     band: query.getAll("band"), status: query.getAll("status"), claimed: one("claimed"), text: one("text"),
-    description: one("description"), hours: query.has("hours") ? Number(query.get("hours")) : undefined, overdue: query.has("overdue"),
+    description: one("description"), scanner: one("scanner"), hours: query.has("hours") ? Number(query.get("hours")) : undefined, overdue: query.has("overdue"),
   };
 }
 
