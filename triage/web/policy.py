@@ -99,7 +99,7 @@ class PolicyPages:
         wrong, tried, candidate = "", None, present
         if given:
             try:
-                candidate = read(given)
+                candidate = read({**flat(present), **given})
                 tried = self.rehearse(request, candidate, days)
             except ConfigError as error:
                 wrong = str(error)
