@@ -10,7 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -453,11 +453,14 @@ def test_a_site_that_is_locked_out_lets_itself_in_again(ward: Ward, tmp_path: Pa
 
 
 def test_what_is_typed_at_the_terminal_is_recorded(ward: Ward, tmp_path: Path) -> None:
+    assert typed(ward, tmp_path, "worklist")[0] == 0
+    ward.now = datetime.now(UTC)
     ward.arrive("1.1")
+    assert typed(ward, tmp_path, "worklist", "--json")[0] == 0
     assert typed(ward, tmp_path, "requeue", "1.1")[0] == 0
     assert typed(ward, tmp_path, "close", "1.1")[0] == 0
-    assert kinds(ward) == ["REQUEUED", "MARKED_READ"]
-    assert [uids(message) for message in recorded(ward)] == [["1.1"], ["1.1"]]
+    assert kinds(ward) == ["LISTED", "REQUEUED", "MARKED_READ"]
+    assert [uids(message) for message in recorded(ward)] == [["1.1"]] * 3
 
 
 def test_verify_says_what_it_found(ward: Ward, tmp_path: Path) -> None:

@@ -310,16 +310,17 @@ def worklist(
     with _plain_errors():
         settings = configuration.load(context.obj)
         database = _database(settings)
+        look = partial(_open_studies, database, settings, set())
         if as_json:
-            entries, now = _open_studies(database, settings)
+            entries, now = look()
             typer.echo(json.dumps([entry_row(e, now) for e in entries], indent=2, ensure_ascii=False))
         elif watch:
             with Live(console=out, screen=True, auto_refresh=False) as live, _until_interrupted():
                 while True:
-                    live.update(_list(*_open_studies(database, settings)), refresh=True)
+                    live.update(_list(*look()), refresh=True)
                     time.sleep(settings.web.refresh_seconds)
         else:
-            out.print(_list(*_open_studies(database, settings)))
+            out.print(_list(*look()))
 
 
 @app.command()
@@ -693,12 +694,20 @@ def _known(found: bool, study_uid: str) -> None:
         raise TriageError(f"no study {study_uid} here; `triage worklist` shows the open ones")
 
 
-def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEntry], datetime]:
+def _open_studies(
+    database: Database, settings: Config, recorded: set[str]
+) -> tuple[list[WorklistEntry], datetime]:
+    """The list, and when; that it was seen is recorded of each study once, those ``recorded`` already are."""
     from triage import policies
 
     now = datetime.now(UTC)
     days = settings.retention.leave_list_after_days
-    return database.worklist(now, policies.in_force(database, settings).ordering, days), now
+    entries = database.worklist(now, policies.in_force(database, settings).ordering, days)
+    fresh = [entry.study for entry in entries if entry.study.study_instance_uid not in recorded]
+    if fresh:
+        database.trail.append(messages(Event.LISTED, _typist(), now, fresh))
+        recorded.update(study.study_instance_uid for study in fresh)
+    return entries, now
 
 
 def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
