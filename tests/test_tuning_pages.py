@@ -179,12 +179,21 @@ def test_monitoring_tells_what_happened(ward: Ward) -> None:
     ward.judge("1.0", to=("PACS",))
     ward.judge("1.1", to=("PACS",))
     ward.refuse("1.2", "no axial CT series")
+    ward.arrive("1.4", ago=5)
+    ward.database.mark_ready(ward.study("1.4"))
     page = text(reader.get("/monitoring"))
-    assert re.search(r"2026-03-02 4 2 1 10\.0 min p95 10\.0 min, of 3", page)
+    assert re.search(r"ready 1 .*oldest that waits since", page)
+    assert re.search(r"2026-03-02 5 2 1 10\.0 min p95 10\.0 min, of 3", page)
     assert re.search(r"no axial CT series ⊘ not analysable 1", page)
     assert re.search(r"PACS 0 4 0 –", page)
     assert re.search(r"receiving 1 ", page)
     assert "too few studies" in page
+    told = reader.get("/api/v1/monitoring", params={"days": 7}).json()
+    assert told["history"][-1]["arrived"] == 5
+    assert told["history"][-1]["times"]["p50"] == "PT10M"
+    assert told["failures"] == [{"status": "not_analysable", "reason": "no axial CT series", "count": 1}]
+    assert told["drifts"]["all studies"][0]["index"] is None
+    assert reader.get("/api/v1/monitoring", params={"days": 99}).status_code == 422
 
 
 def test_drift_by_scanner_alarms_where_scores_moved(ward: Ward) -> None:

@@ -114,7 +114,7 @@ def create_app(
     pages = Pages(database, config, clock)
     people = People(database, config, clock, pages.templates)
     reading = ReadingList(pages, stop or threading.Event())
-    policy = PolicyPages(pages)
+    policy, monitoring = PolicyPages(pages), MonitoringPage(pages)
     auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
     studies = Studies(pages)
     routes: list[BaseRoute] = [
@@ -130,13 +130,14 @@ def create_app(
         Page("/healthz", pages.health, Permission.OPEN),
         *people.routes(),
         *policy.routes(),
-        *MonitoringPage(pages).routes(),
+        *monitoring.routes(),
         Mount(
             api.PATH,
             api.create_api(
                 ReadingApi(reading).router(),
                 PeopleApi(people).router(),
                 PolicyApi(policy).router(),
+                monitoring.router(),
                 StudiesApi(studies).router(),
             ),
         ),

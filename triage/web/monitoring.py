@@ -12,18 +12,21 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from statistics import quantiles
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from triage import drift
-from triage.db.monitoring import Scored
-from triage.domain import DeliveryState, Permission, StudyState
+from triage.db.monitoring import Failure, Scored
+from triage.domain import DeliveryState, Permission, Person, StudyState
 from triage.drift import Drift
 from triage.web import words
 from triage.web.access import Page
+from triage.web.api import READER
 from triage.web.health import GIGABYTE
 
 if TYPE_CHECKING:
@@ -70,6 +73,21 @@ class Destination:
     times: Times | None
 
 
+class Monitored(BaseModel):
+    """The last days. Times are ISO 8601 durations; ``drifts`` are by what the images were made with."""
+
+    days: int
+    baseline_days: int
+    history: list[Day]
+    queue: dict[StudyState, int]
+    waiting_since: datetime | None
+    failures: list[Failure]
+    retried: list[Failure]
+    destinations: list[Destination]
+    drifts: dict[str, list[Drift]]
+    machine: list[tuple[str, str]]
+
+
 class MonitoringPage:
     """Everything is read from the database when the page is asked for."""
 
@@ -80,31 +98,47 @@ class MonitoringPage:
     def routes(self) -> list[Route]:
         return [Page("/monitoring", self.monitoring, Permission.READ)]
 
+    def router(self) -> APIRouter:
+        made = APIRouter(tags=["monitoring"])
+        made.add_api_route("/monitoring", self.monitored)
+        return made
+
     def monitoring(self, request: Request) -> Response:
-        now = self.pages.clock()
         asked = request.query_params.get("days", "")
         days = int(asked) if asked.isdecimal() and int(asked) in DAYS else DAYS[0]
-        midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
-        since = midnight - timedelta(days=days - 1)
-        baseline = since - timedelta(days=days * BASELINE)
-        history = self._days(since, now)
-        slowest = max([timedelta(seconds=1), *(day.times.p95 for day in history if day.times)])
+        found = self.monitored(days=days)
+        slowest = max([timedelta(seconds=1), *(day.times.p95 for day in found.history if day.times)])
         return self.pages.render(
             request,
             "monitoring.html",
-            now,
-            days=days,
+            self.pages.clock(),
+            found=found,
             all_days=DAYS,
-            baseline_days=days * BASELINE,
-            history=history,
-            arrived=bars([(f"{day.date}: {day.arrived}", day.arrived) for day in history]),
-            half=lines([day.times.p50 / slowest if day.times else None for day in history]),
-            most=lines([day.times.p95 / slowest if day.times else None for day in history]),
+            arrived=bars([(f"{day.date}: {day.arrived}", day.arrived) for day in found.history]),
+            half=lines([day.times.p50 / slowest if day.times else None for day in found.history]),
+            most=lines([day.times.p95 / slowest if day.times else None for day in found.history]),
             slowest=slowest,
             quiet=timedelta(seconds=self.config.assemble.quiet_seconds),
             took=seconds,
             spread=spread,
             alarm=drift.ALARM,
+            states=list(StudyState),
+        )
+
+    def monitored(
+        self,
+        person: Person = READER,  # noqa: ARG002 - asked for its permission
+        days: Annotated[int, Query(ge=1, le=max(DAYS))] = DAYS[0],
+    ) -> Monitored:
+        """How the daemon has done in the last days, and whether scores are still spread as they were."""
+        now = self.pages.clock()
+        midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
+        since = midnight - timedelta(days=days - 1)
+        baseline = since - timedelta(days=days * BASELINE)
+        return Monitored(
+            days=days,
+            baseline_days=days * BASELINE,
+            history=self._days(since, now),
             queue=self.database.counts(now, self.config.retention.leave_list_after_days),
             waiting_since=self.database.waiting_for_analysis_since(),
             failures=self.figures.failures(since),
@@ -112,7 +146,6 @@ class MonitoringPage:
             destinations=self._destinations(since),
             drifts=_drifts(self.figures.scores(baseline, since), self.figures.scores(since, now)),
             machine=list(self._machine()),
-            states=list(StudyState),
         )
 
     def _days(self, since: datetime, now: datetime) -> list[Day]:
@@ -177,14 +210,14 @@ def _times(lengths: Sequence[timedelta]) -> Times | None:
     return Times(len(seconds), timedelta(seconds=cuts[9]), timedelta(seconds=cuts[18]))
 
 
-def _drifts(baseline: Sequence[Scored], recent: Sequence[Scored]) -> list[tuple[str, list[Drift]]]:
+def _drifts(baseline: Sequence[Scored], recent: Sequence[Scored]) -> dict[str, list[Drift]]:
     """All scores, then by what images were made with."""
     kinds: dict[str, Callable[[Scored], str]] = {
         "scanner": lambda one: one.scanner,
         "kernel": lambda one: one.kernel,
         "slice thickness": lambda one: "" if one.thickness is None else f"{one.thickness:g} mm",
     }
-    found = [("all studies", [_drift("all", baseline, recent)])]
+    found = {"all studies": [_drift("all", baseline, recent)]}
     for kind, name_of in kinds.items():
         counts = Counter(name_of(one) for one in (*baseline, *recent))
         groups = [
@@ -195,7 +228,7 @@ def _drifts(baseline: Sequence[Scored], recent: Sequence[Scored]) -> list[tuple[
             )
             for name, _ in counts.most_common(GROUPS)
         ]
-        found.append((kind, groups))
+        found[kind] = groups
     return found
 
 
