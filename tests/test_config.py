@@ -91,6 +91,19 @@ def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None
     assert loaded.database.url == f"sqlite:///{tmp_path}/var/triage.db"
 
 
+def test_an_archive_of_either_kind_has_its_files_beside_the_settings_and_only_the_web_has_a_secret(
+    tmp_path: Path,
+) -> None:
+    pacs = {"name": "VNA", "ae_title": "VNA", "host": "h", "port": 104}
+    web = {"name": "VNA", "kind": "dicomweb", "url": "https://h/x", "user": "u", "tls": {"ca": "ca.pem"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"delivery": {"destinations": [pacs]}, "pull": {"sources": [web]}}))
+    loaded = config.load(path, {"TRIAGE_SECRET_VNA": "not for the PACS"})
+    (source,) = loaded.pull.sources
+    assert isinstance(source, config.WebSource)
+    assert (source.secret, source.tls) == ("not for the PACS", config.Tls(ca=tmp_path / "ca.pem"))
+
+
 @pytest.mark.parametrize("text", ["- a\n- b\n", "listener: [1, 2", "listener: 7\n"])
 def test_a_file_that_is_not_sections_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"

@@ -39,6 +39,8 @@ SECRETS = {
 """Environment variables that override config.yaml: {name: (section, key)}."""
 PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
+WITH_SECRET = ("dicomweb", "webhook", "email")
+"""Kinds of these that have one; a PACS may bear the same name for DICOM, which knows no secrets."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -544,7 +546,7 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
 
 
 def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
-    if not isinstance(peer, dict):
+    if not isinstance(peer, dict) or peer.get("kind") not in WITH_SECRET:
         return peer
     variable = PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", str(peer.get("name")).upper())
     return {**peer, "secret": environ[variable]} if variable in environ else peer
@@ -565,11 +567,15 @@ def _anchored(config: Config, folder: Path) -> Config:
         for destination in config.delivery.destinations
     )
     delivery = config.delivery.model_copy(update={"destinations": destinations})
+    sources = tuple(
+        source.model_copy(update={"tls": _anchored_tls(source.tls, folder)}) for source in config.pull.sources
+    )
     sections: dict[str, Section] = {
         "storage": storage,
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
+        "pull": config.pull.model_copy(update={"sources": sources}),
     }
     if (ris := config.orders.worklist) is not None:
         ris = ris.model_copy(update={"tls": _anchored_tls(ris.tls, folder)})
