@@ -27,7 +27,7 @@ from tests.peers import HOST, free_port
 from triage import config, daemon, orders
 from triage.config import Config, Peer
 from triage.db import Database
-from triage.dicom import sender
+from triage.dicom import asking, sender
 from triage.dicom.lists import MODALITY_WORKLIST
 from triage.domain import Band, Instance, Priority, Result, Status, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
@@ -497,3 +497,24 @@ def test_a_ris_that_answers_oddly(
     finally:
         server.shutdown()
     assert here.entry().study.stat == stat
+
+
+def test_a_ris_whose_answers_never_end_is_let_go() -> None:
+    done = threading.Event()
+
+    def on_find(_: evt.Event) -> Iterator[tuple[int, Dataset]]:
+        while not done.wait(0.05):
+            order = Dataset()
+            order.AccessionNumber = "A7"
+            yield 0xFF00, order
+
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST)
+    server = ae.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    ris = Peer(ae_title="RIS", host=HOST, port=server.server_address[1])
+    try:
+        with pytest.raises(Retryable, match="too slow"):
+            asking.ordered_priority("A1", ris, calling_ae_title="TRIAGE", timeout_seconds=0.2)
+    finally:
+        done.set()
+        server.shutdown()
