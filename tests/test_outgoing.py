@@ -295,6 +295,16 @@ def test_no_accession_number_writes_a_header(accession_number: str, study_date: 
     assert read["to"] == "a@hospital.test, b@hospital.test"
 
 
+@pytest.mark.parametrize(
+    ("study_date", "told"), [("20260302", "20260302"), ("2026.03.02", NOON), ("", NOON), ("today", NOON)]
+)
+def test_only_a_date_is_told_as_one(study_date: str, told: str | datetime) -> None:
+    """A field of type TS that holds anything else is an error to the RIS, and refused for good."""
+    dated = replace(letter(), study=replace(letter().study, study_date=study_date))
+    expected = told if isinstance(told, str) else f"{told:%Y%m%d%H%M%S%z}"
+    assert str(hl7.message(dated, ris(1)).segment("OBR")(7)) == expected
+
+
 @pytest.mark.parametrize(("band", "priority"), [(Band.SEVERE, "A"), (Band.ROUTINE, "R")])
 def test_the_band_is_the_priority(band: Band, priority: str) -> None:
     assert str(hl7.message(letter(band), ris(1)).segment("TQ1")(9)) == priority

@@ -6,6 +6,7 @@ The package ``hl7`` escapes, frames and reads; what is here is which fact goes i
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -62,14 +63,15 @@ def message(letter: Letter, destination: Hl7) -> hl7.Message:
     study, place = letter.study, letter.priority
     now, urgency = _time(letter.now), PRIORITY[place.band]
     receiver = (_text(destination.application), _text(destination.facility))
-    accession, date = _text(study.accession_number), _text(study.study_date)
+    accession = _text(study.accession_number)
+    date = study.study_date if re.fullmatch("[0-9]{8}", study.study_date) else now
     service = f"CHESTCT^{_text(study.study_description) or 'Chest CT'}^{CODING}"
     segments = [
         ("MSH", "^~\\&", "TRIAGE", "", *receiver, now, "", "ORU^R01^ORU_R01", letter.identity, "P", "2.5.1")
         + ("",) * 5
         + ("UNICODE UTF-8",),
         ("PID", "1", "", _text(study.patient_id), "", _person(study.patient_name)),
-        ("OBR", "1", "", accession, service, urgency, "", date or now)
+        ("OBR", "1", "", accession, service, urgency, "", date)
         + ("",) * 10
         + (accession, "", "", "", now, "", "", "P"),
         ("TQ1", "1") + ("",) * 7 + (urgency,),
