@@ -478,6 +478,27 @@ def test_what_waited_for_a_destination_goes_at_once_when_it_is_back(tmp_path: Pa
         assert len(peer.accepted) == 2
 
 
+@pytest.mark.parametrize("fault", ["401", "404"])
+def test_what_was_not_let_in_goes_as_soon_as_anything_is(fault: str, tmp_path: Path) -> None:
+    """A server that is being set up says 404 for minutes: no answer waits a day for that."""
+    peer = Peer(fault)
+    with (
+        web(peer, None),
+        receiver(200) as (other_port, _),
+        clerk(tmp_path, settings_of("webhook", peer.port), other_port) as here,
+    ):
+        here.deliver()
+        peer.fault = None
+        here.pass_time(60)
+        here.deliver()
+        assert peer.accepted == []
+        register(here.db, an_instance("1.3", "2.1"))
+        judged_too(here, "1.3")
+        here.deliver()
+        assert states(here, "FAULTY") == [DeliveryState.SENT]
+        assert len(peer.accepted) == 2
+
+
 def judged_too(here: Hospital, study: str) -> None:
     here.db.restart_quiet_periods(here.now)
     seen = here.db.quiet_study(here.now)
