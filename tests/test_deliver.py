@@ -84,6 +84,7 @@ HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
             {"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {"key": "k"}},
             ["certificate and key belong together"],
         ),
+        ({"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {}}, ["url is not https"]),
         ({"name": "A", "kind": "dicomweb", "url": "http://x", "only": "negative"}, ["only", "critical"]),
         (
             {"name": "A", "kind": "dicomweb", "url": "http://us:short@x"},

@@ -163,6 +163,19 @@ Url = Annotated[str, AfterValidator(_web_address)]
 Host = Annotated[str, Field(min_length=1)]
 
 
+class _AtUrl(Section):
+    """A peer at a web address."""
+
+    url: Url
+    tls: Tls | None = None
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Self:
+        if self.tls is not None and not self.url.lower().startswith("https:"):
+            raise ValueError("tls is set, but the url is not https: all would be sent readable")
+        return self
+
+
 class _Owed(Section):
     """What every kind of destination has: a name, what it gets, and how to be sure of it."""
 
@@ -189,11 +202,10 @@ class Destination(_Owed):
     commitment: bool = False
 
 
-class DicomWeb(_Owed):
+class DicomWeb(_AtUrl, _Owed):
     """An archive that gets DICOM objects by STOW-RS: with ``user`` basic, with ``secret`` alone bearer."""
 
     kind: Literal["dicomweb"]
-    url: Url
     user: str = ""
     secret: str = Field("", repr=False)
     objects: tuple[DicomResult, ...] = get_args(DicomResult)
@@ -209,11 +221,10 @@ class Hl7(_Told):
     facility: str = ""
 
 
-class Webhook(_Told):
+class Webhook(_AtUrl, _Told):
     """A program that gets the answer as JSON, signed with ``secret``."""
 
     kind: Literal["webhook"]
-    url: Url
     secret: str = Field(min_length=16, repr=False)
 
 
@@ -286,15 +297,13 @@ class DicomSource(Section):
     tls: Tls | None = None
 
 
-class WebSource(Section):
+class WebSource(_AtUrl):
     """An archive that is asked by QIDO-RS and read by WADO-RS; ``user``: basic, ``secret`` alone: bearer."""
 
     kind: Literal["dicomweb"]
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    url: Url
     user: str = ""
     secret: str = Field("", repr=False)
-    tls: Tls | None = None
 
 
 AnySource = Annotated[
