@@ -467,6 +467,10 @@ def test_a_password_goes_only_through_tls_to_who_we_meant(certificate: tuple[Pat
         del heard[:]
         assert "cannot be trusted" in email.send(letter(), mail(port, Tls(), "triage"), 5).error
         assert not any(line.startswith(b"AUTH") for line in heard)
+    stranger = {**replies, "AUTH": "535 who"}
+    with stub(smtp(stranger, [], server_context(certificate))) as port:
+        outcome = email.send(letter(), mail(port, Tls(ca=certificate[0]), "triage"), 5)
+    assert (outcome.sent, outcome.permanent, outcome.away) == (False, True, True)
     with stub(smtp({}, [])) as port:  # a server without STARTTLS
         outcome = email.send(letter(), mail(port, Tls(ca=certificate[0]), "triage"), 5)
     assert (outcome.sent, outcome.permanent) == (False, True)

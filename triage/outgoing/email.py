@@ -81,7 +81,10 @@ def _server(destination: Email, timeout: float) -> Iterator[smtplib.SMTP]:
 
 
 def _failure(error: Exception, destination: Email, timeout: float) -> Outcome:
-    """4yz is said to be for now, 5yz for good; 421: the service is not there (RFC 5321, section 4.2)."""
+    """4yz is said to be for now, 5yz for good; 421: the service is not there (RFC 5321, section 4.2).
+
+    Who does not let us in says nothing of this letter.
+    """
     name = _named(destination)
     match error:
         case smtplib.SMTPRecipientsRefused():
@@ -90,13 +93,14 @@ def _failure(error: Exception, destination: Email, timeout: float) -> Outcome:
         case smtplib.SMTPResponseException(smtp_code=code, smtp_error=said):
             text = said.decode(errors="replace") if isinstance(said, bytes) else said
             refused = f"{name} refused: SMTP {code}"
-            return Outcome(False, code >= 500, refused, away=code == UNAVAILABLE, said=words(text))
+            away = code == UNAVAILABLE or isinstance(error, smtplib.SMTPAuthenticationError)
+            return Outcome(False, code >= 500, refused, away=away, said=words(text))
         case smtplib.SMTPServerDisconnected():
             return Outcome(
                 False, error=f"{name} ended the connection, or did not answer within {timeout:g} s"
             )
         case smtplib.SMTPNotSupportedError():
-            return Outcome(False, True, f"{name}: {error}; see its tls and user")
+            return Outcome(False, True, f"{name}: {error}; see its tls and user", away=True)
     return Outcome(False, error=f"{name} {why(error, timeout)}", away=True)
 
 
