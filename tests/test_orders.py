@@ -317,6 +317,15 @@ def test_what_cannot_be_taken_is_refused_with_its_reason(
     assert said(ris.send(orm()))[0] == "AA"  # and the next one is taken
 
 
+def test_no_message_writes_a_line_of_the_log(ris: Ris, caplog: pytest.LogCaptureFixture) -> None:
+    answer = ris.send(MSH.format(kind="ADT\\X0A\\ERROR^A01", number="7"))
+    assert said(answer)[0] == "AR"
+    refused = [one.getMessage() for one in caplog.records if "refused" in one.getMessage()]
+    assert len(refused) == 1
+    assert "ADTERROR" in refused[0]
+    assert refused[0].isprintable()
+
+
 def test_nothing_is_acknowledged_that_was_not_stored(ris: Ris, monkeypatch: pytest.MonkeyPatch) -> None:
     def locked(*_: object) -> None:
         raise Retryable("database: locked")
