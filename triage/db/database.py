@@ -249,7 +249,7 @@ class Database:
     def mark_sent(self, delivery_id: int, now: datetime, *, commit: bool = False) -> None:
         """The destination has it; with ``commit`` it is to be asked, from now on, to keep it."""
         state = DeliveryState.COMMITTING if commit else DeliveryState.SENT
-        asked = {"transaction_uid": None, "next_attempt_at": now}
+        asked = {"transaction_uid": None, "next_attempt_at": now, "away": False}
         self._set_delivery(delivery_id, state=state, sent_at=now, last_error="", **asked)
 
     def postpone(
