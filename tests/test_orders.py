@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,7 +71,9 @@ class Ris:
         with MLLPClient(HOST, self.config.orders.port) as client:
             return hl7.parse(client.send_message(message).decode().strip("\x0b\x1c\r"))
 
-    def images(self, accession: str = "A1", study: str = "1.2", patient: str = "P1") -> None:
+    def images(
+        self, accession: str = "A1", study: str = "1.2", patient: str = "P1", now: datetime = NOW
+    ) -> None:
         """A CT image arrives."""
         self.sent += 1
         received = Instance(
@@ -89,7 +91,7 @@ class Ris:
         def place(arrived_at: datetime, stat: bool) -> Priority:
             return pending(arrived_at, stat, self.config.priority)
 
-        self.db.register(received, NOW, judgeable=True, stat=False, pending=place)
+        self.db.register(received, now, judgeable=True, stat=False, pending=place)
 
     def entry(self, study: str = "1.2") -> WorklistEntry:
         found = self.db.entry(study)
@@ -506,6 +508,30 @@ def test_a_ris_that_answers_oddly(
     finally:
         server.shutdown()
     assert here.entry().study.stat == stat
+
+
+def test_a_study_that_the_ris_gives_no_answer_for_holds_up_no_other(here: Ris) -> None:
+    asked = []
+
+    def on_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        asked.append(event.identifier.AccessionNumber)
+        if asked[-1] in ("A3", "A2"):
+            event.assoc.abort()
+        yield 0x0000, None
+
+    for number in (1, 2, 3):
+        here.images(f"A{number}", f"1.{number}", now=NOW + timedelta(seconds=number))
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST)
+    server = ae.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    ris = Peer(ae_title="RIS", host=HOST, port=server.server_address[1])
+    try:
+        for seconds in (10, 20, 30, 40, 50):
+            with suppress(Retryable):
+                orders.step(here.db, here.config, ris, NOW + timedelta(seconds=seconds))
+    finally:
+        server.shutdown()
+    assert asked == ["A3", "A2", "A1", "A3", "A2"]
 
 
 def test_a_ris_whose_answers_never_end_is_let_go() -> None:

@@ -52,7 +52,8 @@ def _apply(db: Database, config: Config, told: News, now: datetime) -> None:
 def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
     """Ask the RIS with what priority one study was ordered; False when every open study has been asked for.
 
-    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable while it is away.
+    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable where it gave no answer;
+    that study then waits for its next turn, after all others.
     """
     study = db.study_to_ask_for(now, config.retention.leave_list_after_days)
     if study is None:
@@ -66,10 +67,13 @@ def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
         )
     except Rejected as error:
         log.warning("study %s: %s", study.study_instance_uid, error)
+    except Retryable:
+        db.mark_asked_for(study.study_instance_uid, now, answered=False)
+        raise
     else:
         if priority.STAT in priorities:
             place_order(db, config, study.accession_number, True, now)
-    db.mark_asked_for(study.study_instance_uid, now)
+    db.mark_asked_for(study.study_instance_uid, now, answered=True)
     return True
 
 

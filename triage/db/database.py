@@ -404,7 +404,9 @@ class Database:
             return orders.close(connection, accession_number, patient_ids, reason, now)
 
     def study_to_ask_for(self, now: datetime, leave_after_days: float) -> Study | None:
-        """The newest open study that is not STAT and whose order the RIS was not asked for."""
+        """An open study that is not STAT and whose order the RIS was not asked for: the newest that was not
+        tried, else the one whose last try is longest ago.
+        """
         query = (
             select(study)
             .where(
@@ -413,20 +415,19 @@ class Database:
                 study.c.accession_number != "",
                 study.c.priority_asked_at.is_(None),
             )
-            .order_by(study.c.arrived_at.desc())
+            .order_by(study.c.priority_tried_at.asc().nulls_first(), study.c.arrived_at.desc())
             .limit(1)
         )
         with self._read() as connection:
             row = connection.execute(query).mappings().first()
             return records.study_of(row) if row else None
 
-    def mark_asked_for(self, study_instance_uid: str, now: datetime) -> None:
-        """The RIS has answered for this study."""
+    def mark_asked_for(self, study_instance_uid: str, now: datetime, *, answered: bool) -> None:
+        """The RIS has answered for this study, or has not: then it is asked again after the others."""
+        column = study.c.priority_asked_at if answered else study.c.priority_tried_at
         with self._write() as connection:
             connection.execute(
-                update(study)
-                .where(study.c.study_instance_uid == study_instance_uid)
-                .values(priority_asked_at=now)
+                update(study).where(study.c.study_instance_uid == study_instance_uid).values({column: now})
             )
 
     # --- reading -----------------------------------------------------------------------------

@@ -54,6 +54,7 @@ study = Table(
     Column("study_description", Text, nullable=False),
     Column("stat", Boolean, nullable=False, default=False),
     Column("priority_asked_at", UtcDateTime),
+    Column("priority_tried_at", UtcDateTime),
     Column("notes", JSON, nullable=False, default=list),
     Column("completeness", Text),
     Column("attempts", Integer, nullable=False, default=0),
