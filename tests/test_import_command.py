@@ -187,6 +187,21 @@ def test_the_command(tmp_path: Path) -> None:
         assert db.sop_instance_uids(STUDY) == {f"{SERIES}.1"}
 
 
+@pytest.mark.parametrize(
+    "day", ["20260301", "20260301-20260331", "20260301-", "-20260331", "20260301-20260301"]
+)
+def test_days_and_ranges_are_asked_for(day: str) -> None:
+    assert Query(day).keys()["StudyDate"] == day
+
+
+@pytest.mark.parametrize(
+    "day", ["2000-01-01", "20000101-19990101", "20011301-20000101", "2000111", "-", "now"]
+)
+def test_what_is_no_day_or_range_is_said_and_not_just_never_found(day: str) -> None:
+    with pytest.raises(ConfigError, match=f"{day} is no study date or range: write 20260301, "):
+        Query(day)
+
+
 # --- archives ------------------------------------------------------------------------------------
 
 

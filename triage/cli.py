@@ -172,8 +172,8 @@ def import_(
     from triage.dicom.query import Query
 
     os.umask(0o077)  # images and names are for the daemon's user alone
-    query = Query(date, description, patient, accession, study)
     with _plain_errors(), Progress(console=err, transient=True) as progress:
+        query = Query(date, description, patient, accession, study)
         if bool(paths) == bool(source) or (paths and query != Query()):
             raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Any
@@ -64,7 +65,10 @@ UNKNOWN_DESTINATION = 0xA801
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for; "" is any. ``description`` may contain * and ?, and is otherwise a part of it."""
+    """What to look for; "" is any. ``description`` may contain * and ?, and is otherwise a part of it.
+
+    Raises ConfigError for a ``study_date`` that is none: an archive would only find nothing.
+    """
 
     study_date: str = ""
     """A day or a range (PS3.4 C.2.2.2.5): 20260301, 20260301-20260331, 20260301-."""
@@ -72,6 +76,13 @@ class Query:
     patient_id: str = ""
     accession_number: str = ""
     study_instance_uid: str = ""
+
+    def __post_init__(self) -> None:
+        if self.study_date and not _is_range(self.study_date):
+            raise ConfigError(
+                f"{self.study_date} is no study date or range: write 20260301, "
+                "or from the earlier to the later day 20260301-20260331, 20260301-, -20260331"
+            )
 
     def keys(self) -> dict[str, str]:
         """Attribute → value to match; "" only asks for the value."""
@@ -93,6 +104,16 @@ class Query:
     def _pattern(self) -> str:
         text = self.study_description
         return f"*{text}*" if text and not {"*", "?"} & set(text) else text
+
+
+def _is_range(text: str) -> bool:
+    """One or two existing days, the earlier first; of two one may be left out."""
+    days = list(filter(None, text.split("-", 1)))
+    try:
+        real = [f"{datetime.strptime(day, '%Y%m%d'):%Y%m%d}" for day in days]
+    except ValueError:
+        return False
+    return bool(days) and days == sorted(real)
 
 
 @dataclass(frozen=True, slots=True)
