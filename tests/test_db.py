@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def judged(db: Database, key: str = "k1", band: Band = Band.SEVERE, minutes: flo
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
     assert db.finish(claimed, an_answer(key=key), [Owed("PACS", objects(key))], place(band, minutes), NOW)
+
+
+def test_nobody_else_reads_names(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/var/triage.db")
+    db.migrate()
+    register(db, an_instance())
+    files = list((tmp_path / "var").iterdir())
+    assert len(files) > 1, "the write-ahead log too"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
 def test_instances_come_back_as_they_were_registered(db: Database) -> None:

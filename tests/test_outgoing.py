@@ -52,6 +52,7 @@ def letter(band: Band = Band.CRITICAL, status: Status = Status.POSITIVE, revisio
         status=status,
         reason="because",
         probability=0.97,
+        probability_kind="classifier",
         affected_fraction=0.625,
         grade=Grade.CT3,
         revision=revision,
@@ -267,6 +268,13 @@ def test_a_ris_gets_the_answer_and_the_priority() -> None:
     facts = {group.obx.obx_3.obx_3_1.value: group.obx.obx_5.to_er7() for group in order.oru_r01_observation}
     assert facts["STATUS"] == "positive"
     assert (facts["P"], facts["AFFECTED"], facts["GRADE"]) == ("0.97", "62.5", "CT-3")
+
+
+def test_a_score_is_not_called_a_probability() -> None:
+    answer = replace(letter().result, probability_kind="score", probability=0.04)
+    told = str(hl7.message(replace(letter(), result=answer), ris(1)))
+    assert "|SCORE^Score, not a probability, not calibrated^99TRIAGE||0.04|" in told
+    assert "|P^" not in told
 
 
 @settings(max_examples=40, deadline=None)

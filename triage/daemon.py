@@ -110,7 +110,7 @@ def _lists(db: Database, config: Config) -> Lists:
 def _as_arrived(entry: WorklistEntry, config: Config) -> WorklistEntry:
     """The place of a study as if nobody had judged it."""
     place = priority.pending(entry.study.arrived_at, entry.study.stat, config.priority)
-    return replace(entry, priority=place)
+    return replace(entry, priority=replace(place, reason=""))
 
 
 def _reports(db: Database, config: Config) -> Reports:
@@ -164,6 +164,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
         jobs[f"compare with {source}"] = (lambda: pull.step(db, config, archive, take, now()), 1)
     if (ris := config.orders.worklist) is not None:
         jobs["ask for priorities"] = (lambda: orders.step(db, config, ris, now()), 10)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a step still runs is no news
     scheduler = BackgroundScheduler(
         timezone="UTC",
         executors={"default": ThreadPoolExecutor(len(jobs))},  # one that hangs holds up no other

@@ -33,6 +33,8 @@ ACCEPTED = ("AA", "CA")
 PERMANENT = ("AE", "CE")
 """The content is refused; AR and CR say that the same message may be taken later (HL7 2.5.1, 2.9.2.2)."""
 CODING = "99TRIAGE"
+KINDS = {"classifier": ("P", "Probability"), "score": ("SCORE", "Score, not a probability")}
+"""Of ``probability_kind``: what only restates other figures is not called a probability."""
 
 
 def send(letter: Letter, destination: Hl7, timeout_seconds: float) -> Outcome:
@@ -99,9 +101,10 @@ def _observations(letter: Letter, now: str) -> Iterator[tuple[str, ...]]:
 
 
 def _figures(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
-    if result.probability is not None:
-        kind = "Probability" if result.calibrated else "Probability, not calibrated"
-        yield "NM", "P", kind, two_decimals(result.probability), "1^^UCUM"
+    if result.probability is not None and result.probability_kind is not None:
+        code, name = KINDS[result.probability_kind]
+        calibrated = "" if result.calibrated else ", not calibrated"
+        yield "NM", code, f"{name}{calibrated}", two_decimals(result.probability), "1^^UCUM"
     if result.affected_fraction is not None:
         percent = f"{tenths_of_percent(result.affected_fraction):g}"
         yield "NM", "AFFECTED", "Affected lung", percent, "%^^UCUM"
