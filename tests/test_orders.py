@@ -29,7 +29,7 @@ from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking, sender
 from triage.dicom.lists import MODALITY_WORKLIST
-from triage.domain import Band, Instance, Priority, Result, Status, StudyState, WorklistEntry
+from triage.domain import Band, Instance, Ordered, Priority, Result, Status, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.incoming import messages, mllp
 from triage.priority import pending
@@ -251,8 +251,8 @@ def test_the_priority_is_found_where_versions_and_sites_put_it(segments: list[st
     settings = settings_for(tmp_path, accession_number=["OBR-18", "OBR-3", "OBR-17"])
     text = "\n".join([MSH.format(kind="ORM^O01", number="1"), PID, *segments])
     told = messages.news(messages.parse(text.encode()), settings.orders)
-    assert told[-1] == messages.Ordered("A1", stat=True)
-    assert all(not one.stat for one in told[:-1])
+    assert told[-1] == Ordered("A1", stat=True)
+    assert all(isinstance(one, Ordered) and not one.stat for one in told[:-1])
 
 
 # --- read ----------------------------------------------------------------------------------------
@@ -290,6 +290,14 @@ def test_a_report_of_another_patient_closes_nothing_and_says_so(ris: Ris) -> Non
     assert ris.entry().study.closed_at is None
     assert said(ris.send(oru(patient="PID|1||P7^^^NEW~P1^^^HOSP")))[0] == "AA"
     assert ris.entry().study.closed_at is not None
+
+
+def test_of_a_message_about_two_patients_nothing_is_stored(ris: Ris) -> None:
+    ris.images()
+    ris.images("A2", study="1.3", patient="P7")
+    second = oru("A2").split("\r")[2]
+    assert said(ris.send(f"{oru()}\r{second}"))[0] == "AE"
+    assert [ris.entry(study).study.closed_at for study in ("1.2", "1.3")] == [None, None]
 
 
 # --- what cannot be taken --------------------------------------------------------------------------
@@ -333,9 +341,9 @@ def test_nothing_is_acknowledged_that_was_not_stored(ris: Ris, monkeypatch: pyte
         raise Retryable("database: locked")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Database, "order", locked)
+        broken.setattr(Database, "hear", locked)
         assert said(ris.send(orm())) == ("AR", "C1", "database: locked; send it again")
-        broken.setattr(Database, "order", lambda *_: 1 / 0)
+        broken.setattr(Database, "hear", lambda *_: 1 / 0)
         assert said(ris.send(orm())) == ("AR", "C1", "internal error: ZeroDivisionError")
     ris.images()
     assert not ris.entry().study.stat
@@ -391,10 +399,8 @@ def test_the_role_is_started_where_a_port_is_set_and_a_taken_port_is_named(tmp_p
 )
 def test_whatever_comes_is_answered_by_a_message(raw: bytes) -> None:
     class Nowhere:
-        def order(self, *_: object) -> list[str]:
+        def hear(self, *_: object) -> list[tuple[str, str]]:
             return []
-
-        close_reported = order
 
     answer = orders.receive(Nowhere(), Config(), raw, NOW)  # type: ignore[arg-type]
     text = answer.decode()

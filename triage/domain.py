@@ -471,6 +471,8 @@ class Delivery:
     sent_at: datetime | None = None
     transaction_uid: str | None = None
     """Of the storage commitment that was asked for last."""
+    superseded: bool = False
+    """The destination is owed newer objects of the study, or has them."""
     attempts: int = 0
     last_error: str = ""
 
@@ -498,3 +500,26 @@ class WorklistEntry:
     result: Result | None
     images: int
     deliveries: Mapping[DeliveryState, int]
+
+
+# --- what other systems say of a study -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order was placed or changed: STAT, or not."""
+
+    accession_number: str
+    stat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A study has been read; ``patient_ids`` are the patient's, to be sure of it."""
+
+    accession_number: str
+    patient_ids: frozenset[str]
+    reason: str
+
+
+News = Ordered | Reported

@@ -6,16 +6,17 @@ Nothing is acknowledged before it is stored, and everything is harmless when it 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from triage import priority
 from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking
-from triage.domain import Priority
+from triage.domain import News, Ordered, Priority
 from triage.errors import Rejected, Retryable
 from triage.incoming import messages
-from triage.incoming.messages import News, NotTaken, Ordered
+from triage.incoming.messages import NotTaken
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,7 @@ def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
     message, refusal = None, None
     try:
         message = messages.parse(raw)
-        for one in messages.news(message, config.orders):
-            _apply(db, config, one, now)
+        _hear(db, config, messages.news(message, config.orders), now)
     except NotTaken as error:
         refusal = error
     except Rejected as error:
@@ -41,19 +41,19 @@ def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
     return messages.acknowledgment(message, refusal, now)
 
 
-def _apply(db: Database, config: Config, told: News, now: datetime) -> None:
-    if isinstance(told, Ordered):
-        place_order(db, config, told.accession_number, told.stat, now)
-        return
-    for uid in db.close_reported(told.accession_number, told.patient_ids, told.reason, now):
-        log.info("study %s is closed: %s", uid, told.reason)
+def _hear(db: Database, config: Config, news: Sequence[News], now: datetime) -> None:
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return priority.pending(arrived_at, stat, config.priority)
+
+    for uid, change in db.hear(news, pending, now):
+        log.info("study %s %s", uid, change)
 
 
 def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
     """Ask the RIS with what priority one study was ordered; False when every open study has been asked for.
 
-    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable where it gave no answer;
-    that study then waits for its next turn, after all others.
+    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable where it gave no
+    answer; that study then waits for its next turn, after all others.
     """
     study = db.study_to_ask_for(now, config.retention.leave_list_after_days)
     if study is None:
@@ -72,16 +72,6 @@ def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
         raise
     else:
         if priority.STAT in priorities:
-            place_order(db, config, study.accession_number, True, now)
+            _hear(db, config, [Ordered(study.accession_number, stat=True)], now)
     db.mark_asked_for(study.study_instance_uid, now, answered=True)
     return True
-
-
-def place_order(db: Database, config: Config, accession_number: str, stat: bool, now: datetime) -> None:
-    """Remember whether an order is STAT; its studies that are here move up, and none ever moves down."""
-
-    def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, config.priority)
-
-    for uid in db.order(accession_number, stat, pending, now):
-        log.info("study %s was ordered STAT", uid)

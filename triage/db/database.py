@@ -20,6 +20,7 @@ from triage.domain import (
     Delivery,
     DeliveryState,
     Instance,
+    News,
     Owed,
     Priority,
     Reference,
@@ -384,24 +385,15 @@ class Database:
 
     # --- what other systems say --------------------------------------------------------------
 
-    def order(self, accession_number: str, stat: bool, pending: Pending, now: datetime) -> list[str]:
-        """Remember whether an order is STAT, for images that come, and move up the studies that are here.
+    def hear(self, news: Sequence[News], pending: Pending, now: datetime) -> list[tuple[str, str]]:
+        """Store all that one message tells, or nothing of it; what changed, as (study's UID, its change).
 
-        Gives the UIDs of those that were not STAT before. What is STAT here stays so.
+        An order: remember whether it is STAT, for images that come, and move up the studies that are here;
+        what is STAT here stays so. A report: take the studies off the list because they were read. Raises
+        Rejected when the patient's IDs are known and a study's is not among them.
         """
         with self._write() as connection:
-            orders.remember(connection, accession_number, stat, now)
-            return orders.move_up(connection, accession_number, pending) if stat else []
-
-    def close_reported(
-        self, accession_number: str, patient_ids: Collection[str], reason: str, now: datetime
-    ) -> list[str]:
-        """Take the studies of an order off the list because they were read; their UIDs.
-
-        Raises Rejected when ``patient_ids`` are known and a study's is not among them.
-        """
-        with self._write() as connection:
-            return orders.close(connection, accession_number, patient_ids, reason, now)
+            return [change for told in news for change in orders.hear(connection, told, pending, now)]
 
     def study_to_ask_for(self, now: datetime, leave_after_days: float) -> Study | None:
         """An open study that is not STAT and whose order the RIS was not asked for: the newest that was not
@@ -648,6 +640,10 @@ def _enqueue(
             ]
         if rows:
             connection.execute(delete(delivery).where(*ours, delivery.c.state.in_(UNSENT)))
+        if item.objects:
+            newest = [new.sop_instance_uid for new in item.objects]
+            out_of_date = delivery.c.sop_instance_uid.not_in(newest)
+            connection.execute(update(delivery).where(*ours).values(superseded=out_of_date))
         for row in rows:
             connection.execute(
                 insert(delivery).values(

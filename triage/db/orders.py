@@ -11,11 +11,21 @@ from sqlalchemy.dialects.sqlite import insert
 
 from triage.db import records
 from triage.db.tables import stat_order, study
-from triage.domain import Priority, Study
+from triage.domain import News, Priority, Reported, Study
 from triage.errors import Rejected
 
 Pending = Callable[[datetime, bool], Priority]
 """(arrival, is it a STAT order) → place of a study that nobody has judged yet."""
+
+
+def hear(connection: Connection, told: News, pending: Pending, now: datetime) -> list[tuple[str, str]]:
+    """What it changed, as (study's UID, its change). Raises Rejected for another patient's report."""
+    if isinstance(told, Reported):
+        uids = close(connection, told.accession_number, told.patient_ids, told.reason, now)
+        return [(uid, f"is closed: {told.reason}") for uid in uids]
+    remember(connection, told.accession_number, told.stat, now)
+    moved = move_up(connection, told.accession_number, pending) if told.stat else []
+    return [(uid, "was ordered STAT") for uid in moved]
 
 
 def remember(connection: Connection, accession_number: str, stat: bool, now: datetime) -> None:

@@ -10,34 +10,15 @@ tells of an order is harmless when it comes again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
 import hl7
 
 from triage.config import Orders
+from triage.domain import News, Ordered, Reported
 from triage.errors import Rejected
 
-
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """An order was placed or changed: STAT, or not."""
-
-    accession_number: str
-    stat: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A study has been read; ``patient_ids`` are the patient's, to be sure of it."""
-
-    accession_number: str
-    patient_ids: frozenset[str]
-    reason: str
-
-
-News = Ordered | Reported
 Group = Mapping[str, hl7.Segment]
 """Segments that belong to one order, by name; the first of each name."""
 
