@@ -91,11 +91,14 @@ def settle(
 ) -> list[Delivery]:
     """Mark what was asked for in this transaction: committed, or not kept and to be sent again.
 
-    Gives what changed, as it is now.
+    What is out of date is not sent again: it was sent, and that is all. Gives what changed, as it is now.
     """
     settled = []
     for one in _of(connection, transaction_uid, states):
-        if one.reference in failed:
+        if one.reference in failed and one.superseded:
+            settled.append(replace(one, state=DeliveryState.SENT, last_error=failed[one.reference]))
+            _change(connection, settled[-1])
+        elif one.reference in failed:
             at = again(one)
             state = DeliveryState.GIVEN_UP if at is None else DeliveryState.PENDING
             settled.append(replace(one, state=state, last_error=failed[one.reference]))

@@ -124,6 +124,7 @@ delivery = Table(
     Column("transaction_uid", String(64)),
     Column("last_error", Text, nullable=False, default=""),
     Column("away", Boolean, nullable=False, default=False),
+    Column("superseded", Boolean, nullable=False, default=False),
     UniqueConstraint("destination", "sop_instance_uid"),
     Index("delivery_of_answer", "destination", "study_instance_uid", "revision", unique=True),
     Index("delivery_due", "state", "destination", "next_attempt_at"),

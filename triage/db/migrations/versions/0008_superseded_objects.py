@@ -1,0 +1,17 @@
+"""Which objects a destination has newer ones of: they are never sent to it again."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    superseded = sa.Column("superseded", sa.Boolean(), nullable=False, server_default=sa.false())
+    op.add_column("delivery", superseded)
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("delivery", table_kwargs={"sqlite_autoincrement": True}) as delivery:
+        delivery.drop_column("superseded")
