@@ -109,6 +109,7 @@ def archive(
     port: int = 0,
     on_find: Answers | None = None,
     on_get: Answers | None = None,
+    on_move: Answers | None = None,
     allowed: Iterable[str] = (),
     offers: Iterable[str] = (FIND, GET, MOVE),
     tls: ssl.SSLContext | None = None,
@@ -128,7 +129,7 @@ def archive(
         evt_handlers=[
             (evt.EVT_C_FIND, on_find or held.on_find),
             (evt.EVT_C_GET, on_get or held.on_get),
-            (evt.EVT_C_MOVE, held.on_move),
+            (evt.EVT_C_MOVE, on_move or held.on_move),
         ],
     )
     assert server is not None

@@ -363,3 +363,25 @@ def test_an_image_that_an_archive_cannot_send_holds_up_no_other(
             assert sum(pull.fetch(ward.db, asked, study, receiver(ward))) == 5
         assert (study.new, study.missing) == (5, 1)
         assert "could not send 1 images" in study.error
+
+
+@pytest.mark.parametrize(
+    "fault", ["refused: cannot understand the object (0xC514)", "could not send 1 images"]
+)
+def test_an_archive_that_fails_to_reach_us_is_told_with_what_to_look_at(tmp_path: Path, fault: str) -> None:
+    """By C-MOVE while nobody listens here."""
+
+    def on_move(_: evt.Event) -> Iterator[Any]:
+        if "refused" in fault:
+            raise OSError
+        yield peers.HOST, ward.config.listener.port
+        yield 1
+        yield 0xC000, None
+
+    with hospital(tmp_path / "here") as ward, serving(Scripted(slices(1)), on_move=on_move) as port:
+        source = DicomSource(name="S", ae_title="PACS", host=peers.HOST, port=port, retrieve="move")
+        asked = Pacs(source, "TRIAGE", 10)
+        (study,) = pull.look(ward.db, asked, Query(study_instance_uid=STUDY))
+        list(pull.fetch(ward.db, asked, study, receiver(ward)))
+        look = "does `triage serve` run, and does the archive know TRIAGE at our address and port?"
+        assert study.error == f"source S at {peers.HOST}:{port} {fault}; {look}"

@@ -199,15 +199,16 @@ class Pacs:
             way = self._way(link)
             for request in requests:
                 if way == GET:
-                    responses = link.send_c_get(request, GET)
+                    responses, doubt = link.send_c_get(request, GET), ""
                 else:
                     responses = link.send_c_move(request, self._ae_title, MOVE)
-                failed += yield from self._until_done(responses)
+                    doubt = (
+                        "; does `triage serve` run, and does the archive know "
+                        f"{self._ae_title} at our address and port?"
+                    )
+                failed += yield from self._until_done(responses, doubt)
         if failed:
-            raise Retryable(
-                f"{self._named} could not send {failed} images: by C-MOVE our listener must run, and "
-                f"the archive know {self._ae_title} with our address and listener.port; else see its log"
-            )
+            raise Retryable(f"{self._named} could not send {failed} images{doubt or '; see its log'}")
 
     @property
     def _ways(self) -> tuple[str, ...]:
@@ -235,8 +236,10 @@ class Pacs:
                 raise Retryable(f"{self._named} is too slow: its answers took {LONGEST * self._timeout:g} s")
         return answers
 
-    def _until_done(self, responses: Iterator[tuple[Dataset, Dataset | None]]) -> Generator[int, None, int]:
-        """Yields how many more images have come; returns how many failed."""
+    def _until_done(
+        self, responses: Iterator[tuple[Dataset, Dataset | None]], doubt: str
+    ) -> Generator[int, None, int]:
+        """Yields how many more images have come; returns how many failed. A refusal tells the ``doubt``."""
         done = failed = 0
         for status, _ in responses:
             code = self._code(status)
@@ -245,7 +248,7 @@ class Pacs:
             done = max(completed, done)
             failed = _number(status, "NumberOfFailedSuboperations")
             if code not in (*PENDING, SUCCESS, SOME_FAILED) and not failed:
-                raise self._fault(code)
+                raise self._fault(code, doubt)
         return failed
 
     def _code(self, status: Dataset) -> int:
@@ -254,7 +257,7 @@ class Pacs:
             raise Retryable(f"{self._named} {ended}; does it know {self._ae_title} with our address?")
         return int(status.Status)
 
-    def _fault(self, code: int) -> TriageError:
+    def _fault(self, code: int, doubt: str = "") -> TriageError:
         if code == UNKNOWN_DESTINATION:
             return ConfigError(
                 f"{self._named} does not know {self._ae_title} as a C-MOVE destination (0x{code:04X}): "
@@ -262,7 +265,7 @@ class Pacs:
             )
         permanent, text = explain_refusal(code)
         kind = ConfigError if code in NOT_ALLOWED else Rejected if permanent else Retryable
-        return kind(f"{self._named} refused: {text}")
+        return kind(f"{self._named} refused: {text}{doubt}")
 
     @contextmanager
     def _associated(
