@@ -77,9 +77,14 @@ HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
         ),
         ({"name": "A", "kind": "webhook", "url": "http://x", "secret": "short"}, ["secret = ***", "16"]),
         (
-            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d"], "user": "u"},
+            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": "c@d", "user": "u"},
             ["user and secret would be sent readable"],
         ),
+        (
+            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d", "e@f"]},
+            ["to = ['c@d', 'e@f']", "one address", "make a destination of each"],
+        ),
+        ({"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": "c@d,e@f"}, ["to", "pattern"]),
         (
             {"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {"key": "k"}},
             ["certificate and key belong together"],
@@ -335,7 +340,7 @@ def test_from_the_scanner_to_every_kind_of_destination(tmp_path: Path, study: Pa
             hook_at(hook_port),
             {"name": "RIS", "kind": "hl7", "host": HOST, "port": ris_port},
             {"name": "ONCALL", "kind": "email", "host": HOST, "port": mail_port, "only": "severe"}
-            | {"sender": "triage@hospital.test", "to": ["a@hospital.test"]},
+            | {"sender": "triage@hospital.test", "to": "a@hospital.test"},
         ]
         with hospital(tmp_path / "daemon", delivery={"destinations": destinations}) as here:
             peers.scan(study, here.config)
@@ -415,7 +420,7 @@ def test_in_shadow_mode_all_is_recorded_and_nobody_is_told_who_did_not_ask(
             assert judged.deliveries == {DeliveryState.SENT: 2}
             monkeypatch.setattr(daemon, "now", lambda: here.now)
             told = daemon._lists(here.db, here.config)._open_studies(10)
-            assert [entry.priority.reason for entry in told] == ["not judged yet"] * 2
+            assert [entry.priority.reason for entry in told] == [""] * 2
             here.config = here.config.model_copy(update={"shadow": False})
             here.work()
             assert here.entry(judged.study.study_instance_uid).deliveries == {DeliveryState.SENT: 2}

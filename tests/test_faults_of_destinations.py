@@ -247,7 +247,7 @@ KINDS: dict[str, tuple[Playing, dict[str, Any]]] = {
     "dicomweb": (web, {}),
     "webhook": (web, {"secret": SECRET}),
     "hl7": (mllp_peer, {}),
-    "email": (smtp_peer, {"sender": "triage@hospital.test", "to": ["a@hospital.test"]}),
+    "email": (smtp_peer, {"sender": "triage@hospital.test", "to": "a@hospital.test"}),
 }
 
 

@@ -14,6 +14,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -228,8 +229,14 @@ class Webhook(_AtUrl, _Told):
     secret: str = Field(min_length=16, repr=False)
 
 
+def _one_address(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        raise ValueError("is one address, so that each gets the letter: make a destination of each")
+    return value
+
+
 class Email(_Told):
-    """People who get the answer as a letter: never the patient's name or number."""
+    """Who gets the answer as a letter: never the patient's name or number."""
 
     kind: Literal["email"]
     host: Host
@@ -237,10 +244,7 @@ class Email(_Told):
     user: str = ""
     secret: str = Field("", repr=False)
     sender: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
-    to: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...],
-        Field(min_length=1),
-    ]
+    to: Annotated[str, BeforeValidator(_one_address), Field(pattern=r"^[^@\s]+@[^@\s]+$")]
 
     @model_validator(mode="after")
     def _hidden(self) -> Self:

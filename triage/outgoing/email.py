@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import smtplib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +10,6 @@ from email.message import EmailMessage
 from triage.config import Email
 from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
-log = logging.getLogger(__name__)
-
 UNAVAILABLE = 421
 
 
@@ -20,11 +17,9 @@ def send(letter: Letter, destination: Email, timeout_seconds: float) -> Outcome:
     """Hand the letter to the mail server; sent is only what it took in charge."""
     try:
         with _server(destination, timeout_seconds) as server:
-            refused = server.send_message(compose(letter, destination))
+            server.send_message(compose(letter, destination))
     except (smtplib.SMTPException, OSError) as error:
         return _failure(error, destination, timeout_seconds)
-    if refused:
-        log.warning("%s took the letter, but not for %d of its addresses", _named(destination), len(refused))
     return SENT
 
 
@@ -46,7 +41,7 @@ def compose(letter: Letter, destination: Email) -> EmailMessage:
     message = EmailMessage()
     message["Subject"] = f"{place.band.label}: chest CT {which}"
     message["From"] = destination.sender
-    message["To"] = ", ".join(destination.to)
+    message["To"] = destination.to
     message["Date"] = letter.now
     message["Message-ID"] = f"<{letter.identity}@{destination.sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
@@ -88,8 +83,8 @@ def _failure(error: Exception, destination: Email, timeout: float) -> Outcome:
     name = _named(destination)
     match error:
         case smtplib.SMTPRecipientsRefused():
-            codes = [code for code, _ in error.recipients.values()]
-            return Outcome(False, min(codes) >= 500, f"{name} refused every address: SMTP {max(codes)}")
+            ((code, _),) = error.recipients.values()
+            return Outcome(False, code >= 500, f"{name} refused the address: SMTP {code}")
         case smtplib.SMTPResponseException(smtp_code=code, smtp_error=said):
             text = said.decode(errors="replace") if isinstance(said, bytes) else said
             refused = f"{name} refused: SMTP {code}"
