@@ -334,11 +334,12 @@ class Database:
         committed: Collection[Reference],
         failed: Mapping[Reference, str],
         again: Again,
+        now: datetime,
         states: Collection[DeliveryState] = commitments.ANSWERABLE,
     ) -> list[Delivery]:
         """Mark what was asked for in this transaction: committed, or to be sent again. Gives what changed."""
         with self._write() as connection:
-            return commitments.settle(connection, transaction_uid, committed, failed, again, states)
+            return commitments.settle(connection, transaction_uid, committed, failed, again, now, states)
 
     def uncommitted(self) -> list[Delivery]:
         """What was taken and not committed, or not yet, oldest first."""
@@ -475,9 +476,11 @@ class Database:
             since: datetime | None = connection.execute(query).scalar()
             return since
 
-    def undelivered_since(self) -> datetime | None:
-        """When the oldest result that has not reached its destination was written."""
-        query = select(func.min(delivery.c.created_at)).where(delivery.c.state == DeliveryState.PENDING)
+    def undelivered_since(self, destinations: Collection[str]) -> datetime | None:
+        """When the oldest result was written that waits for one of these destinations."""
+        query = select(func.min(delivery.c.created_at)).where(
+            delivery.c.state == DeliveryState.PENDING, delivery.c.destination.in_(destinations)
+        )
         with self._read() as connection:
             since: datetime | None = connection.execute(query).scalar()
             return since
