@@ -264,17 +264,34 @@ def test_what_failed_is_not_sent_again_when_there_is_something_newer(tmp_path: P
         assert shown(here) == "✓ 4 delivered, 2 committed"
 
 
-def test_a_study_is_asked_for_when_all_its_objects_were_taken(tmp_path: Path) -> None:
+def test_what_was_taken_is_asked_for_when_all_was_tried(tmp_path: Path) -> None:
     with archive(refuses={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+        first, _ = here.db.deliveries(STUDY)
+        here.db.mark_sent(first.delivery_id, here.now, commit=True)
+        here.commit()
+        assert (states(here), pacs.asked) == ([COMMITTING, PENDING], [])  # the other may be taken, too
         here.deliver()
         here.commit()
-        assert (states(here), pacs.asked) == ([COMMITTING, PENDING], [])
+        assert states(here) == [COMMITTED, PENDING]  # and may be refused for days
         pacs.refuses.clear()
         here.pass_time(10)
         here.deliver()
         here.commit()
         assert states(here) == [COMMITTED] * 2
-    assert len(pacs.asked) == 1
+    assert [len(references) for _, references in pacs.asked] == [1, 1]
+
+
+def test_what_an_archive_loses_after_days_is_sent_again(tmp_path: Path) -> None:
+    with archive(answers=False, fails={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+        here.deliver()
+        here.commit()
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        assert pacs.call(here.config.listener.port) == 0x0000
+        assert states(here) == [COMMITTED, PENDING]
+        here.pass_time(here.config.delivery.longest_retry_seconds)
+        here.deliver()
+        assert states(here) == [COMMITTED, COMMITTING]
+    assert pacs.stored == [FIRST, SECOND, SECOND]
 
 
 # --- whose answers count --------------------------------------------------------------------------

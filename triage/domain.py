@@ -477,6 +477,11 @@ class Delivery:
     last_error: str = ""
 
     @property
+    def uncommitted_since(self) -> datetime:
+        """Of what was taken: when that was, or when the destination was to be asked anew."""
+        return max(self.sent_at or self.created_at, self.created_at)
+
+    @property
     def reference(self) -> Reference:
         return self.sop_class_uid, self.sop_instance_uid
 

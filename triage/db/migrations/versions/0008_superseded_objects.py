@@ -8,8 +8,8 @@ down_revision = "0007"
 
 
 def upgrade() -> None:
-    superseded = sa.Column("superseded", sa.Boolean(), nullable=False, server_default=sa.false())
-    op.add_column("delivery", superseded)
+    flag = sa.Boolean()
+    op.add_column("delivery", sa.Column("superseded", flag, nullable=False, server_default=sa.false()))
 
 
 def downgrade() -> None:
