@@ -385,3 +385,13 @@ def test_an_archive_that_fails_to_reach_us_is_told_with_what_to_look_at(tmp_path
         list(pull.fetch(ward.db, asked, study, receiver(ward)))
         look = "does `triage serve` run, and does the archive know TRIAGE at our address and port?"
         assert study.error == f"source S at {peers.HOST}:{port} {fault}; {look}"
+
+
+def test_nothing_found_is_said_with_what_was_looked_for(tmp_path: Path) -> None:
+    with serving(Scripted([])) as port:
+        source = {"name": "VNA", "ae_title": "PACS", "host": peers.HOST, "port": port}
+        settings = peers.write_config(tmp_path / "daemon", pull={"sources": [source]})
+        ask = ("-c", settings, "import", "--from", "VNA", "--date", "20200101")
+        assert "VNA has no such study: --date 20200101\n" in triage(*ask).stdout
+        one = triage(*ask, "--study", "1.2.3", status=1)
+        assert "VNA has no such study: --date 20200101 --study 1.2.3\n" in one.stderr

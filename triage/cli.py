@@ -173,7 +173,15 @@ def import_(
 
     os.umask(0o077)  # images and names are for the daemon's user alone
     with _plain_errors(), Progress(console=err, transient=True) as progress:
-        query = Query(date, description, patient, accession, study)
+        asked = {
+            "--date": date,
+            "--description": description,
+            "--patient": patient,
+            "--accession": accession,
+            "--study": study,
+        }
+        filters = " ".join(f"{option} {value}" for option, value in asked.items() if value)
+        query = Query(*asked.values())
         if bool(paths) == bool(source) or (paths and query != Query()):
             raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)
@@ -189,8 +197,12 @@ def import_(
                 _fetched(database, pull.archive(settings, source), query, take, progress),
                 [],
             )
+            if study and not studies:
+                raise TriageError(f"{source} has no such study: {filters}")
     for line in _passed_over(passed_over):
         err.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if source and not studies:
+        out.print(f"{source} has no such study: {filters}", markup=False, highlight=False, soft_wrap=True)
     out.print(_came(studies, dry_run), soft_wrap=True)
     if any(one.error for one in studies) or (paths and not studies):
         raise typer.Exit(1)
@@ -398,6 +410,8 @@ def resend(
             known = ", ".join(names) or "none"
             raise ConfigError(f"{destination}: no such destination; delivery.destinations has {known}")
         database, now = _database(settings), datetime.now(UTC)
+        if study is not None:
+            _known(database.entry(study) is not None, study)
         count, asked = database.resend(destination, study, now), database.ask_anew(destination, study, now)
     out.print(f"{count} results will be sent to {destination} again", markup=False, soft_wrap=True)
     if asked:
@@ -429,7 +443,7 @@ def _plain_errors() -> Iterator[None]:
         err.print(f"this needs {error.name}: {how}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG) from error
     except TriageError as error:
-        err.print(str(error), style="bold red", highlight=False, soft_wrap=True)
+        err.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from error
 
 
