@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset, dcmread
 from pynetdicom import evt
+from typer.testing import CliRunner
 
 from tests import killed, peers
 from tests.archives import SMALL, Scripted, filled, slices
@@ -27,12 +28,13 @@ from tests.objects import SERIES, STUDY, ct, save
 from tests.test_cli import triage
 from tests.test_orthanc import Orthanc
 from triage import pull
+from triage.cli import app
 from triage.config import DicomSource
 from triage.db import Database
 from triage.dicom import header, phantom
 from triage.dicom.query import Pacs, Query
 from triage.dicom.receiving import Receiver
-from triage.domain import StudyState
+from triage.domain import Instance, StudyState
 from triage.errors import ConfigError, Retryable
 from triage.pull import Coming
 
@@ -141,6 +143,36 @@ def test_a_full_disk_ends_the_import_and_the_next_goes_on(tmp_path: Path) -> Non
             pull.read_files(pull.find(paths), ward.db, full)
         (study,) = import_files(ward, tmp_path / "in").studies.values()
         assert (study.new, len(study.objects)) == (1, 3)
+
+
+@pytest.mark.parametrize("source", ["", "VNA"])
+def test_ctrl_c_says_what_came_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """At the third of three images."""
+    paths = [save(ct(number), tmp_path / "in" / f"{number}.dcm") for number in (1, 2, 3)]
+    kept: list[str] = []
+
+    def keep(self: Receiver, raw: bytes, instance: Instance, source: str) -> bool:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(instance.sop_instance_uid)
+        return True
+
+    def fetch(*_: object) -> Iterator[int]:
+        yield 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Receiver, "keep", keep)
+    monkeypatch.setattr(Pacs, "fetch", fetch)
+    with serving(Scripted(slices(1, 2, 3))) as port:
+        sources = [{"name": "VNA", "ae_title": "PACS", "host": peers.HOST, "port": port}]
+        settings = peers.write_config(tmp_path / "daemon", pull={"sources": sources})
+        what = ["--from", source, "--study", STUDY] if source else map(str, paths)
+        ended = CliRunner().invoke(app, ["-c", str(settings), "import", *what])
+    assert ended.exit_code == 130
+    said = "stopped; 2 objects have come and stay; start the same import again to go on"
+    assert said in " ".join(ended.output.split())
 
 
 def test_root_does_not_import_for_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,8 @@ DELIVERIES = {
     DeliveryState.NOT_COMMITTED: "delivered, not committed",
 }
 """What `triage deliveries` calls what is not finished."""
+STOPPED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as shells have it."""
 SHOWN = 10
 """Files named with the same reason; of more, the number is enough."""
 
@@ -442,6 +445,10 @@ def _plain_errors() -> Iterator[None]:
         how = "run deploy/install training, or pip install 'triage[training]'"
         err.print(f"this needs {error.name}: {how}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG) from error
+    except KeyboardInterrupt as stopped:
+        if stopped.args:  # what has come of an import
+            err.print(str(stopped), highlight=False, soft_wrap=True)
+        raise typer.Exit(STOPPED) from stopped
     except TriageError as error:
         err.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from error
@@ -565,10 +572,14 @@ def _fetched(
 
     studies = list(progress.track(pull.look(database, archive, query), total=None, description="asking"))
     if take is not None:
-        bar = progress.add_task("fetching", total=sum(study.new for study in studies))
-        for study in studies:
-            for more in pull.fetch(database, archive, study, take):
-                progress.advance(bar, more)
+        bar, came = progress.add_task("fetching", total=sum(study.new for study in studies)), 0
+        try:
+            for study in studies:
+                for more in pull.fetch(database, archive, study, take):
+                    progress.advance(bar, more)
+                    came += more
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(f"stopped; {pull.so_far(came)}") from stopped
     return studies
 
 
