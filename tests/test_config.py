@@ -73,6 +73,36 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_remedy(data: dict, word
         assert word in str(error.value)
 
 
+BOARD = {"name": "on call", "kind": "webhook", "url": "https://h/x"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {},
+            "delivery.destinations.on call.secret: Field required; set TRIAGE_SECRET_ON_CALL in the environ",
+        ),
+        (
+            {"secret": "x" * 16, "sevret": 1},
+            'destinations.on call.sevret: unknown key; see deploy/operating.md, "Destinations", for the keys',
+        ),
+        ({"kind": "fax"}, "delivery.destinations.on call: kind must be dicom, "),
+        ({"secret": "hunter2"}, "delivery.destinations.on call.secret = ***: "),
+    ],
+)
+def test_a_mistake_in_a_destination_names_it(changes: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse({"delivery": {"destinations": [BOARD | changes]}})
+    assert says in str(error.value)
+
+
+def test_a_mistake_in_a_source_names_it() -> None:
+    source = {"name": "VNA", "ae_title": "VNA", "host": "h", "port": 104, "retreive": "get"}
+    with pytest.raises(ConfigError, match=r'pull.sources.VNA.retreive: .* "Import and reconcile"'):
+        config.parse({"pull": {"sources": [source]}})
+
+
 def test_secrets_come_from_the_environment_and_are_never_printed(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("web:\n  host: 0.0.0.0\n")

@@ -40,6 +40,8 @@ SECRETS = {
 """Environment variables that override config.yaml: {name: (section, key)}."""
 PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
+PAGES = {"destinations": "Destinations", "sources": "Import and reconcile"}
+"""Chapters of deploy/operating.md that list their keys."""
 WITH_SECRET = ("dicomweb", "webhook", "email")
 """Kinds of these that have one; a PACS may bear the same name for DICOM, which knows no secrets."""
 
@@ -527,15 +529,23 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(e)) for e in error.errors()]
+        lines = [_explain(dict(e), data) for e in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
-def _explain(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "settings"
+def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
+    key, page = ".".join(str(part) for part in error["loc"]) or "settings", "config.yaml"
     message = str(error["msg"]).removeprefix("Value error, ")
+    match error["loc"]:
+        case (section, ("destinations" | "sources") as peers, int(at), *rest):  # by name, without its kind
+            peer = data[section][peers][at]
+            name = str(peer.get("name", at)) if isinstance(peer, dict) else str(at)
+            key = ".".join([section, peers, name, *map(str, rest[1:])])
+            page = f'deploy/operating.md, "{PAGES[peers]}",'
+            if rest[1:] == ["secret"] and error["type"] == "missing":
+                return f"{key}: {message}; set {_variable(name)} in the environment"
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; see config.yaml for the keys that exist"
+        return f"{key}: unknown key; see {page} for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
         return f"{key}: {message}"
     secret = key.endswith(("token", "secret")) or (key.endswith("url") and "@" in str(error["input"]))
@@ -561,8 +571,12 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
 def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
     if not isinstance(peer, dict) or peer.get("kind") not in WITH_SECRET:
         return peer
-    variable = PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", str(peer.get("name")).upper())
+    variable = _variable(str(peer.get("name")))
     return {**peer, "secret": environ[variable]} if variable in environ else peer
+
+
+def _variable(name: str) -> str:
+    return PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def _anchored(config: Config, folder: Path) -> Config:
