@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -161,7 +161,7 @@ def multipart(body: bytes) -> Answer:
 @contextmanager
 def web_archive(
     images: list[Dataset],
-    faults: dict[str, Answer | threading.Event] | None = None,
+    faults: Mapping[str, Answer | threading.Event | Callable[[], Answer]] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
     """The url of an archive of ``images``; ``faults`` says by pattern which paths are answered otherwise.
@@ -181,6 +181,8 @@ def web_archive(
     def answer(path: str) -> Answer:
         for pattern, fault in (faults or {}).items():
             if re.search(pattern, path):
+                if callable(fault):
+                    return fault()
                 if not isinstance(fault, threading.Event):
                     return fault
                 fault.wait(60)
