@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import alembic.command
 import alembic.config
@@ -320,8 +322,29 @@ def test_the_commands_show_and_resend(tmp_path: Path) -> None:
         (row,) = json.loads(triage("deliveries", "--json").output)
         assert (row["state"], row["revision"], row["path"]) == ("given_up", 1, None)
         assert "delivery.destinations has HOOK" in triage("resend", "PACS").output
-        assert "1 results will be sent to HOOK again" in triage("resend", "HOOK").output
+        assert "1 result will be sent to HOOK again" in triage("resend", "HOOK").output
         assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_the_time_in_which_nobody_could_try_gives_up_nothing(
+    tmp_path: Path, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clerk(tmp_path, hook_at(peers.free_port())) as here:
+        monkeypatch.setattr(daemon, "now", lambda: here.now)
+        monkeypatch.setattr(daemon, "BackgroundScheduler", MagicMock())  # it has the real clock
+        stopped = threading.Event()
+        stopped.set()
+        if tried:
+            here.deliver()
+        for _ in range(2):  # off, and in shadow mode
+            here.pass_time(here.config.delivery.give_up_hours * 3600)
+            daemon.run_clerk(here.config, stopped)
+        here.deliver()  # the other has just been started, too
+        assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        here.deliver()
+        assert here.entry("1.2").deliveries == {DeliveryState.GIVEN_UP: 1}
 
 
 # --- the whole way --------------------------------------------------------------------------------

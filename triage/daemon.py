@@ -143,6 +143,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     """Assemble, deliver and tidy up on schedule."""
     db = open_database(config)
     db.restart_quiet_periods(now())
+    db.restart_waits(now())
     db.waive_commitments([one.name for one in commitment.asked(config)])
     db.reprioritise(
         lambda study, result: priority.prioritise(

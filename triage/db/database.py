@@ -241,6 +241,20 @@ class Database:
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
 
+    def restart_waits(self, now: datetime) -> None:
+        """After a pause: what was due and tried by nobody meanwhile is given up that much later."""
+        due = delivery.c.state.in_((DeliveryState.PENDING, DeliveryState.COMMITTING))
+        query = select(delivery).where(due, delivery.c.next_attempt_at < now)
+        with self._write() as connection:
+            for row in connection.execute(query).mappings().all():
+                one = records.delivery_of(row)
+                since = one.created_at if one.state is DeliveryState.PENDING else one.uncommitted_since
+                connection.execute(
+                    update(delivery)
+                    .where(delivery.c.delivery_id == one.delivery_id)
+                    .values(created_at=since + (now - row["next_attempt_at"]), next_attempt_at=now)
+                )
+
     def destinations_owed(self) -> set[str]:
         """Names of all destinations that something waits for."""
         query = select(delivery.c.destination).where(delivery.c.state == DeliveryState.PENDING).distinct()
