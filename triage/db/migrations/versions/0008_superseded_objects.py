@@ -10,8 +10,3 @@ down_revision = "0007"
 def upgrade() -> None:
     flag = sa.Boolean()
     op.add_column("delivery", sa.Column("superseded", flag, nullable=False, server_default=sa.false()))
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("delivery", table_kwargs={"sqlite_autoincrement": True}) as delivery:
-        delivery.drop_column("superseded")
