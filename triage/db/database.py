@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, insert, or_, select, update
 
 from triage.db import commitments, intake, orders, records
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
 from triage.db.orders import Pending
-from triage.db.tables import delivery, instance, result, study
+from triage.db.tables import delivery, instance, rest, result, study
 from triage.db.worklist import ORDERINGS, entries
 from triage.domain import (
     Delivery,
@@ -227,13 +227,15 @@ class Database:
     # --- delivering --------------------------------------------------------------------------
 
     def due_deliveries(self, destination: str, now: datetime, limit: int = 100) -> list[Delivery]:
-        """What this destination is owed now, oldest first."""
+        """What this destination is owed now, oldest first; nothing while it wants to be left alone."""
+        resting = exists().where(rest.c.destination == destination, rest.c.until > now)
         query = (
             select(delivery)
             .where(
                 delivery.c.destination == destination,
                 delivery.c.state == DeliveryState.PENDING,
                 delivery.c.next_attempt_at <= now,
+                ~resting,
             )
             .order_by(delivery.c.delivery_id)
             .limit(limit)
@@ -275,16 +277,17 @@ class Database:
 
     def wake(self, destination: str, now: datetime) -> None:
         """The destination is back: what waits only because it was away is due now."""
-        self._reschedule(destination, delivery.c.away, next_attempt_at=now, away=False)
-
-    def rest(self, destination: str, until: datetime) -> None:
-        """The destination wants to be left alone: nothing is due before then."""
-        self._reschedule(destination, delivery.c.next_attempt_at < until, next_attempt_at=until)
-
-    def _reschedule(self, destination: str, chosen: ColumnElement[bool], **values: Any) -> None:
         waiting = (delivery.c.destination == destination) & (delivery.c.state == DeliveryState.PENDING)
         with self._write() as connection:
-            connection.execute(update(delivery).where(waiting & chosen).values(**values))
+            connection.execute(
+                update(delivery).where(waiting, delivery.c.away).values(next_attempt_at=now, away=False)
+            )
+
+    def rest(self, destination: str, until: datetime) -> None:
+        """The destination wants to be left alone: nothing is due before then, also what is yet to come."""
+        with self._write() as connection:
+            connection.execute(delete(rest).where(rest.c.destination == destination))
+            connection.execute(insert(rest).values(destination=destination, until=until))
 
     def give_up(self, delivery_id: int, error: str) -> None:
         self._set_delivery(delivery_id, state=DeliveryState.GIVEN_UP, last_error=error)
@@ -318,6 +321,7 @@ class Database:
         if study_instance_uid is not None:
             chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
+            connection.execute(delete(rest).where(rest.c.destination == destination))
             return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
 
     # --- storage commitment ------------------------------------------------------------------

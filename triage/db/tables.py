@@ -132,3 +132,10 @@ delivery = Table(
     Index("delivery_by_transaction", "transaction_uid"),
     sqlite_autoincrement=True,  # who still sends a row that was deleted must not mark another one sent
 )
+
+rest = Table(
+    "rest",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("until", UtcDateTime, nullable=False),
+)
