@@ -277,7 +277,7 @@ def test_a_score_is_not_called_a_probability() -> None:
     assert "|P^" not in told
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(), st.text(), st.text())
 def test_no_name_leaves_its_field(name: str, patient_id: str, accession_number: str) -> None:
     """Neither separators nor line ends in what a scanner sent make fields or segments of their own."""
@@ -293,7 +293,7 @@ def test_no_name_leaves_its_field(name: str, patient_id: str, accession_number: 
     assert read.unescape(str(read.segment("PID")(3))) == printable
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(), st.text())
 def test_no_accession_number_writes_a_header(accession_number: str, study_date: str) -> None:
     study = replace(letter().study, accession_number=accession_number, study_date=study_date)
