@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hl7
@@ -27,8 +29,9 @@ from tests.peers import HOST, free_port
 from triage import config, daemon, orders
 from triage.config import Config, Peer
 from triage.db import Database
-from triage.dicom import asking, sender
-from triage.dicom.lists import MODALITY_WORKLIST
+from triage.dicom import asking, sender, storage_commitment
+from triage.dicom.lists import MODALITY_WORKLIST, Lists
+from triage.dicom.receiving import Receiver
 from triage.domain import Band, Instance, Ordered, Priority, Result, Status, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.incoming import messages, mllp
@@ -347,6 +350,30 @@ def test_nothing_is_acknowledged_that_was_not_stored(ris: Ris, monkeypatch: pyte
         assert said(ris.send(orm())) == ("AR", "C1", "internal error: ZeroDivisionError")
     ris.images()
     assert not ris.entry().study.stat
+
+
+def test_what_fails_unexpectedly_is_named_in_the_log_by_its_place_and_quotes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        """A library's error quotes the value that it stumbled over."""
+
+        assoc = SimpleNamespace(remote={"ae_title": "PEER", "address": HOST})
+        request = SimpleNamespace(Identifier=None, AffectedSOPInstanceUID="1.2")
+
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("could not convert Doe^Jane")
+
+    broken: Any = Broken()
+    orders.receive(broken, Config(), orm().encode(), NOW)
+    assert not daemon.drain(lambda: broken.step, threading.Event())
+    (status,) = Lists(lambda _: [], "TRIAGE", 10).on_find(broken)
+    assert isinstance(status[0], Dataset)
+    storage_commitment.Reports(lambda _: True).on_event_report(broken)
+    Receiver(Path("/none"), lambda _: None, lambda: True).on_store(broken)
+    for place in ("orders.py", "daemon.py", "lists.py", "storage_commitment.py", "receiving.py"):
+        assert re.search(rf"Error at .*{place}:\d+", caplog.text)
+    assert "Doe" not in caplog.text
 
 
 def test_many_messages_over_one_connection_also_in_pieces(ris: Ris) -> None:

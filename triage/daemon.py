@@ -37,7 +37,7 @@ from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
-from triage.errors import ConfigError, DeviceLost, Retryable
+from triage.errors import ConfigError, DeviceLost, Retryable, traced
 from triage.incoming import mllp
 from triage.web import app as web
 
@@ -72,8 +72,8 @@ def run_listener(config: Config, stop: threading.Event) -> None:
     for instance in index_spool(spool, db.sop_instance_uids):
         try:
             _record(db, config, instance)
-        except Exception:
-            log.exception("%s in the spool cannot be put on record", instance.sop_instance_uid)
+        except Exception as error:  # noqa: BLE001 - one image must not keep the listener from starting
+            log.error("%s in the spool cannot be put on record: %s", instance.sop_instance_uid, traced(error))
     listener = Listener(
         config.listener,
         spool,
@@ -237,8 +237,8 @@ def drain(step: Callable[[], bool], stop: threading.Event) -> bool:
     except Retryable as failure:
         log.warning("%s; trying again", failure)
         return False
-    except Exception:
-        log.exception("unexpected error; trying again")
+    except Exception as error:  # noqa: BLE001 - one failure must not end the loop
+        log.error("unexpected error: %s; trying again", traced(error))
         return False
     return True
 

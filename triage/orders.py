@@ -14,7 +14,7 @@ from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking
 from triage.domain import News, Ordered, Priority
-from triage.errors import Rejected, Retryable
+from triage.errors import Rejected, Retryable, traced
 from triage.incoming import messages
 from triage.incoming.messages import NotTaken
 
@@ -33,8 +33,8 @@ def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
         refusal = NotTaken(messages.ERROR, messages.UNKNOWN_KEY, str(error))
     except Retryable as error:
         refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"{error}; send it again")
-    except Exception as error:  # one message must not end the receiving of others
-        log.exception("unexpected error in an HL7 message")
+    except Exception as error:  # noqa: BLE001 - one message must not end the receiving of others
+        log.error("unexpected error in an HL7 message: %s", traced(error))
         refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"internal error: {type(error).__name__}")
     if refusal is not None:
         log.warning("HL7 message refused (%s): %s", refusal.acknowledgment, refusal)

@@ -29,7 +29,7 @@ from triage.dicom.query import LONGEST
 from triage.dicom.sender import Gone, associated
 from triage.dicom.status import WARNINGS, ReportStatus, explain_refusal
 from triage.domain import Delivery, Reference
-from triage.errors import Rejected, Retryable
+from triage.errors import Rejected, Retryable, traced
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ class Reports:
         except Retryable as error:
             logger.warning("a storage commitment is not on record: %s", error)
             status = ReportStatus.RESOURCE_LIMITATION
-        except Exception:  # one report must not end the hearing of others
-            logger.warning("a storage commitment cannot be understood", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - one report must not end the hearing of others
+            logger.warning("a storage commitment cannot be understood: %s", traced(error))
             status = ReportStatus.PROCESSING_FAILURE
         if status is not ReportStatus.SUCCESS:
             peer = event.assoc.remote
