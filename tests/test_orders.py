@@ -162,6 +162,15 @@ def test_an_order_that_comes_before_its_images_is_remembered(ris: Ris) -> None:
     assert not ris.entry("1.3").study.stat
 
 
+def test_a_stat_order_without_images_is_forgotten_after_60_days(here: Ris) -> None:
+    for accession, days in (("A1", 0), ("A2", 0), ("A2", 30), ("A9", 61)):
+        raw = orm(accession).encode()
+        assert b"|AA|" in orders.receive(here.db, here.config, raw, NOW + timedelta(days=days))
+    here.images("A1", "1.1")
+    here.images("A2", "1.2")
+    assert [here.entry(study).study.stat for study in ("1.1", "1.2")] == [False, True]
+
+
 def test_an_order_that_comes_later_moves_the_study_up_and_again_changes_nothing(ris: Ris) -> None:
     ris.images()
     before = ris.entry().priority
