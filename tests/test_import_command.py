@@ -211,10 +211,16 @@ def test_the_command(tmp_path: Path) -> None:
     assert "1 to come, 0 here before" in looked.stdout
     assert "viewer00.dll: not a DICOM file" in looked.stderr
     assert "passed over 2 more: not a DICOM file" in looked.stderr
-    assert "1 came, 0 here before" in triage("-c", settings, "import", tmp_path / "in").stdout
+    came = triage("-c", settings, "import", tmp_path / "in").stdout
+    assert "1 came, 0 here before" in came
+    assert "1 object of 1 study came" in came
     nothing = triage("-c", settings, "import", tmp_path / "in" / "viewer00.dll", status=1)
     assert "0 objects of 0 studies came" in nothing.stdout
     assert "give folders or files" in triage("-c", settings, "import", status=78).stderr
+    both = triage("-c", settings, "import", "--from", "GET", tmp_path / "in", status=78)
+    assert "not both" in both.stderr
+    patient = triage("-c", settings, "import", tmp_path / "in", "--patient", "P", status=78)
+    assert "--patient goes with --from" in patient.stderr
     with closing(Database(f"sqlite:///{tmp_path}/daemon/triage.db")) as db:
         assert db.sop_instance_uids(STUDY) == {f"{SERIES}.1"}
 
@@ -348,7 +354,7 @@ def test_the_command_asks_an_archive(around: Around, tmp_path: Path) -> None:
     settings = tmp_path / "here" / "config.yaml"
     ask = ("-c", settings, "import", "--from", "auto", "--patient", "PHANTOM-3")
     assert "30 to come, 0 here before" in triage(*ask, "--dry-run").stdout
-    assert "30 objects of 1 studies came" in triage(*ask).stdout
+    assert "30 objects of 1 study came" in triage(*ask).stdout
 
 
 def studies_of(*uids: str) -> list[Dataset]:

@@ -57,6 +57,7 @@ DELIVERIES = {
     DeliveryState.NOT_COMMITTED: "delivered, not committed",
 }
 """What `triage deliveries` calls what is not finished."""
+SHADOW = "shadow mode: in order of arrival; results go to destinations with mode shadow or both only"
 STOPPED = 128 + signal.SIGINT
 """Exit status after Ctrl-C, as shells have it."""
 SHOWN = 10
@@ -164,13 +165,18 @@ def import_(
     ] = None,
     source: Annotated[str, typer.Option("--from", help="Instead: an archive, a name of pull.sources.")] = "",
     date: Annotated[str, typer.Option(help="Study date or range: 20260301, 20260301-20260331.")] = "",
-    description: Annotated[str, typer.Option(help="Part of the study description, as it is written.")] = "",
+    description: Annotated[
+        str, typer.Option(help="Part of the study description, or all of it with * and ?.")
+    ] = "",
     patient: Annotated[str, typer.Option(help="Patient ID.")] = "",
     accession: Annotated[str, typer.Option(help="Accession number.")] = "",
     study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
 ) -> None:
-    """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others."""
+    """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others.
+
+    Run it as the daemon's user: root beside a daemon that is not root is refused.
+    """
     from triage import pull
     from triage.dicom.query import Query
 
@@ -185,7 +191,11 @@ def import_(
         }
         filters = " ".join(f"{option} {value}" for option, value in asked.items() if value)
         query = Query(*asked.values())
-        if bool(paths) == bool(source) or (paths and query != Query()):
+        if paths and source:
+            raise ConfigError("give folders or files, or --from SOURCE and what to look for; not both")
+        if filters and not source:
+            raise ConfigError(f"{filters.split()[0]} goes with --from SOURCE")
+        if not (paths or source):
             raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)
         pull.check_user(settings.storage.spool)
@@ -326,10 +336,10 @@ def worklist(
         elif watch:
             with Live(console=out, screen=True, auto_refresh=False) as live, _until_interrupted():
                 while True:
-                    live.update(_list(*_open_studies(database, settings)), refresh=True)
+                    live.update(_list(*_open_studies(database, settings), settings.shadow), refresh=True)
                     time.sleep(settings.web.refresh_seconds)
         else:
-            out.print(_list(*_open_studies(database, settings)))
+            out.print(_list(*_open_studies(database, settings), settings.shadow))
 
 
 @app.command()
@@ -339,7 +349,8 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
 
     with _plain_errors():
         settings = configuration.load(context.obj)
-        checks = [checking.Check("settings", True, str(context.obj)), *checking.run(settings)]
+        detail = f"{context.obj}; {SHADOW}" if settings.shadow else str(context.obj)
+        checks = [checking.Check("settings", True, detail), *checking.run(settings)]
     if as_json:
         typer.echo(json.dumps([{"what": c.what, "go": c.go, "detail": c.detail} for c in checks], indent=2))
     else:
@@ -416,7 +427,12 @@ def resend(
         if study is not None:
             _known(database.entry(study) is not None, study)
         count, asked = database.resend(destination, study, now), database.ask_anew(destination, study, now)
-    out.print(f"{count} results will be sent to {destination} again", markup=False, soft_wrap=True)
+    results = _count(count, "result")
+    if destination not in [one.name for one in settings.destinations]:
+        why = "shadow mode" if settings.shadow else "it gets results in shadow mode only"
+        out.print(f"{results} for {destination} held: {why}", markup=False, soft_wrap=True)
+        return
+    out.print(f"{results} will be sent to {destination} again", markup=False, soft_wrap=True)
     if asked:
         out.print(f"it will be asked again to commit itself to {asked} that it has", soft_wrap=True)
 
@@ -531,6 +547,10 @@ def _database(settings: Config) -> Database:
     return open_database(settings)
 
 
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
 def _known(found: bool, study_uid: str) -> None:
     if not found:
         raise TriageError(f"no study {study_uid} here; `triage worklist` shows the open ones")
@@ -542,11 +562,12 @@ def _open_studies(database: Database, settings: Config) -> tuple[list[WorklistEn
     return database.worklist(now, settings.ordering, days), now
 
 
-def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
+def _list(entries: Sequence[WorklistEntry], now: datetime, shadow: bool) -> Group:
     """Some lines a study: a UID on a line of its own can be copied in any terminal."""
+    heading = [Text(SHADOW, "bold")] if shadow else []
     if not entries:
-        return Group(Text("no open study"))
-    return Group(*(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
+        return Group(*heading, Text("no open study"))
+    return Group(*heading, *(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
 
 
 def _lines(place: int, row: dict[str, Any]) -> Text:
@@ -605,7 +626,9 @@ def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
             lines.append(Text(f"     {missing}{study.error}", "red"))
         lines.append(Text(f"     {study.study_instance_uid}", "dim"))
     total = sum(study.new for study in studies)
-    return Group(*lines, Text(f"{total} objects of {len(studies)} studies {came}"))
+    return Group(
+        *lines, Text(f"{_count(total, 'object')} of {_count(len(studies), 'study', 'studies')} {came}")
+    )
 
 
 def _card(package: Package) -> Table:
