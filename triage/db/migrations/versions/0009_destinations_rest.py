@@ -13,7 +13,3 @@ def upgrade() -> None:
         sa.Column("destination", sa.String(length=64), primary_key=True),
         sa.Column("until", sa.DateTime(), nullable=False),
     )
-
-
-def downgrade() -> None:
-    op.drop_table("rest")
