@@ -430,7 +430,7 @@ def test_the_on_call_gets_a_letter_without_the_patient() -> None:
     assert received["message-id"] == "<triage.7@hospital.test>"
     body = received.get_content()
     assert "right lung 62 % affected" in body
-    assert "revision 2: the earlier message is out of date" in body
+    assert "revision 2: earlier answers are out of date" in body
     for secret in (b"P|1", "Müller".encode(), b"Yamada", b"J=C3=B6rg"):
         assert secret not in written
 

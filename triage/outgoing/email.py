@@ -37,7 +37,7 @@ def compose(letter: Letter, destination: Email) -> EmailMessage:
     study, result, place = letter.study, letter.result, letter.priority
     accession_number = words(study.accession_number)
     which = accession_number or study.study_instance_uid
-    again = f", revision {result.revision}: the earlier message is out of date" if result.revision > 1 else ""
+    again = f", revision {result.revision}: earlier answers are out of date" if result.revision > 1 else ""
     message = EmailMessage()
     message["Subject"] = f"{place.band.label}: chest CT {which}"
     message["From"] = destination.sender
