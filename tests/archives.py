@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -109,6 +109,7 @@ def archive(
     port: int = 0,
     on_find: Answers | None = None,
     on_get: Answers | None = None,
+    on_move: Answers | None = None,
     allowed: Iterable[str] = (),
     offers: Iterable[str] = (FIND, GET, MOVE),
     tls: ssl.SSLContext | None = None,
@@ -128,7 +129,7 @@ def archive(
         evt_handlers=[
             (evt.EVT_C_FIND, on_find or held.on_find),
             (evt.EVT_C_GET, on_get or held.on_get),
-            (evt.EVT_C_MOVE, held.on_move),
+            (evt.EVT_C_MOVE, on_move or held.on_move),
         ],
     )
     assert server is not None
@@ -160,7 +161,7 @@ def multipart(body: bytes) -> Answer:
 @contextmanager
 def web_archive(
     images: list[Dataset],
-    faults: dict[str, Answer | threading.Event] | None = None,
+    faults: Mapping[str, Answer | threading.Event | Callable[[], Answer]] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Iterator[str]:
     """The url of an archive of ``images``; ``faults`` says by pattern which paths are answered otherwise.
@@ -180,6 +181,8 @@ def web_archive(
     def answer(path: str) -> Answer:
         for pattern, fault in (faults or {}).items():
             if re.search(pattern, path):
+                if callable(fault):
+                    return fault()
                 if not isinstance(fault, threading.Event):
                     return fault
                 fault.wait(60)

@@ -5,6 +5,10 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("triage", deadline=None)  # a busy machine is no failure
+settings.load_profile("triage")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

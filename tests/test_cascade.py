@@ -178,7 +178,7 @@ class TestEquations:
         assert cascade.percent_infection(lung, lung) == 1
         assert cascade.percent_infection(np.zeros_like(lung), lesion) == 0
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.integers(0, 2**32 - 1))
     def test_it_is_the_figure_that_severity_reports(self, seed):
         lung, lesion = np.random.default_rng(seed).random((2, 5, 4, 4)) > 0.6
@@ -221,7 +221,7 @@ class TestEquations:
 class TestFixedGrid:
     GRID = Grid(size=(256, 256))
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         shape=st.tuples(st.integers(1, 5), st.integers(40, 300), st.integers(40, 300)),
         pixel=st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5)),

@@ -119,6 +119,23 @@ def test_worklist_close_and_requeue(tmp_path: Path) -> None:
         assert "no study 9.9" in triage("-c", settings, command, "9.9", status=1).stderr
 
 
+@pytest.mark.usefixtures("ward")
+def test_resend_of_a_study_that_is_not_here_says_so(tmp_path: Path) -> None:
+    settings = peers.write_config(tmp_path / "daemon", pacs_port=peers.free_port())
+    assert "no study 9.9 here" in triage("-c", settings, "resend", "PACS", "--study", "9.9", status=1).stderr
+    assert "0 results" in triage("-c", settings, "resend", "PACS", "--study", "1.2.3").stdout
+
+
+def test_shadow_mode_is_said_and_holds_what_is_owed(tmp_path: Path, ward: Ward) -> None:
+    ward.judge("1.2.3", to=("PACS",))
+    ward.database.close()
+    settings = peers.write_config(tmp_path / "daemon", pacs_port=peers.free_port(), shadow=True)
+    assert "2 results for PACS held: shadow mode" in triage("-c", settings, "resend", "PACS").stdout
+    assert "shadow mode: in order of arrival" in triage("-c", settings, "worklist").stdout
+    checks = json.loads(triage("-c", settings, "check", "--json", status=1).stdout)
+    assert "shadow mode: in order of arrival" in checks[0]["detail"]
+
+
 def test_models_says_what_each_may_claim() -> None:
     (multitask,) = (m for m in json.loads(triage("models", "--json").stdout) if m["name"] == "multitask")
     assert multitask["calibrated"] is False

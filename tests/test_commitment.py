@@ -222,17 +222,76 @@ def test_an_archive_that_never_commits_is_given_up_some_day(tmp_path: Path) -> N
     assert 3 < pacs.stored.count(SECOND) < 12
 
 
-def test_a_study_is_asked_for_when_all_its_objects_were_taken(tmp_path: Path) -> None:
-    with archive(refuses={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+def revise(here: Hospital, folder: Path) -> list[str]:
+    """Late images: there are two newer objects."""
+    here.db.requeue(STUDY, here.now)
+    seen = here.db.quiet_study(here.now)
+    assert seen is not None
+    here.db.mark_ready(seen)
+    claimed = here.db.claim("me", here.now, 60)
+    assert claimed is not None
+    made = [
+        ResultObject(
+            ResultKind.SR,
+            objects.save(objects.ct(n), folder / f"{n}.dcm"),
+            f"{objects.SERIES}.{n}",
+            str(objects.ct(n).SOPClassUID),
+        )
+        for n in (3, 4)
+    ]
+    owed = [Owed("PACS", tuple(made))]
+    assert here.db.finish(claimed, an_answer(STUDY, key="later"), owed, place(), here.now)
+    return [one.sop_instance_uid for one in made]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_failed_is_not_sent_again_when_there_is_something_newer(tmp_path: Path, silent: bool) -> None:
+    with archive(answers=False, fails={FIRST, SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
         here.deliver()
         here.commit()
-        assert (states(here), pacs.asked) == ([COMMITTING, PENDING], [])
+        newer = revise(here, tmp_path)
+        here.deliver()
+        if silent:
+            here.pass_time(here.config.delivery.commitment_seconds)
+        else:
+            assert pacs.call(here.config.listener.port) == 0x0000
+        pacs.answers = True
+        here.commit()
+        assert states(here) == [SENT] * 2 + [COMMITTED] * 2
+        here.pass_time(here.config.delivery.longest_retry_seconds)
+        here.deliver()
+        assert pacs.stored == [FIRST, SECOND, *newer]
+        assert shown(here) == "✓ 4 delivered, 2 committed"
+
+
+def test_what_was_taken_is_asked_for_when_all_was_tried(tmp_path: Path) -> None:
+    with archive(refuses={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+        first, _ = here.db.deliveries(STUDY)
+        here.db.mark_sent(first.delivery_id, here.now, commit=True)
+        here.commit()
+        assert (states(here), pacs.asked) == ([COMMITTING, PENDING], [])  # the other may be taken, too
+        here.deliver()
+        here.commit()
+        assert states(here) == [COMMITTED, PENDING]  # and may be refused for days
         pacs.refuses.clear()
         here.pass_time(10)
         here.deliver()
         here.commit()
         assert states(here) == [COMMITTED] * 2
-    assert len(pacs.asked) == 1
+    assert [len(references) for _, references in pacs.asked] == [1, 1]
+
+
+def test_what_an_archive_loses_after_days_is_sent_again(tmp_path: Path) -> None:
+    with archive(answers=False, fails={SECOND}) as pacs, owing(tmp_path, pacs.port) as here:
+        here.deliver()
+        here.commit()
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        assert pacs.call(here.config.listener.port) == 0x0000
+        assert states(here) == [COMMITTED, PENDING]
+        here.pass_time(here.config.delivery.longest_retry_seconds)
+        here.deliver()
+        assert states(here) == [COMMITTED, COMMITTING]
+    assert pacs.stored == [FIRST, SECOND, SECOND]
 
 
 # --- whose answers count --------------------------------------------------------------------------

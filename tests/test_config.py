@@ -76,6 +76,36 @@ def test_a_wrong_setting_is_named_with_its_value_and_the_remedy(data: dict, word
         assert word in str(error.value)
 
 
+BOARD = {"name": "on call", "kind": "webhook", "url": "https://h/x"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {},
+            "delivery.destinations.on call.secret: Field required; set TRIAGE_SECRET_ON_CALL in the environ",
+        ),
+        (
+            {"secret": "x" * 16, "sevret": 1},
+            'destinations.on call.sevret: unknown key; see deploy/operating.md, "Destinations", for the keys',
+        ),
+        ({"kind": "fax"}, "delivery.destinations.on call: kind must be dicom, "),
+        ({"secret": "hunter2"}, "delivery.destinations.on call.secret = ***: "),
+    ],
+)
+def test_a_mistake_in_a_destination_names_it(changes: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.parse({"delivery": {"destinations": [BOARD | changes]}})
+    assert says in str(error.value)
+
+
+def test_a_mistake_in_a_source_names_it() -> None:
+    source = {"name": "VNA", "ae_title": "VNA", "host": "h", "port": 104, "retreive": "get"}
+    with pytest.raises(ConfigError, match=r'pull.sources.VNA.retreive: .* "Import and reconcile"'):
+        config.parse({"pull": {"sources": [source]}})
+
+
 def test_secrets_come_from_the_environment_and_are_never_printed(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("web:\n  host: 0.0.0.0\n")
@@ -95,6 +125,19 @@ def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None
     assert loaded.audit.syslog.tls.ca == tmp_path / "ca.pem"
     assert loaded.storage.spool == tmp_path / "images"
     assert loaded.database.url == f"sqlite:///{tmp_path}/var/triage.db"
+
+
+def test_an_archive_of_either_kind_has_its_files_beside_the_settings_and_only_the_web_has_a_secret(
+    tmp_path: Path,
+) -> None:
+    pacs = {"name": "VNA", "ae_title": "VNA", "host": "h", "port": 104}
+    web = {"name": "VNA", "kind": "dicomweb", "url": "https://h/x", "user": "u", "tls": {"ca": "ca.pem"}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"delivery": {"destinations": [pacs]}, "pull": {"sources": [web]}}))
+    loaded = config.load(path, {"TRIAGE_SECRET_VNA": "not for the PACS"})
+    (source,) = loaded.pull.sources
+    assert isinstance(source, config.WebSource)
+    assert (source.secret, source.tls) == ("not for the PACS", config.Tls(ca=tmp_path / "ca.pem"))
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "listener: [1, 2", "listener: 7\n"])

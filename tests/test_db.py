@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from triage.config import PriorityPolicy
 from triage.db import Database
+from triage.db.engine import MIGRATIONS
 from triage.db.records import result_document, result_of
 from triage.domain import (
     Band,
@@ -102,6 +104,15 @@ def judged(db: Database, key: str = "k1", band: Band = Band.SEVERE, minutes: flo
     claimed = db.claim("me", NOW, 60)
     assert claimed is not None
     assert db.finish(claimed, an_answer(key=key), [Owed("PACS", objects(key))], place(band, minutes), NOW)
+
+
+def test_nobody_else_reads_names(tmp_path: Path) -> None:
+    db = Database(f"sqlite:///{tmp_path}/var/triage.db")
+    db.migrate()
+    register(db, an_instance())
+    files = list((tmp_path / "var").iterdir())
+    assert len(files) > 1, "the write-ahead log too"
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
 def test_instances_come_back_as_they_were_registered(db: Database) -> None:
@@ -280,7 +291,7 @@ def test_closed_and_old_studies_leave_the_list_and_stay_searchable(db: Database)
     assert db.search("%") == []
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(list(Band)), st.floats(0, 1), st.integers(1, 500)), max_size=12))
 def test_both_orderings(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Band, float, int]]
@@ -334,3 +345,10 @@ def test_a_lost_database_is_retryable_and_a_wrong_url_is_named(tmp_path: Path) -
     for url in ("nonsense://x", "postgresql://host/triage", "sqlite://"):
         with pytest.raises(ConfigError, match="sqlite:///path"):
             Database(url)
+
+
+def test_no_migration_promises_a_way_back() -> None:
+    """Only the back-up is one: a table that others refer to cannot be made anew while it has rows."""
+    assert [
+        path.name for path in MIGRATIONS.glob("versions/*.py") if "def downgrade" in path.read_text()
+    ] == []

@@ -257,7 +257,7 @@ class TestEquations:
         ]
 
     @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40), st.integers(0, 99))
-    @settings(deadline=None, max_examples=50)
+    @settings(max_examples=50)
     def test_a_study_never_falls_where_its_slices_rise(self, pairs, seed):
         torch.manual_seed(seed)
         study = StudyNet(TINY)

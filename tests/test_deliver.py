@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import subprocess
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from datetime import timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import alembic.command
 import alembic.config
@@ -77,13 +79,19 @@ HOOK = {"name": "HOOK", "kind": "webhook", "secret": SECRET}
         ),
         ({"name": "A", "kind": "webhook", "url": "http://x", "secret": "short"}, ["secret = ***", "16"]),
         (
-            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d"], "user": "u"},
+            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": "c@d", "user": "u"},
             ["user and secret would be sent readable"],
         ),
+        (
+            {"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": ["c@d", "e@f"]},
+            ["to = ['c@d', 'e@f']", "one address", "make a destination of each"],
+        ),
+        ({"name": "A", "kind": "email", "host": "h", "sender": "a@b", "to": "c@d,e@f"}, ["to", "pattern"]),
         (
             {"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {"key": "k"}},
             ["certificate and key belong together"],
         ),
+        ({"name": "A", "kind": "dicomweb", "url": "http://x", "tls": {}}, ["url is not https"]),
         ({"name": "A", "kind": "dicomweb", "url": "http://x", "only": "negative"}, ["only", "critical"]),
         (
             {"name": "A", "kind": "dicomweb", "url": "http://us:short@x"},
@@ -314,8 +322,29 @@ def test_the_commands_show_and_resend(tmp_path: Path) -> None:
         (row,) = json.loads(triage("deliveries", "--json").output)
         assert (row["state"], row["revision"], row["path"]) == ("given_up", 1, None)
         assert "delivery.destinations has HOOK" in triage("resend", "PACS").output
-        assert "1 results will be sent to HOOK again" in triage("resend", "HOOK").output
+        assert "1 result will be sent to HOOK again" in triage("resend", "HOOK").output
         assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_the_time_in_which_nobody_could_try_gives_up_nothing(
+    tmp_path: Path, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with clerk(tmp_path, hook_at(peers.free_port())) as here:
+        monkeypatch.setattr(daemon, "now", lambda: here.now)
+        monkeypatch.setattr(daemon, "BackgroundScheduler", MagicMock())  # it has the real clock
+        stopped = threading.Event()
+        stopped.set()
+        if tried:
+            here.deliver()
+        for _ in range(2):  # off, and in shadow mode
+            here.pass_time(here.config.delivery.give_up_hours * 3600)
+            daemon.run_clerk(here.config, stopped)
+        here.deliver()  # the other has just been started, too
+        assert here.entry("1.2").deliveries == {DeliveryState.PENDING: 1}
+        here.pass_time(here.config.delivery.give_up_hours * 3600)
+        here.deliver()
+        assert here.entry("1.2").deliveries == {DeliveryState.GIVEN_UP: 1}
 
 
 # --- the whole way --------------------------------------------------------------------------------
@@ -334,7 +363,7 @@ def test_from_the_scanner_to_every_kind_of_destination(tmp_path: Path, study: Pa
             hook_at(hook_port),
             {"name": "RIS", "kind": "hl7", "host": HOST, "port": ris_port},
             {"name": "ONCALL", "kind": "email", "host": HOST, "port": mail_port, "only": "severe"}
-            | {"sender": "triage@hospital.test", "to": ["a@hospital.test"]},
+            | {"sender": "triage@hospital.test", "to": "a@hospital.test"},
         ]
         with hospital(tmp_path / "daemon", delivery={"destinations": destinations}) as here:
             peers.scan(study, here.config)
@@ -414,7 +443,7 @@ def test_in_shadow_mode_all_is_recorded_and_nobody_is_told_who_did_not_ask(
             assert judged.deliveries == {DeliveryState.SENT: 2}
             monkeypatch.setattr(daemon, "now", lambda: here.now)
             told = daemon._lists(here.db, here.config)._open_studies(10)
-            assert [entry.priority.reason for entry in told] == ["not judged yet"] * 2
+            assert [entry.priority.reason for entry in told] == [""] * 2
             here.config = here.config.model_copy(update={"shadow": False})
             here.work()
             assert here.entry(judged.study.study_instance_uid).deliveries == {DeliveryState.SENT: 2}

@@ -255,7 +255,7 @@ def _instance_or_named_error(raw: bytes, path: Path) -> None:
 
 
 @ODD_CHARACTERS
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(0, 1900))
 def test_a_file_cut_anywhere_gives_an_instance_or_a_reason(
     phantom: Path, tmp_path: Path, length: int
@@ -278,7 +278,7 @@ def nested(phantom: Path) -> bytes:
 
 
 @ODD_CHARACTERS
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     noise=st.lists(st.tuples(st.integers(132, 2200), st.integers(0, 255)), min_size=1, max_size=10),
     length=st.none() | st.integers(132, 2200),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pydicom import Dataset, dcmread
 from pynetdicom import evt
+from typer.testing import CliRunner
 
 from tests import killed, peers
 from tests.archives import SMALL, Scripted, filled, slices
@@ -27,12 +28,13 @@ from tests.objects import SERIES, STUDY, ct, save
 from tests.test_cli import triage
 from tests.test_orthanc import Orthanc
 from triage import pull
+from triage.cli import app
 from triage.config import DicomSource
 from triage.db import Database
 from triage.dicom import header, phantom
 from triage.dicom.query import Pacs, Query
 from triage.dicom.receiving import Receiver
-from triage.domain import StudyState
+from triage.domain import Instance, StudyState
 from triage.errors import ConfigError, Retryable
 from triage.pull import Coming
 
@@ -143,6 +145,36 @@ def test_a_full_disk_ends_the_import_and_the_next_goes_on(tmp_path: Path) -> Non
         assert (study.new, len(study.objects)) == (1, 3)
 
 
+@pytest.mark.parametrize("source", ["", "VNA"])
+def test_ctrl_c_says_what_came_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """At the third of three images."""
+    paths = [save(ct(number), tmp_path / "in" / f"{number}.dcm") for number in (1, 2, 3)]
+    kept: list[str] = []
+
+    def keep(self: Receiver, raw: bytes, instance: Instance, source: str) -> bool:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(instance.sop_instance_uid)
+        return True
+
+    def fetch(*_: object) -> Iterator[int]:
+        yield 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Receiver, "keep", keep)
+    monkeypatch.setattr(Pacs, "fetch", fetch)
+    with serving(Scripted(slices(1, 2, 3))) as port:
+        sources = [{"name": "VNA", "ae_title": "PACS", "host": peers.HOST, "port": port}]
+        settings = peers.write_config(tmp_path / "daemon", pull={"sources": sources})
+        what = ["--from", source, "--study", STUDY] if source else map(str, paths)
+        ended = CliRunner().invoke(app, ["-c", str(settings), "import", *what])
+    assert ended.exit_code == 130
+    said = "stopped; 2 objects have come and stay; start the same import again to go on"
+    assert said in " ".join(ended.output.split())
+
+
 def test_root_does_not_import_for_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner = tmp_path.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: 0)
@@ -179,12 +211,33 @@ def test_the_command(tmp_path: Path) -> None:
     assert "1 to come, 0 here before" in looked.stdout
     assert "viewer00.dll: not a DICOM file" in looked.stderr
     assert "passed over 2 more: not a DICOM file" in looked.stderr
-    assert "1 came, 0 here before" in triage("-c", settings, "import", tmp_path / "in").stdout
+    came = triage("-c", settings, "import", tmp_path / "in").stdout
+    assert "1 came, 0 here before" in came
+    assert "1 object of 1 study came" in came
     nothing = triage("-c", settings, "import", tmp_path / "in" / "viewer00.dll", status=1)
     assert "0 objects of 0 studies came" in nothing.stdout
     assert "give folders or files" in triage("-c", settings, "import", status=78).stderr
+    both = triage("-c", settings, "import", "--from", "GET", tmp_path / "in", status=78)
+    assert "not both" in both.stderr
+    patient = triage("-c", settings, "import", tmp_path / "in", "--patient", "P", status=78)
+    assert "--patient goes with --from" in patient.stderr
     with closing(Database(f"sqlite:///{tmp_path}/daemon/triage.db")) as db:
         assert db.sop_instance_uids(STUDY) == {f"{SERIES}.1"}
+
+
+@pytest.mark.parametrize(
+    "day", ["20260301", "20260301-20260331", "20260301-", "-20260331", "20260301-20260301"]
+)
+def test_days_and_ranges_are_asked_for(day: str) -> None:
+    assert Query(day).keys()["StudyDate"] == day
+
+
+@pytest.mark.parametrize(
+    "day", ["2000-01-01", "20000101-19990101", "20011301-20000101", "2000111", "-", "now"]
+)
+def test_what_is_no_day_or_range_is_said_and_not_just_never_found(day: str) -> None:
+    with pytest.raises(ConfigError, match=f"{day} is no study date or range: write 20260301, "):
+        Query(day)
 
 
 # --- archives ------------------------------------------------------------------------------------
@@ -301,7 +354,7 @@ def test_the_command_asks_an_archive(around: Around, tmp_path: Path) -> None:
     settings = tmp_path / "here" / "config.yaml"
     ask = ("-c", settings, "import", "--from", "auto", "--patient", "PHANTOM-3")
     assert "30 to come, 0 here before" in triage(*ask, "--dry-run").stdout
-    assert "30 objects of 1 studies came" in triage(*ask).stdout
+    assert "30 objects of 1 study came" in triage(*ask).stdout
 
 
 def studies_of(*uids: str) -> list[Dataset]:
@@ -348,3 +401,35 @@ def test_an_image_that_an_archive_cannot_send_holds_up_no_other(
             assert sum(pull.fetch(ward.db, asked, study, receiver(ward))) == 5
         assert (study.new, study.missing) == (5, 1)
         assert "could not send 1 images" in study.error
+
+
+@pytest.mark.parametrize(
+    "fault", ["refused: cannot understand the object (0xC514)", "could not send 1 images"]
+)
+def test_an_archive_that_fails_to_reach_us_is_told_with_what_to_look_at(tmp_path: Path, fault: str) -> None:
+    """By C-MOVE while nobody listens here."""
+
+    def on_move(_: evt.Event) -> Iterator[Any]:
+        if "refused" in fault:
+            raise OSError
+        yield peers.HOST, ward.config.listener.port
+        yield 1
+        yield 0xC000, None
+
+    with hospital(tmp_path / "here") as ward, serving(Scripted(slices(1)), on_move=on_move) as port:
+        source = DicomSource(name="S", ae_title="PACS", host=peers.HOST, port=port, retrieve="move")
+        asked = Pacs(source, "TRIAGE", 10)
+        (study,) = pull.look(ward.db, asked, Query(study_instance_uid=STUDY))
+        list(pull.fetch(ward.db, asked, study, receiver(ward)))
+        look = "does `triage serve` run, and does the archive know TRIAGE at our address and port?"
+        assert study.error == f"source S at {peers.HOST}:{port} {fault}; {look}"
+
+
+def test_nothing_found_is_said_with_what_was_looked_for(tmp_path: Path) -> None:
+    with serving(Scripted([])) as port:
+        source = {"name": "VNA", "ae_title": "PACS", "host": peers.HOST, "port": port}
+        settings = peers.write_config(tmp_path / "daemon", pull={"sources": [source]})
+        ask = ("-c", settings, "import", "--from", "VNA", "--date", "20200101")
+        assert "VNA has no such study: --date 20200101\n" in triage(*ask).stdout
+        one = triage(*ask, "--study", "1.2.3", status=1)
+        assert "VNA has no such study: --date 20200101 --study 1.2.3\n" in one.stderr

@@ -240,7 +240,7 @@ class TestEquations:
     @given(
         st.integers(1, 3), st.integers(2, 20), st.integers(2, 20), st.integers(0, 99), st.floats(0.01, 100)
     )
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_the_coach_erases_a_quarter_whatever_it_scores(self, n, h, w, seed, scale):
         scores = torch.randn(n, 1, h, w, generator=torch.Generator().manual_seed(seed)) * scale
         kept = (constrained(scores) >= 0.5).flatten(1).sum(1)
@@ -378,7 +378,7 @@ class TestSlices:
             slices([replace(p, lesions=()) for p in pictures])
 
     @given(st.sampled_from([0.2, 0.4, 0.5]), st.integers(20, 90), st.integers(20, 90), st.integers(0, 99))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_a_box_of_the_share_is_cut_out_of_all_layers(self, share, h, w, seed):
         cut = infnet.cut_out(torch.ones(3, h, w), share, np.random.default_rng(seed))
         gone = cut[0] == 0

@@ -37,13 +37,13 @@ def drawn(corner, size=(30, 30)):
 
 class TestBoxes:
     @given(some_boxes, some_boxes)
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_iou_is_that_of_pixels(self, a, b):
         expected = [[metrics.iou(drawn(x), drawn(y)) for y in b] for x in a]
         assert np.allclose(box.iou(tensor(a), tensor(b)), expected, atol=1e-6)
 
     @given(some_boxes, st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.5, 0.75]))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_nms_keeps_what_no_better_one_overlaps(self, rows, seed, threshold):
         boxes = tensor(rows)
         scores = torch.from_numpy(np.random.default_rng(seed).integers(0, 5, len(rows)) / 4)
@@ -55,7 +55,7 @@ class TestBoxes:
         assert box.nms(boxes, scores, threshold).tolist() == kept
 
     @given(some_boxes, st.integers(0, 2**32 - 1))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_decoding_inverts_encoding(self, rows, seed):
         rng = np.random.default_rng(seed)
         first = rng.uniform(0, 20, (len(rows), 2))
@@ -85,7 +85,7 @@ class TestBoxes:
         assert box.in_cells(anchors, 8)[20].tolist() == pytest.approx([1.4375, 2.25, 1.5625, 2.75])
 
     @given(st.integers(0, 2**32 - 1))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def test_roi_align_is_the_mean_of_bilinear_points(self, seed):
         rng = np.random.default_rng(seed)
         features = rng.random((2, 6, 9)).astype(np.float32)

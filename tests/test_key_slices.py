@@ -102,7 +102,6 @@ def extent(where: Mask) -> tuple[int, int, int, int]:
     spacing=st.sampled_from([0.6, 1.25, 5.0, 10.0, 30.0]),
     from_feet=st.booleans(),
 )
-@settings(deadline=None)
 def test_they_are_those_with_most_lesion_apart_from_each_other(
     areas: list[int], spacing: float, from_feet: bool
 ) -> None:
@@ -147,7 +146,7 @@ def test_a_lesion_is_outlined_where_it_is() -> None:
 
 
 @given(flip_rows=st.booleans(), flip_columns=st.booleans(), turned=st.booleans(), tilted=st.booleans())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_any_orientation_gives_the_same_picture(
     flip_rows: bool, flip_columns: bool, turned: bool, tilted: bool
 ) -> None:
@@ -215,7 +214,7 @@ def test_detected_lesions_that_touch_are_parted() -> None:
 
 
 @given(st.integers(15, 44), st.integers(10, 44))
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_a_single_voxel_is_outlined(row: int, column: int) -> None:
     picture = drawn(*chest((slice(30, 31), slice(row, row + 1), slice(column, column + 1))))
     assert coloured(picture, RED).sum() > 10

@@ -325,7 +325,7 @@ class TestPreprocessing:
         assert (np.diff(back, axis=1) > 0).all()
         assert (np.diff(left, axis=2) > 0).all()
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         shape=st.tuples(st.integers(1, 40), st.integers(30, 200), st.integers(30, 200)),
         pixel=st.tuples(st.floats(0.5, 2.5), st.floats(0.5, 2.5)),
@@ -387,7 +387,7 @@ class TestThickness:
         assert torch.allclose(prepare(volume), torch.from_numpy((volume.array + 1000) / 1300).float())
 
     @given(st.floats(0.3, 4.9), st.integers(1, 30))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_what_does_not_change_along_the_patient_stays(self, spacing, count):
         slices = torch.rand(1, 4, 4).expand(count, 4, 4)
         assert torch.allclose(preprocessing.thicken(slices, spacing, 5.0), slices, atol=1e-5)
@@ -453,7 +453,7 @@ class TestNetworks:
         assert pooled.shape == (3, 8, 8, 8)
         assert network.classify(pooled).shape == ()
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(1, 40), st.integers(8, 50), st.integers(8, 50))
     def test_the_pyramid_of_pooled_slices_is_that_of_the_whole_volume(self, z, h, w):
         features = torch.rand(z, 3, h, w)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hl7
@@ -27,9 +29,10 @@ from tests.peers import HOST, free_port
 from triage import config, daemon, orders
 from triage.config import Config, Peer
 from triage.db import Database
-from triage.dicom import sender
-from triage.dicom.lists import MODALITY_WORKLIST
-from triage.domain import Band, Instance, Priority, Result, Status, StudyState, WorklistEntry
+from triage.dicom import asking, sender, storage_commitment
+from triage.dicom.lists import MODALITY_WORKLIST, Lists
+from triage.dicom.receiving import Receiver
+from triage.domain import Band, Instance, Ordered, Priority, Result, Status, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
 from triage.incoming import messages, mllp
 from triage.priority import pending
@@ -71,7 +74,9 @@ class Ris:
         with MLLPClient(HOST, self.config.orders.port) as client:
             return hl7.parse(client.send_message(message).decode().strip("\x0b\x1c\r"))
 
-    def images(self, accession: str = "A1", study: str = "1.2", patient: str = "P1") -> None:
+    def images(
+        self, accession: str = "A1", study: str = "1.2", patient: str = "P1", now: datetime = NOW
+    ) -> None:
         """A CT image arrives."""
         self.sent += 1
         received = Instance(
@@ -89,7 +94,7 @@ class Ris:
         def place(arrived_at: datetime, stat: bool) -> Priority:
             return pending(arrived_at, stat, self.config.priority)
 
-        self.db.register(received, NOW, judgeable=True, stat=False, pending=place)
+        self.db.register(received, now, judgeable=True, stat=False, pending=place)
 
     def entry(self, study: str = "1.2") -> WorklistEntry:
         found = self.db.entry(study)
@@ -155,6 +160,15 @@ def test_an_order_that_comes_before_its_images_is_remembered(ris: Ris) -> None:
     assert ris.entry().priority.band is Band.CRITICAL
     assert ris.entry().priority.reason == "STAT order; not judged yet"
     assert not ris.entry("1.3").study.stat
+
+
+def test_a_stat_order_without_images_is_forgotten_after_60_days(here: Ris) -> None:
+    for accession, days in (("A1", 0), ("A2", 0), ("A2", 30), ("A9", 61)):
+        raw = orm(accession).encode()
+        assert b"|AA|" in orders.receive(here.db, here.config, raw, NOW + timedelta(days=days))
+    here.images("A1", "1.1")
+    here.images("A2", "1.2")
+    assert [here.entry(study).study.stat for study in ("1.1", "1.2")] == [False, True]
 
 
 def test_an_order_that_comes_later_moves_the_study_up_and_again_changes_nothing(ris: Ris) -> None:
@@ -249,8 +263,8 @@ def test_the_priority_is_found_where_versions_and_sites_put_it(segments: list[st
     settings = settings_for(tmp_path, accession_number=["OBR-18", "OBR-3", "OBR-17"])
     text = "\n".join([MSH.format(kind="ORM^O01", number="1"), PID, *segments])
     told = messages.news(messages.parse(text.encode()), settings.orders)
-    assert told[-1] == messages.Ordered("A1", stat=True)
-    assert all(not one.stat for one in told[:-1])
+    assert told[-1] == Ordered("A1", stat=True)
+    assert all(isinstance(one, Ordered) and not one.stat for one in told[:-1])
 
 
 # --- read ----------------------------------------------------------------------------------------
@@ -290,6 +304,14 @@ def test_a_report_of_another_patient_closes_nothing_and_says_so(ris: Ris) -> Non
     assert ris.entry().study.closed_at is not None
 
 
+def test_of_a_message_about_two_patients_nothing_is_stored(ris: Ris) -> None:
+    ris.images()
+    ris.images("A2", study="1.3", patient="P7")
+    second = oru("A2").split("\r")[2]
+    assert said(ris.send(f"{oru()}\r{second}"))[0] == "AE"
+    assert [ris.entry(study).study.closed_at for study in ("1.2", "1.3")] == [None, None]
+
+
 # --- what cannot be taken --------------------------------------------------------------------------
 
 
@@ -317,17 +339,50 @@ def test_what_cannot_be_taken_is_refused_with_its_reason(
     assert said(ris.send(orm()))[0] == "AA"  # and the next one is taken
 
 
+def test_no_message_writes_a_line_of_the_log(ris: Ris, caplog: pytest.LogCaptureFixture) -> None:
+    answer = ris.send(MSH.format(kind="ADT\\X0A\\ERROR^A01", number="7"))
+    assert said(answer)[0] == "AR"
+    refused = [one.getMessage() for one in caplog.records if "refused" in one.getMessage()]
+    assert len(refused) == 1
+    assert "ADTERROR" in refused[0]
+    assert refused[0].isprintable()
+
+
 def test_nothing_is_acknowledged_that_was_not_stored(ris: Ris, monkeypatch: pytest.MonkeyPatch) -> None:
     def locked(*_: object) -> None:
         raise Retryable("database: locked")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Database, "order", locked)
+        broken.setattr(Database, "hear", locked)
         assert said(ris.send(orm())) == ("AR", "C1", "database: locked; send it again")
-        broken.setattr(Database, "order", lambda *_: 1 / 0)
+        broken.setattr(Database, "hear", lambda *_: 1 / 0)
         assert said(ris.send(orm())) == ("AR", "C1", "internal error: ZeroDivisionError")
     ris.images()
     assert not ris.entry().study.stat
+
+
+def test_what_fails_unexpectedly_is_named_in_the_log_by_its_place_and_quotes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken:
+        """A library's error quotes the value that it stumbled over."""
+
+        assoc = SimpleNamespace(remote={"ae_title": "PEER", "address": HOST})
+        request = SimpleNamespace(Identifier=None, AffectedSOPInstanceUID="1.2")
+
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError("could not convert Doe^Jane")
+
+    broken: Any = Broken()
+    orders.receive(broken, Config(), orm().encode(), NOW)
+    assert not daemon.drain(lambda: broken.step, threading.Event())
+    (status,) = Lists(lambda _: [], "TRIAGE", 10).on_find(broken)
+    assert isinstance(status[0], Dataset)
+    storage_commitment.Reports(lambda _: True).on_event_report(broken)
+    Receiver(Path("/none"), lambda _: None, lambda: True).on_store(broken)
+    for place in ("orders.py", "daemon.py", "lists.py", "storage_commitment.py", "receiving.py"):
+        assert re.search(rf"Error at .*{place}:\d+", caplog.text)
+    assert "Doe" not in caplog.text
 
 
 def test_many_messages_over_one_connection_also_in_pieces(ris: Ris) -> None:
@@ -380,10 +435,8 @@ def test_the_role_is_started_where_a_port_is_set_and_a_taken_port_is_named(tmp_p
 )
 def test_whatever_comes_is_answered_by_a_message(raw: bytes) -> None:
     class Nowhere:
-        def order(self, *_: object) -> list[str]:
+        def hear(self, *_: object) -> list[tuple[str, str]]:
             return []
-
-        close_reported = order
 
     answer = orders.receive(Nowhere(), Config(), raw, NOW)  # type: ignore[arg-type]
     text = answer.decode()
@@ -497,3 +550,48 @@ def test_a_ris_that_answers_oddly(
     finally:
         server.shutdown()
     assert here.entry().study.stat == stat
+
+
+def test_a_study_that_the_ris_gives_no_answer_for_holds_up_no_other(here: Ris) -> None:
+    asked = []
+
+    def on_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        asked.append(event.identifier.AccessionNumber)
+        if asked[-1] in ("A3", "A2"):
+            event.assoc.abort()
+        yield 0x0000, None
+
+    for number in (1, 2, 3):
+        here.images(f"A{number}", f"1.{number}", now=NOW + timedelta(seconds=number))
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST)
+    server = ae.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    ris = Peer(ae_title="RIS", host=HOST, port=server.server_address[1])
+    try:
+        for seconds in (10, 20, 30, 40, 50):
+            with suppress(Retryable):
+                orders.step(here.db, here.config, ris, NOW + timedelta(seconds=seconds))
+    finally:
+        server.shutdown()
+    assert asked == ["A3", "A2", "A1", "A3", "A2"]
+
+
+def test_a_ris_whose_answers_never_end_is_let_go() -> None:
+    done = threading.Event()
+
+    def on_find(_: evt.Event) -> Iterator[tuple[int, Dataset]]:
+        while not done.wait(0.05):
+            order = Dataset()
+            order.AccessionNumber = "A7"
+            yield 0xFF00, order
+
+    ae = AE("RIS")
+    ae.add_supported_context(MODALITY_WORKLIST)
+    server = ae.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_FIND, on_find)])
+    ris = Peer(ae_title="RIS", host=HOST, port=server.server_address[1])
+    try:
+        with pytest.raises(Retryable, match="too slow"):
+            asking.ordered_priority("A1", ris, calling_ae_title="TRIAGE", timeout_seconds=0.2)
+    finally:
+        done.set()
+        server.shutdown()

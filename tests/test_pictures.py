@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -86,7 +86,6 @@ def test_other_quarters(study: Series, lesion: tuple[slice, slice, slice], low: 
 
 
 @given(flip_rows=st.booleans(), flip_columns=st.booleans(), turned=st.booleans(), tilted=st.booleans())
-@settings(deadline=None)
 def test_any_orientation_gives_the_same_rays(
     flip_rows: bool, flip_columns: bool, turned: bool, tilted: bool
 ) -> None:

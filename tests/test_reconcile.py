@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.test_orthanc import Orthanc
 from tests.test_outgoing import certificate, server_context  # noqa: F401
 from triage import assemble, daemon, pull
 from triage.config import DicomSource, Tls, WebSource
+from triage.dicom import wado
 from triage.dicom.header import read_instance
 from triage.dicom.query import FIND, GET, MOVE, Pacs
 from triage.dicom.upper_layer import hang_up
@@ -393,6 +396,28 @@ def test_a_web_archive_that_fails_keeps_no_study_waiting(
         ended.set()
     assert said in caplog.text
     assert "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("said", "changed", "to"),
+    [
+        ("has more than 20 answers", "MOST_ANSWERS", 20),
+        ("too slow: .* 50 s", "monotonic", count(0, 10).__next__),
+    ],
+)
+def test_a_web_archive_that_pages_on_and_on_is_let_go(
+    said: str, changed: str, to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter(range(1, 100))
+
+    def page() -> Answer:
+        rows = [{"0020000E": {"vr": "UI", "Value": [f"1.2.{number}"]}} for number in islice(numbers, 3)]
+        return 200, "application/dicom+json", json.dumps(rows).encode()
+
+    monkeypatch.setattr(wado, changed, to)
+    with web_archive([], {"/series": page}) as url, pytest.raises(Retryable, match=said):
+        Web(WebSource(name="ARCHIVE", kind="dicomweb", url=url), 5).images(STUDY)
+    assert next(numbers) < 90
 
 
 def broken_answers() -> dict[str, tuple[Answer, set[int]]]:

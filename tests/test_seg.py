@@ -103,7 +103,7 @@ def test_mask_follows_slices_in_reverse(study: Series, tmp_path: Path) -> None:
     assert np.array_equal(read_back(lesions(backwards, mask[::-1], tmp_path), study), mask)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     density=st.sampled_from([0.0001, 0.01, 0.5, 1.0]),

@@ -326,7 +326,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     changes=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=3),
     order=st.randoms(use_true_random=False),

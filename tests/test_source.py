@@ -146,7 +146,7 @@ def characters(character_set: str) -> st.SearchStrategy[str]:
     return st.text(letters.filter(can), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data(), character_set=st.sampled_from(["ISO_IR 192", "GB18030", "ISO_IR 100", "ISO_IR 144"]))
 def test_any_name_survives_byte_for_byte(
     study: Series, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, character_set: str

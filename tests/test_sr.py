@@ -418,7 +418,7 @@ def test_notes_and_sentence_are_told_in_ascii(study: Series, tmp_path: Path) -> 
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.sampled_from(
         list(product((Status.POSITIVE, Status.NEGATIVE), ("classifier", "score"), (True, False)))

@@ -166,7 +166,7 @@ class TestSplit:
 
 
 class TestAugmentation:
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 10_000))
     def test_image_and_mask_move_together(self, seed):
         layers = torch.zeros(2, 2, 60, 80)
@@ -175,7 +175,7 @@ class TestAugmentation:
         assert torch.equal(placed[:, 0], placed[:, 1])
         assert 0.5 < placed.sum() / layers.sum() < 1.7
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 10_000), st.booleans())
     def test_values_stay_on_the_networks_scale(self, seed, picture):
         rng = np.random.default_rng(seed)
@@ -183,7 +183,7 @@ class TestAugmentation:
         assert slices.min() >= 0
         assert slices.max() <= 1
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(st.integers(0, 10_000))
     def test_painting_makes_lung_denser_never_darker_and_moves_nothing(self, seed):
         slices = torch.zeros(2, 1, 64, 64)
@@ -195,7 +195,7 @@ class TestAugmentation:
         assert painted.min() >= 0
         assert painted.max() <= 1
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(0, 10_000))
     def test_painted_opacities_are_marked_and_lie_in_the_lungs(self, seed):
         torch.manual_seed(seed)

@@ -149,7 +149,7 @@ def test_proportions_are_true(frames: NDArray[np.uint8]) -> None:
 
 
 @given(flip_rows=st.booleans(), flip_columns=st.booleans(), turned=st.booleans(), tilted=st.booleans())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_any_orientation_gives_the_same_frames(
     frames: NDArray[np.uint8], flip_rows: bool, flip_columns: bool, turned: bool, tilted: bool
 ) -> None:
@@ -302,7 +302,7 @@ def test_without_lesion_there_are_only_lungs(study: Series, lungs: Findings, les
 
 
 @given(st.tuples(st.integers(0, 23), st.integers(0, 63), st.integers(0, 63)), st.integers(1, 3))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_speck_has_a_surface(
     study: Series, lungs: Findings, place: tuple[int, int, int], size: int
 ) -> None:

@@ -198,7 +198,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
 # Stored values → HU.
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     bits=st.integers(8, 16),
     shift=st.integers(0, 4),
@@ -382,7 +382,7 @@ def test_a_disk_that_cannot_be_read_may_come_back(tmp_path: Path) -> None:
     assert isinstance(read(found), Volume)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     transfer_syntax_uid=st.sampled_from(list(ENCODERS)),
     noise=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=6),

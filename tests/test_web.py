@@ -28,6 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from tests.peers import free_port
 from tests.web_studies import NOON, Ward, configured
+from triage.config import Delivery, Destination
 from triage.domain import CtSeverityScore, Grade, ResultKind, Status
 from triage.errors import ConfigError
 from triage.rows import entry_row, result_row
@@ -493,11 +494,18 @@ def test_an_analyzer_that_does_nothing_is_said_on_the_page(ward: Ward) -> None:
     assert troubles_on_every_page(ward) == ["Studies wait for analysis since 12:00: does the analyzer run?"]
 
 
-def test_results_that_do_not_arrive_are_said_on_the_page(ward: Ward) -> None:
+@pytest.mark.parametrize("shadow", [False, True])
+def test_results_that_do_not_arrive_are_said_on_the_page(shadow: bool, tmp_path: Path) -> None:
+    pacs = Destination(name="PACS", ae_title="PACS", host="127.0.0.1", port=104)
+    delivery = Delivery(destinations=(pacs,))
+    ward = Ward(configured(tmp_path).model_copy(update={"delivery": delivery, "shadow": shadow}))
     ward.arrive("1.1")
-    ward.judge("1.1", to=("PACS",))
+    ward.judge("1.1", to=("PACS", "renamed since"))
     assert troubles_on_every_page(ward) == []
     ward.now += timedelta(minutes=61)
+    if shadow:  # nothing is sent to the PACS, and that is meant
+        assert troubles_on_every_page(ward) == []
+        return
     (trouble,) = troubles_on_every_page(ward)
     assert trouble.startswith("Results have not reached the PACS since 12:00")
 

@@ -6,6 +6,7 @@ import getpass
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,9 @@ DELIVERIES = {
     DeliveryState.NOT_COMMITTED: "delivered, not committed",
 }
 """What `triage deliveries` calls what is not finished."""
+SHADOW = "shadow mode: in order of arrival; results go to destinations with mode shadow or both only"
+STOPPED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C, as shells have it."""
 SHOWN = 10
 """Files named with the same reason; of more, the number is enough."""
 
@@ -166,20 +170,37 @@ def import_(
     ] = None,
     source: Annotated[str, typer.Option("--from", help="Instead: an archive, a name of pull.sources.")] = "",
     date: Annotated[str, typer.Option(help="Study date or range: 20260301, 20260301-20260331.")] = "",
-    description: Annotated[str, typer.Option(help="Part of the study description, as it is written.")] = "",
+    description: Annotated[
+        str, typer.Option(help="Part of the study description, or all of it with * and ?.")
+    ] = "",
     patient: Annotated[str, typer.Option(help="Patient ID.")] = "",
     accession: Annotated[str, typer.Option(help="Accession number.")] = "",
     study: Annotated[str, typer.Option(help="Study Instance UID.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would come.")] = False,
 ) -> None:
-    """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others."""
+    """Bring studies in as if they had been sent: they are judged, ordered and delivered like all others.
+
+    Run it as the daemon's user: root beside a daemon that is not root is refused.
+    """
     from triage import pull
     from triage.dicom.query import Query
 
     os.umask(0o077)  # images and names are for the daemon's user alone
-    query = Query(date, description, patient, accession, study)
     with _plain_errors(), Progress(console=err, transient=True) as progress:
-        if bool(paths) == bool(source) or (paths and query != Query()):
+        asked = {
+            "--date": date,
+            "--description": description,
+            "--patient": patient,
+            "--accession": accession,
+            "--study": study,
+        }
+        filters = " ".join(f"{option} {value}" for option, value in asked.items() if value)
+        query = Query(*asked.values())
+        if paths and source:
+            raise ConfigError("give folders or files, or --from SOURCE and what to look for; not both")
+        if filters and not source:
+            raise ConfigError(f"{filters.split()[0]} goes with --from SOURCE")
+        if not (paths or source):
             raise ConfigError("give folders or files; or --from SOURCE and what to look for")
         settings = configuration.load(context.obj)
         pull.check_user(settings.storage.spool)
@@ -194,8 +215,12 @@ def import_(
                 _fetched(database, pull.archive(settings, source), query, take, progress),
                 [],
             )
+            if study and not studies:
+                raise TriageError(f"{source} has no such study: {filters}")
     for line in _passed_over(passed_over):
         err.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if source and not studies:
+        out.print(f"{source} has no such study: {filters}", markup=False, highlight=False, soft_wrap=True)
     out.print(_came(studies, dry_run), soft_wrap=True)
     if any(one.error for one in studies) or (paths and not studies):
         raise typer.Exit(1)
@@ -317,10 +342,10 @@ def worklist(
         elif watch:
             with Live(console=out, screen=True, auto_refresh=False) as live, _until_interrupted():
                 while True:
-                    live.update(_list(*look()), refresh=True)
+                    live.update(_list(*look(), settings.shadow), refresh=True)
                     time.sleep(settings.web.refresh_seconds)
         else:
-            out.print(_list(*look()))
+            out.print(_list(*look(), settings.shadow))
 
 
 @app.command()
@@ -330,7 +355,8 @@ def check(context: typer.Context, as_json: AsJson = False) -> None:
 
     with _plain_errors():
         settings = configuration.load(context.obj)
-        checks = [checking.Check("settings", True, str(context.obj)), *checking.run(settings)]
+        detail = f"{context.obj}; {SHADOW}" if settings.shadow else str(context.obj)
+        checks = [checking.Check("settings", True, detail), *checking.run(settings)]
     if as_json:
         typer.echo(json.dumps([{"what": c.what, "go": c.go, "detail": c.detail} for c in checks], indent=2))
     else:
@@ -406,8 +432,15 @@ def resend(
             known = ", ".join(names) or "none"
             raise ConfigError(f"{destination}: no such destination; delivery.destinations has {known}")
         database, now = _database(settings), datetime.now(UTC)
+        if study is not None:
+            _known(database.entry(study) is not None, study)
         count, asked = database.resend(destination, study, now), database.ask_anew(destination, study, now)
-    out.print(f"{count} results will be sent to {destination} again", markup=False, soft_wrap=True)
+    results = _count(count, "result")
+    if destination not in [one.name for one in settings.destinations]:
+        why = "shadow mode" if settings.shadow else "it gets results in shadow mode only"
+        out.print(f"{results} for {destination} held: {why}", markup=False, soft_wrap=True)
+        return
+    out.print(f"{results} will be sent to {destination} again", markup=False, soft_wrap=True)
     if asked:
         out.print(f"it will be asked again to commit itself to {asked} that it has", soft_wrap=True)
 
@@ -607,8 +640,12 @@ def _plain_errors() -> Iterator[None]:
         how = "run deploy/install training, or pip install 'triage[training]'"
         err.print(f"this needs {error.name}: {how}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG) from error
+    except KeyboardInterrupt as stopped:
+        if stopped.args:  # what has come of an import
+            err.print(str(stopped), highlight=False, soft_wrap=True)
+        raise typer.Exit(STOPPED) from stopped
     except TriageError as error:
-        err.print(str(error), style="bold red", highlight=False, soft_wrap=True)
+        err.print(str(error), style="bold red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(os.EX_CONFIG if isinstance(error, ConfigError) else 1) from error
 
 
@@ -689,6 +726,10 @@ def _database(settings: Config) -> Database:
     return open_database(settings)
 
 
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
 def _known(found: bool, study_uid: str) -> None:
     if not found:
         raise TriageError(f"no study {study_uid} here; `triage worklist` shows the open ones")
@@ -710,11 +751,12 @@ def _open_studies(
     return entries, now
 
 
-def _list(entries: Sequence[WorklistEntry], now: datetime) -> Group:
+def _list(entries: Sequence[WorklistEntry], now: datetime, shadow: bool) -> Group:
     """Some lines a study: a UID on a line of its own can be copied in any terminal."""
+    heading = [Text(SHADOW, "bold")] if shadow else []
     if not entries:
-        return Group(Text("no open study"))
-    return Group(*(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
+        return Group(*heading, Text("no open study"))
+    return Group(*heading, *(_lines(place, entry_row(entry, now)) for place, entry in enumerate(entries, 1)))
 
 
 def _lines(place: int, row: dict[str, Any]) -> Text:
@@ -740,10 +782,14 @@ def _fetched(
 
     studies = list(progress.track(pull.look(database, archive, query), total=None, description="asking"))
     if take is not None:
-        bar = progress.add_task("fetching", total=sum(study.new for study in studies))
-        for study in studies:
-            for more in pull.fetch(database, archive, study, take):
-                progress.advance(bar, more)
+        bar, came = progress.add_task("fetching", total=sum(study.new for study in studies)), 0
+        try:
+            for study in studies:
+                for more in pull.fetch(database, archive, study, take):
+                    progress.advance(bar, more)
+                    came += more
+        except KeyboardInterrupt as stopped:
+            raise KeyboardInterrupt(f"stopped; {pull.so_far(came)}") from stopped
     return studies
 
 
@@ -769,7 +815,9 @@ def _came(studies: Sequence[Coming], dry_run: bool) -> Group:
             lines.append(Text(f"     {missing}{study.error}", "red"))
         lines.append(Text(f"     {study.study_instance_uid}", "dim"))
     total = sum(study.new for study in studies)
-    return Group(*lines, Text(f"{total} objects of {len(studies)} studies {came}"))
+    return Group(
+        *lines, Text(f"{_count(total, 'object')} of {_count(len(studies), 'study', 'studies')} {came}")
+    )
 
 
 def _card(package: Package) -> Table:

@@ -53,7 +53,7 @@ def take(db: Database, config: Config, report: Report, now: datetime) -> bool:
         return False
     failed = {key: f"destination {name} does not commit itself: {why}" for key, why in report.failed.items()}
     settled = db.settle_commitment(
-        report.transaction_uid, report.committed, failed, _sending_again(config, now)
+        report.transaction_uid, report.committed, failed, _sending_again(config, now), now
     )
     _log(settled)
     return True
@@ -109,7 +109,8 @@ def _look(
     missing = {one.reference: lost for one in silent if one.reference not in kept}
     # An answer that came meanwhile counts more than this.
     unanswered = (DeliveryState.COMMITTING,)
-    _log(db.settle_commitment(transaction_uid, kept, missing, _sending_again(config, now), unanswered))
+    again = _sending_again(config, now)
+    _log(db.settle_commitment(transaction_uid, kept, missing, again, now, unanswered))
 
 
 def _sending_again(config: Config, now: datetime) -> Callable[[Delivery], datetime | None]:
@@ -122,8 +123,7 @@ def _asking_again(
     permanent = isinstance(error, Rejected)
 
     def again(one: Delivery) -> datetime | None:
-        since = max(one.sent_at or one.created_at, one.created_at)
-        return _next_try(config, one, since, now, permanent)
+        return _next_try(config, one, one.uncommitted_since, now, permanent)
 
     return again
 

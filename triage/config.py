@@ -15,6 +15,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -41,6 +42,10 @@ SECRETS = {
 """Environment variables that override config.yaml: {name: (section, key)}."""
 PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
+PAGES = {"destinations": "Destinations", "sources": "Import and reconcile"}
+"""Chapters of deploy/operating.md that list their keys."""
+WITH_SECRET = ("dicomweb", "webhook", "email")
+"""Kinds of these that have one; a PACS may bear the same name for DICOM, which knows no secrets."""
 
 
 def is_loopback(host: str) -> bool:
@@ -164,6 +169,19 @@ Url = Annotated[str, AfterValidator(_web_address)]
 Host = Annotated[str, Field(min_length=1)]
 
 
+class _AtUrl(Section):
+    """A peer at a web address."""
+
+    url: Url
+    tls: Tls | None = None
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Self:
+        if self.tls is not None and not self.url.lower().startswith("https:"):
+            raise ValueError("tls is set, but the url is not https: all would be sent readable")
+        return self
+
+
 class _Owed(Section):
     """What every kind of destination has: a name, what it gets, and how to be sure of it."""
 
@@ -190,11 +208,10 @@ class Destination(_Owed):
     commitment: bool = False
 
 
-class DicomWeb(_Owed):
+class DicomWeb(_AtUrl, _Owed):
     """An archive that gets DICOM objects by STOW-RS: with ``user`` basic, with ``secret`` alone bearer."""
 
     kind: Literal["dicomweb"]
-    url: Url
     user: str = ""
     secret: str = Field("", repr=False)
     objects: tuple[DicomResult, ...] = get_args(DicomResult)
@@ -210,16 +227,21 @@ class Hl7(_Told):
     facility: str = ""
 
 
-class Webhook(_Told):
+class Webhook(_AtUrl, _Told):
     """A program that gets the answer as JSON, signed with ``secret``."""
 
     kind: Literal["webhook"]
-    url: Url
     secret: str = Field(min_length=16, repr=False)
 
 
+def _one_address(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        raise ValueError("is one address, so that each gets the letter: make a destination of each")
+    return value
+
+
 class Email(_Told):
-    """People who get the answer as a letter: never the patient's name or number."""
+    """Who gets the answer as a letter: never the patient's name or number."""
 
     kind: Literal["email"]
     host: Host
@@ -227,10 +249,7 @@ class Email(_Told):
     user: str = ""
     secret: str = Field("", repr=False)
     sender: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")]
-    to: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...],
-        Field(min_length=1),
-    ]
+    to: Annotated[str, BeforeValidator(_one_address), Field(pattern=r"^[^@\s]+@[^@\s]+$")]
 
     @model_validator(mode="after")
     def _hidden(self) -> Self:
@@ -287,15 +306,13 @@ class DicomSource(Section):
     tls: Tls | None = None
 
 
-class WebSource(Section):
+class WebSource(_AtUrl):
     """An archive that is asked by QIDO-RS and read by WADO-RS; ``user``: basic, ``secret`` alone: bearer."""
 
     kind: Literal["dicomweb"]
     name: Annotated[str, Field(min_length=1, max_length=64)]
-    url: Url
     user: str = ""
     secret: str = Field("", repr=False)
-    tls: Tls | None = None
 
 
 AnySource = Annotated[
@@ -626,7 +643,7 @@ def parse(data: Mapping[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(dict(e)) for e in error.errors()]
+        lines = [_explain(dict(e), data) for e in error.errors()]
         raise ConfigError(f"{source}: " + "; ".join(lines)) from error
 
 
@@ -639,7 +656,7 @@ def read_policy(path: Path, config: Config) -> PriorityPolicy:
     try:
         return config.under(PriorityPolicy.model_validate(data)).policy
     except ValidationError as error:
-        lines = [_explain(dict(e)) for e in error.errors()]
+        lines = [_explain(dict(e), data) for e in error.errors()]
         raise ConfigError(f"{path}: " + "; ".join(lines)) from error
 
 
@@ -648,11 +665,19 @@ def written(policy: PriorityPolicy) -> str:
     return yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False)
 
 
-def _explain(error: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "settings"
+def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
+    key, page = ".".join(str(part) for part in error["loc"]) or "settings", "config.yaml"
     message = str(error["msg"]).removeprefix("Value error, ")
+    match error["loc"]:
+        case (section, ("destinations" | "sources") as peers, int(at), *rest):  # by name, without its kind
+            peer = data[section][peers][at]
+            name = str(peer.get("name", at)) if isinstance(peer, dict) else str(at)
+            key = ".".join([section, peers, name, *map(str, rest[1:])])
+            page = f'deploy/operating.md, "{PAGES[peers]}",'
+            if rest[1:] == ["secret"] and error["type"] == "missing":
+                return f"{key}: {message}; set {_variable(name)} in the environment"
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key; see config.yaml for the keys that exist"
+        return f"{key}: unknown key; see {page} for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
         return f"{key}: {message}"
     secret = key.endswith(("token", "secret")) or (key.endswith("url") and "@" in str(error["input"]))
@@ -676,10 +701,14 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
 
 
 def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
-    if not isinstance(peer, dict):
+    if not isinstance(peer, dict) or peer.get("kind") not in WITH_SECRET:
         return peer
-    variable = PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", str(peer.get("name")).upper())
+    variable = _variable(str(peer.get("name")))
     return {**peer, "secret": environ[variable]} if variable in environ else peer
+
+
+def _variable(name: str) -> str:
+    return PEER_SECRET + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -697,12 +726,16 @@ def _anchored(config: Config, folder: Path) -> Config:
         for destination in config.delivery.destinations
     )
     delivery = config.delivery.model_copy(update={"destinations": destinations})
+    sources = tuple(
+        source.model_copy(update={"tls": _anchored_tls(source.tls, folder)}) for source in config.pull.sources
+    )
     sections: dict[str, Section] = {
         "storage": storage,
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
         "audit": _anchored_audit(config.audit, url, folder),
+        "pull": config.pull.model_copy(update={"sources": sources}),
     }
     if (ris := config.orders.worklist) is not None:
         ris = ris.model_copy(update={"tls": _anchored_tls(ris.tls, folder)})

@@ -38,7 +38,7 @@ from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
-from triage.errors import ConfigError, DeviceLost, Retryable
+from triage.errors import ConfigError, DeviceLost, Retryable, traced
 from triage.incoming import mllp
 from triage.web import app as web
 
@@ -74,8 +74,8 @@ def run_listener(config: Config, stop: threading.Event) -> None:
     for instance in index_spool(spool, db.sop_instance_uids):
         try:
             _record(db, config, instance)
-        except Exception:
-            log.exception("%s in the spool cannot be put on record", instance.sop_instance_uid)
+        except Exception as error:  # noqa: BLE001 - one image must not keep the listener from starting
+            log.error("%s in the spool cannot be put on record: %s", instance.sop_instance_uid, traced(error))
     listener = Listener(
         config.listener,
         spool,
@@ -112,7 +112,7 @@ def _lists(db: Database, config: Config) -> Lists:
 def _as_arrived(entry: WorklistEntry, config: Config) -> WorklistEntry:
     """The place of a study as if nobody had judged it."""
     place = priority.pending(entry.study.arrived_at, entry.study.stat, config.priority)
-    return replace(entry, priority=place)
+    return replace(entry, priority=replace(place, reason=""))
 
 
 def _reports(db: Database, config: Config) -> Reports:
@@ -145,6 +145,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     """Assemble, deliver and tidy up on schedule."""
     db = open_database(config)
     db.restart_quiet_periods(now())
+    db.restart_waits(now())
     db.waive_commitments([one.name for one in commitment.asked(config)])
     policies.settle(db, config, now(), always=True)
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
@@ -166,6 +167,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
         jobs[f"compare with {source}"] = (lambda: pull.step(db, config, archive, take, now()), 1)
     if (ris := config.orders.worklist) is not None:
         jobs["ask for priorities"] = (lambda: orders.step(db, config, ris, now()), 10)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)  # that a step still runs is no news
     scheduler = BackgroundScheduler(
         timezone="UTC",
         executors={"default": ThreadPoolExecutor(len(jobs))},  # one that hangs holds up no other
@@ -237,8 +239,8 @@ def drain(step: Callable[[], bool], stop: threading.Event) -> bool:
     except Retryable as failure:
         log.warning("%s; trying again", failure)
         return False
-    except Exception:
-        log.exception("unexpected error; trying again")
+    except Exception as error:  # noqa: BLE001 - one failure must not end the loop
+        log.error("unexpected error: %s; trying again", traced(error))
         return False
     return True
 

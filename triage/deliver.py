@@ -15,7 +15,7 @@ from triage.db import Database
 from triage.dicom import sender, storage_commitment, stow
 from triage.dicom.sender import SendOutcome
 from triage.domain import Delivery, Result
-from triage.errors import Retryable
+from triage.errors import Retryable, traced
 from triage.outgoing import email, hl7, webhook
 from triage.outgoing.letters import Letter, Outcome
 
@@ -82,8 +82,8 @@ def _tried(
         yield from _send(db, owed, destination, config, now)
     except Retryable:
         raise
-    except Exception as error:  # what trips us must not hold up all others: they go without it next time
-        log.exception("%s was not sent to %s", owed[0].name, destination.name)
+    except Exception as error:  # noqa: BLE001 - what trips us must not hold up all others
+        log.error("%s was not sent to %s: %s", owed[0].name, destination.name, traced(error))
         yield owed[0], Outcome(False, error=f"internal error: {type(error).__name__}")
 
 

@@ -517,8 +517,15 @@ class Delivery:
     sent_at: datetime | None = None
     transaction_uid: str | None = None
     """Of the storage commitment that was asked for last."""
+    superseded: bool = False
+    """The destination is owed newer objects of the study, or has them."""
     attempts: int = 0
     last_error: str = ""
+
+    @property
+    def uncommitted_since(self) -> datetime:
+        """Of what was taken: when that was, or when the destination was to be asked anew."""
+        return max(self.sent_at or self.created_at, self.created_at)
 
     @property
     def reference(self) -> Reference:
@@ -614,3 +621,26 @@ class AuditRecord:
     number: int
     message: str
     hash: str
+
+
+# --- what other systems say of a study -----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """An order was placed or changed: STAT, or not."""
+
+    accession_number: str
+    stat: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """A study has been read; ``patient_ids`` are the patient's, to be sure of it."""
+
+    accession_number: str
+    patient_ids: frozenset[str]
+    reason: str
+
+
+News = Ordered | Reported

@@ -6,6 +6,11 @@ TriageError
 └── Retryable     this attempt failed; the same step is tried again later
 """
 
+from pathlib import Path
+from traceback import extract_tb
+
+OURS = Path(__file__).parent
+
 
 class TriageError(Exception):
     """Anything that this product raises on purpose."""
@@ -25,3 +30,10 @@ class Retryable(TriageError):
 
 class DeviceLost(Retryable):
     """The GPU does not answer this process any more; only a new process can use it again."""
+
+
+def traced(error: BaseException) -> str:
+    """Its type and where we were, for logs: the texts of libraries may quote what a peer sent."""
+    frames = [frame for frame in extract_tb(error.__traceback__) if OURS in Path(frame.filename).parents]
+    ours = (f"{Path(frame.filename).relative_to(OURS)}:{frame.lineno}" for frame in frames)
+    return f"{type(error).__name__} at {' > '.join(ours)}"

@@ -6,16 +6,17 @@ Nothing is acknowledged before it is stored, and everything is harmless when it 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 from triage import policies, priority
 from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking
-from triage.domain import Priority
-from triage.errors import Rejected, Retryable
+from triage.domain import News, Ordered, Priority
+from triage.errors import Rejected, Retryable, traced
 from triage.incoming import messages
-from triage.incoming.messages import News, NotTaken, Ordered
+from triage.incoming.messages import NotTaken
 
 log = logging.getLogger(__name__)
 
@@ -25,34 +26,36 @@ def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
     message, refusal = None, None
     try:
         message = messages.parse(raw)
-        for one in messages.news(message, config.orders):
-            _apply(db, config, one, now)
+        _hear(db, config, messages.news(message, config.orders), now)
     except NotTaken as error:
         refusal = error
     except Rejected as error:
         refusal = NotTaken(messages.ERROR, messages.UNKNOWN_KEY, str(error))
     except Retryable as error:
         refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"{error}; send it again")
-    except Exception as error:  # one message must not end the receiving of others
-        log.exception("unexpected error in an HL7 message")
+    except Exception as error:  # noqa: BLE001 - one message must not end the receiving of others
+        log.error("unexpected error in an HL7 message: %s", traced(error))
         refusal = NotTaken(messages.REJECTED, messages.INTERNAL, f"internal error: {type(error).__name__}")
     if refusal is not None:
         log.warning("HL7 message refused (%s): %s", refusal.acknowledgment, refusal)
     return messages.acknowledgment(message, refusal, now)
 
 
-def _apply(db: Database, config: Config, told: News, now: datetime) -> None:
-    if isinstance(told, Ordered):
-        place_order(db, config, told.accession_number, told.stat, now)
-        return
-    for uid in db.close_reported(told.accession_number, told.patient_ids, told.reason, now):
-        log.info("study %s is closed: %s", uid, told.reason)
+def _hear(db: Database, config: Config, news: Sequence[News], now: datetime) -> None:
+    policy = policies.in_force(db, config).priority
+
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return priority.pending(arrived_at, stat, policy)
+
+    for uid, change in db.hear(news, pending, now):
+        log.info("study %s %s", uid, change)
 
 
 def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
     """Ask the RIS with what priority one study was ordered; False when every open study has been asked for.
 
-    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable while it is away.
+    Each is asked for once: what the RIS changes later it says by HL7. Raises Retryable where it gave no
+    answer; that study then waits for its next turn, after all others.
     """
     study = db.study_to_ask_for(now, config.retention.leave_list_after_days)
     if study is None:
@@ -66,20 +69,11 @@ def step(db: Database, config: Config, ris: Peer, now: datetime) -> bool:
         )
     except Rejected as error:
         log.warning("study %s: %s", study.study_instance_uid, error)
+    except Retryable:
+        db.mark_asked_for(study.study_instance_uid, now, answered=False)
+        raise
     else:
         if priority.STAT in priorities:
-            place_order(db, config, study.accession_number, True, now)
-    db.mark_asked_for(study.study_instance_uid, now)
+            _hear(db, config, [Ordered(study.accession_number, stat=True)], now)
+    db.mark_asked_for(study.study_instance_uid, now, answered=True)
     return True
-
-
-def place_order(db: Database, config: Config, accession_number: str, stat: bool, now: datetime) -> None:
-    """Remember whether an order is STAT; its studies that are here move up, and none ever moves down."""
-
-    policy = policies.in_force(db, config).priority
-
-    def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, policy)
-
-    for uid in db.order(accession_number, stat, pending, now):
-        log.info("study %s was ordered STAT", uid)

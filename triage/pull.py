@@ -109,31 +109,36 @@ def find(paths: Iterable[Path]) -> list[File]:
 def read_files(found: Iterable[File], db: Database, take: Receiver | None) -> FilesRead:
     """Take in what the files hold; without ``take``, only look.
 
-    Raises Retryable when nothing can be kept now; what has come stays, and again does no harm.
+    Raises Retryable when nothing can be kept now, and KeyboardInterrupt, with what has come: it stays, and
+    again does no harm.
     """
     read = FilesRead()
-    for file, content in _contents(found):
-        try:
-            raw, instance = _object(content)
-        except Rejected as reason:
-            read.passed_over.append((file, str(reason)))
-            continue
-        uid = instance.study_instance_uid
-        if uid not in read.studies:
-            read.studies[uid] = _coming(instance, db.sop_instance_uids(uid))
-        if take is not None:
-            _keep(take, raw, instance, read)
-        read.studies[uid].objects.add(instance.sop_instance_uid)
+    try:
+        for file, content in _contents(found):
+            _read_in(file, content, db, take, read)
+    except (Retryable, KeyboardInterrupt) as error:
+        came = sum(study.new for study in read.studies.values()) if take else 0
+        raise type(error)(f"{str(error) or 'stopped'}; {so_far(came)}") from error
     return read
 
 
-def _keep(take: Receiver, raw: bytes, instance: Instance, read: FilesRead) -> None:
+def so_far(came: int) -> str:
+    """What is said of an import that ends before its end."""
+    return f"{came} objects have come and stay; start the same import again to go on"
+
+
+def _read_in(file: File, content: bytes | str, db: Database, take: Receiver | None, read: FilesRead) -> None:
     try:
+        raw, instance = _object(content)
+    except Rejected as reason:
+        read.passed_over.append((file, str(reason)))
+        return
+    uid = instance.study_instance_uid
+    if uid not in read.studies:
+        read.studies[uid] = _coming(instance, db.sop_instance_uids(uid))
+    if take is not None:
         take.keep(raw, instance, source="")
-    except Retryable as error:
-        came = sum(study.new for study in read.studies.values())
-        again = f"{came} objects have come and stay; start the same import again to go on"
-        raise Retryable(f"{error}; {again}") from error
+    read.studies[uid].objects.add(instance.sop_instance_uid)
 
 
 def _object(content: bytes | str) -> tuple[bytes, Instance]:

@@ -23,13 +23,15 @@ ANSWERABLE = (*UNCOMMITTED, DeliveryState.COMMITTED)
 
 def due(connection: Connection, destination: str, now: datetime) -> list[Delivery]:
     """Of one study, what one destination has to be asked now: all of a transaction that it left unanswered,
-    or all that is in none yet. That waits until nothing of the study is to be sent there any more.
+    or all that is in none yet. That waits until all of the study was tried there; what is put off may be
+    refused for good, and is asked for by itself once it is taken.
     """
     other = delivery.alias()
-    unsent = exists().where(
+    untried = exists().where(
         other.c.destination == delivery.c.destination,
         other.c.study_instance_uid == delivery.c.study_instance_uid,
         other.c.state == DeliveryState.PENDING,
+        other.c.attempts == 0,
     )
     query = (
         select(delivery)
@@ -37,7 +39,7 @@ def due(connection: Connection, destination: str, now: datetime) -> list[Deliver
             delivery.c.destination == destination,
             delivery.c.state == DeliveryState.COMMITTING,
             delivery.c.next_attempt_at <= now,
-            or_(delivery.c.transaction_uid.is_not(None), ~unsent),
+            or_(delivery.c.transaction_uid.is_not(None), ~untried),
         )
         .order_by(delivery.c.delivery_id)
     )
@@ -87,18 +89,24 @@ def settle(
     committed: Collection[Reference],
     failed: Mapping[Reference, str],
     again: Again,
+    now: datetime,
     states: Collection[DeliveryState],
 ) -> list[Delivery]:
     """Mark what was asked for in this transaction: committed, or not kept and to be sent again.
 
-    Gives what changed, as it is now.
+    What is out of date is not sent again: it was sent, and that is all. What is sent again is given up
+    by the time that it waited; while the archive had it is not counted. Gives what changed, as it is now.
     """
     settled = []
     for one in _of(connection, transaction_uid, states):
-        if one.reference in failed:
-            at = again(one)
+        if one.reference in failed and one.superseded:
+            settled.append(replace(one, state=DeliveryState.SENT, last_error=failed[one.reference]))
+            _change(connection, settled[-1])
+        elif one.reference in failed:
+            waiting = replace(one, created_at=one.created_at + (now - one.uncommitted_since))
+            at = again(waiting)
             state = DeliveryState.GIVEN_UP if at is None else DeliveryState.PENDING
-            settled.append(replace(one, state=state, last_error=failed[one.reference]))
+            settled.append(replace(waiting, state=state, last_error=failed[one.reference]))
             _change(connection, settled[-1], at)
         elif one.reference in committed and one.state is not DeliveryState.COMMITTED:
             settled.append(replace(one, state=DeliveryState.COMMITTED, last_error=""))
@@ -148,6 +156,7 @@ def _change(connection: Connection, changed: Delivery, next_attempt_at: datetime
             state=changed.state,
             transaction_uid=changed.transaction_uid,
             attempts=changed.attempts,
+            created_at=changed.created_at,
             last_error=changed.last_error,
             **values,
         )

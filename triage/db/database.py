@@ -8,7 +8,19 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from triage.config import PriorityPolicy
 from triage.db import commitments, intake, orders, policies, records, studies
@@ -20,12 +32,13 @@ from triage.db.orders import Pending
 from triage.db.people import People
 from triage.db.policies import Opinion, Placed, PolicyVersion
 from triage.db.reading import Reading, matches
-from triage.db.tables import delivery, instance, result, study
+from triage.db.tables import delivery, instance, rest, result, study
 from triage.db.worklist import ORDERINGS, entries, is_open
 from triage.domain import (
     Delivery,
     DeliveryState,
     Instance,
+    News,
     Owed,
     Priority,
     Reference,
@@ -239,19 +252,35 @@ class Database:
     # --- delivering --------------------------------------------------------------------------
 
     def due_deliveries(self, destination: str, now: datetime, limit: int = 100) -> list[Delivery]:
-        """What this destination is owed now, oldest first."""
+        """What this destination is owed now, oldest first; nothing while it wants to be left alone."""
+        resting = exists().where(rest.c.destination == destination, rest.c.until > now)
         query = (
             select(delivery)
             .where(
                 delivery.c.destination == destination,
                 delivery.c.state == DeliveryState.PENDING,
                 delivery.c.next_attempt_at <= now,
+                ~resting,
             )
             .order_by(delivery.c.delivery_id)
             .limit(limit)
         )
         with self._read() as connection:
             return [records.delivery_of(row) for row in connection.execute(query).mappings()]
+
+    def restart_waits(self, now: datetime) -> None:
+        """After a pause: what was due and tried by nobody meanwhile is given up that much later."""
+        due = delivery.c.state.in_((DeliveryState.PENDING, DeliveryState.COMMITTING))
+        query = select(delivery).where(due, delivery.c.next_attempt_at < now)
+        with self._write() as connection:
+            for row in connection.execute(query).mappings().all():
+                one = records.delivery_of(row)
+                since = one.created_at if one.state is DeliveryState.PENDING else one.uncommitted_since
+                connection.execute(
+                    update(delivery)
+                    .where(delivery.c.delivery_id == one.delivery_id)
+                    .values(created_at=since + (now - row["next_attempt_at"]), next_attempt_at=now)
+                )
 
     def destinations_owed(self) -> set[str]:
         """Names of all destinations that something waits for."""
@@ -262,7 +291,7 @@ class Database:
     def mark_sent(self, delivery_id: int, now: datetime, *, commit: bool = False) -> None:
         """The destination has it; with ``commit`` it is to be asked, from now on, to keep it."""
         state = DeliveryState.COMMITTING if commit else DeliveryState.SENT
-        asked = {"transaction_uid": None, "next_attempt_at": now}
+        asked = {"transaction_uid": None, "next_attempt_at": now, "away": False}
         self._set_delivery(delivery_id, state=state, sent_at=now, last_error="", **asked)
 
     def postpone(
@@ -273,16 +302,17 @@ class Database:
 
     def wake(self, destination: str, now: datetime) -> None:
         """The destination is back: what waits only because it was away is due now."""
-        self._reschedule(destination, delivery.c.away, next_attempt_at=now, away=False)
-
-    def rest(self, destination: str, until: datetime) -> None:
-        """The destination wants to be left alone: nothing is due before then."""
-        self._reschedule(destination, delivery.c.next_attempt_at < until, next_attempt_at=until)
-
-    def _reschedule(self, destination: str, chosen: ColumnElement[bool], **values: Any) -> None:
         waiting = (delivery.c.destination == destination) & (delivery.c.state == DeliveryState.PENDING)
         with self._write() as connection:
-            connection.execute(update(delivery).where(waiting & chosen).values(**values))
+            connection.execute(
+                update(delivery).where(waiting, delivery.c.away).values(next_attempt_at=now, away=False)
+            )
+
+    def rest(self, destination: str, until: datetime) -> None:
+        """The destination wants to be left alone: nothing is due before then, also what is yet to come."""
+        with self._write() as connection:
+            connection.execute(delete(rest).where(rest.c.destination == destination))
+            connection.execute(insert(rest).values(destination=destination, until=until))
 
     def give_up(self, delivery_id: int, error: str) -> None:
         self._set_delivery(delivery_id, state=DeliveryState.GIVEN_UP, last_error=error)
@@ -316,6 +346,7 @@ class Database:
         if study_instance_uid is not None:
             chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
+            connection.execute(delete(rest).where(rest.c.destination == destination))
             return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
 
     # --- storage commitment ------------------------------------------------------------------
@@ -346,11 +377,12 @@ class Database:
         committed: Collection[Reference],
         failed: Mapping[Reference, str],
         again: Again,
+        now: datetime,
         states: Collection[DeliveryState] = commitments.ANSWERABLE,
     ) -> list[Delivery]:
         """Mark what was asked for in this transaction: committed, or to be sent again. Gives what changed."""
         with self._write() as connection:
-            return commitments.settle(connection, transaction_uid, committed, failed, again, states)
+            return commitments.settle(connection, transaction_uid, committed, failed, again, now, states)
 
     def uncommitted(self) -> list[Delivery]:
         """What was taken and not committed, or not yet, oldest first."""
@@ -397,27 +429,20 @@ class Database:
 
     # --- what other systems say --------------------------------------------------------------
 
-    def order(self, accession_number: str, stat: bool, pending: Pending, now: datetime) -> list[str]:
-        """Remember whether an order is STAT, for images that come, and move up the studies that are here.
+    def hear(self, news: Sequence[News], pending: Pending, now: datetime) -> list[tuple[str, str]]:
+        """Store all that one message tells, or nothing of it; what changed, as (study's UID, its change).
 
-        Gives the UIDs of those that were not STAT before. What is STAT here stays so.
+        An order: remember whether it is STAT, for images that come, and move up the studies that are here;
+        what is STAT here stays so. A report: take the studies off the list because they were read. Raises
+        Rejected when the patient's IDs are known and a study's is not among them.
         """
         with self._write() as connection:
-            orders.remember(connection, accession_number, stat, now)
-            return orders.move_up(connection, accession_number, pending) if stat else []
-
-    def close_reported(
-        self, accession_number: str, patient_ids: Collection[str], reason: str, now: datetime
-    ) -> list[str]:
-        """Take the studies of an order off the list because they were read; their UIDs.
-
-        Raises Rejected when ``patient_ids`` are known and a study's is not among them.
-        """
-        with self._write() as connection:
-            return orders.close(connection, accession_number, patient_ids, reason, now)
+            return [change for told in news for change in orders.hear(connection, told, pending, now)]
 
     def study_to_ask_for(self, now: datetime, leave_after_days: float) -> Study | None:
-        """The newest open study that is not STAT and whose order the RIS was not asked for."""
+        """An open study that is not STAT and whose order the RIS was not asked for: the newest that was not
+        tried, else the one whose last try is longest ago.
+        """
         query = (
             select(study)
             .where(
@@ -426,20 +451,19 @@ class Database:
                 study.c.accession_number != "",
                 study.c.priority_asked_at.is_(None),
             )
-            .order_by(study.c.arrived_at.desc())
+            .order_by(study.c.priority_tried_at.asc().nulls_first(), study.c.arrived_at.desc())
             .limit(1)
         )
         with self._read() as connection:
             row = connection.execute(query).mappings().first()
             return records.study_of(row) if row else None
 
-    def mark_asked_for(self, study_instance_uid: str, now: datetime) -> None:
-        """The RIS has answered for this study."""
+    def mark_asked_for(self, study_instance_uid: str, now: datetime, *, answered: bool) -> None:
+        """The RIS has answered for this study, or has not: then it is asked again after the others."""
+        column = study.c.priority_asked_at if answered else study.c.priority_tried_at
         with self._write() as connection:
             connection.execute(
-                update(study)
-                .where(study.c.study_instance_uid == study_instance_uid)
-                .values(priority_asked_at=now)
+                update(study).where(study.c.study_instance_uid == study_instance_uid).values({column: now})
             )
 
     # --- reading -----------------------------------------------------------------------------
@@ -489,9 +513,11 @@ class Database:
             since: datetime | None = connection.execute(query).scalar()
             return since
 
-    def undelivered_since(self) -> datetime | None:
-        """When the oldest result that has not reached its destination was written."""
-        query = select(func.min(delivery.c.created_at)).where(delivery.c.state == DeliveryState.PENDING)
+    def undelivered_since(self, destinations: Collection[str]) -> datetime | None:
+        """When the oldest result was written that waits for one of these destinations."""
+        query = select(func.min(delivery.c.created_at)).where(
+            delivery.c.state == DeliveryState.PENDING, delivery.c.destination.in_(destinations)
+        )
         with self._read() as connection:
             since: datetime | None = connection.execute(query).scalar()
             return since
@@ -695,6 +721,10 @@ def _enqueue(
             ]
         if rows:
             connection.execute(delete(delivery).where(*ours, delivery.c.state.in_(UNSENT)))
+        if item.objects:
+            newest = [new.sop_instance_uid for new in item.objects]
+            out_of_date = delivery.c.sop_instance_uid.not_in(newest)
+            connection.execute(update(delivery).where(*ours).values(superseded=out_of_date))
         for row in rows:
             connection.execute(
                 insert(delivery).values(

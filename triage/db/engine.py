@@ -27,11 +27,21 @@ def connect(url: str) -> Engine:
         raise ConfigError(f"database.url = {url!r}: {error}; use sqlite:///path/to/triage.db") from error
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         raise ConfigError("database.url: only SQLite files are supported; use sqlite:///path/to/triage.db")
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    _make(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _tune_sqlite)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def _make(path: Path) -> None:
+    """Patients' names are for nobody else; SQLite gives the files beside it the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch(0o600)
+    except OSError as error:
+        raise ConfigError(f"database.url: cannot make {path}: {error.strerror}") from error
 
 
 def migrate(engine: Engine) -> None:

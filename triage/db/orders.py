@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, select, update
@@ -11,18 +11,32 @@ from sqlalchemy.dialects.sqlite import insert
 
 from triage.db import records
 from triage.db.tables import stat_order, study
-from triage.domain import Priority, Study
+from triage.domain import News, Priority, Reported, Study
 from triage.errors import Rejected
 
 Pending = Callable[[datetime, bool], Priority]
 """(arrival, is it a STAT order) → place of a study that nobody has judged yet."""
 
+FORGOTTEN_AFTER = timedelta(days=60)
+"""A RIS may give an accession number again after years."""
+
+
+def hear(connection: Connection, told: News, pending: Pending, now: datetime) -> list[tuple[str, str]]:
+    """What it changed, as (study's UID, its change). Raises Rejected for another patient's report."""
+    if isinstance(told, Reported):
+        uids = close(connection, told.accession_number, told.patient_ids, told.reason, now)
+        return [(uid, f"is closed: {told.reason}") for uid in uids]
+    remember(connection, told.accession_number, told.stat, now)
+    moved = move_up(connection, told.accession_number, pending) if told.stat else []
+    return [(uid, "was ordered STAT") for uid in moved]
+
 
 def remember(connection: Connection, accession_number: str, stat: bool, now: datetime) -> None:
-    """Keep a STAT order for images to come; forget it when it was changed or cancelled."""
+    """Keep a STAT order for images to come; forget it when it was changed or cancelled, and old ones."""
+    connection.execute(delete(stat_order).where(stat_order.c.ordered_at < now - FORGOTTEN_AFTER))
     if stat:
         known = insert(stat_order).values(accession_number=accession_number, ordered_at=now)
-        connection.execute(known.on_conflict_do_nothing())
+        connection.execute(known.on_conflict_do_update(set_={"ordered_at": now}))
     else:
         connection.execute(delete(stat_order).where(stat_order.c.accession_number == accession_number))
 

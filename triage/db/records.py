@@ -107,6 +107,7 @@ def delivery_of(row: RowMapping) -> Delivery:
         created_at=row["created_at"],
         sent_at=row["sent_at"],
         transaction_uid=row["transaction_uid"],
+        superseded=row["superseded"],
         attempts=row["attempts"],
         last_error=row["last_error"],
     )

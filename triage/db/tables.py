@@ -66,6 +66,7 @@ study = Table(
     Column("study_description", Text, nullable=False),
     Column("stat", Boolean, nullable=False, default=False),
     Column("priority_asked_at", UtcDateTime),
+    Column("priority_tried_at", UtcDateTime),
     Column("notes", JSON, nullable=False, default=list),
     Column("completeness", Text),
     Column("attempts", Integer, nullable=False, default=0),
@@ -156,6 +157,7 @@ delivery = Table(
     Column("last_error", Text, nullable=False, default=""),
     Column("away", Boolean, nullable=False, default=False),
     Column("changed", Integer, nullable=False, default=NEXT_CHANGE, onupdate=NEXT_CHANGE),
+    Column("superseded", Boolean, nullable=False, default=False),
     UniqueConstraint("destination", "sop_instance_uid"),
     Index("delivery_of_answer", "destination", "study_instance_uid", "revision", unique=True),
     Index("delivery_due", "state", "destination", "next_attempt_at"),
@@ -269,4 +271,11 @@ audit_sent = Table(
     metadata,
     Column("sink", String(16), primary_key=True),
     Column("number", Integer, nullable=False),
+)
+
+rest = Table(
+    "rest",
+    metadata,
+    Column("destination", String(64), primary_key=True),
+    Column("until", UtcDateTime, nullable=False),
 )

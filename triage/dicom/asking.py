@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from time import monotonic
 
 from pydicom.dataset import Dataset
 from pynetdicom.presentation import build_context
 
 from triage.config import Peer
 from triage.dicom.lists import MODALITY_WORKLIST
+from triage.dicom.query import LONGEST
 from triage.dicom.sender import Gone, associated
 from triage.dicom.status import FindStatus, explain_refusal
 from triage.errors import Rejected, Retryable
@@ -28,6 +30,7 @@ def ordered_priority(
     if set(accession_number) & set("*?\\"):
         raise Rejected("the accession number has a wildcard in it")
     contexts = [build_context(MODALITY_WORKLIST)]
+    ends = monotonic() + LONGEST * timeout_seconds
     try:
         with associated(ris, contexts, calling_ae_title, timeout_seconds) as link:
             priorities = set()
@@ -37,6 +40,10 @@ def ordered_priority(
                 # A RIS that does not match by accession number answers with everything it has.
                 elif match is not None and str(match.get("AccessionNumber", "")).strip() == accession_number:
                     priorities.add(str(match.get("RequestedProcedurePriority", "")).strip().upper())
+                if monotonic() > ends:
+                    raise Retryable(
+                        f"{ris.name} is too slow: its answers took {LONGEST * timeout_seconds:g} s"
+                    )
     except (Gone, RuntimeError, ValueError, OSError) as error:
         raise Retryable(f"the priorities of orders are not known: {error}") from error
     return priorities - {""}

@@ -26,7 +26,7 @@ from pynetdicom.dimse_primitives import C_FIND
 
 from triage.dicom.status import FindStatus
 from triage.domain import Band, WorklistEntry
-from triage.errors import Retryable
+from triage.errors import Retryable, traced
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ class Lists:
         except Retryable as error:
             logger.warning("a C-FIND was not answered: %s", error)
             yield _failure(FindStatus.OUT_OF_RESOURCES, "the database is busy; ask again"), None
-        except Exception as error:  # one query must not end the answering of others
-            logger.warning("a C-FIND cannot be answered: %s", type(error).__name__, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - one query must not end the answering of others
+            logger.warning("a C-FIND cannot be answered: %s", traced(error))
             yield _failure(FindStatus.UNABLE_TO_PROCESS, "the keys cannot be understood"), None
 
     def _answers(self, event: evt.Event) -> Iterator[Answer]:

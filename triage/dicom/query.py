@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from fnmatch import fnmatchcase
 from time import monotonic
 from typing import Any
@@ -64,7 +65,10 @@ UNKNOWN_DESTINATION = 0xA801
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for; "" is any. ``description`` may contain * and ?, and is otherwise a part of it."""
+    """What to look for; "" is any. ``description`` may contain * and ?, and is otherwise a part of it.
+
+    Raises ConfigError for a ``study_date`` that is none: an archive would only find nothing.
+    """
 
     study_date: str = ""
     """A day or a range (PS3.4 C.2.2.2.5): 20260301, 20260301-20260331, 20260301-."""
@@ -72,6 +76,13 @@ class Query:
     patient_id: str = ""
     accession_number: str = ""
     study_instance_uid: str = ""
+
+    def __post_init__(self) -> None:
+        if self.study_date and not _is_range(self.study_date):
+            raise ConfigError(
+                f"{self.study_date} is no study date or range: write 20260301, "
+                "or from the earlier to the later day 20260301-20260331, 20260301-, -20260331"
+            )
 
     def keys(self) -> dict[str, str]:
         """Attribute → value to match; "" only asks for the value."""
@@ -93,6 +104,16 @@ class Query:
     def _pattern(self) -> str:
         text = self.study_description
         return f"*{text}*" if text and not {"*", "?"} & set(text) else text
+
+
+def _is_range(text: str) -> bool:
+    """One or two existing days, the earlier first; of two one may be left out."""
+    days = list(filter(None, text.split("-", 1)))
+    try:
+        real = [f"{datetime.strptime(day, '%Y%m%d'):%Y%m%d}" for day in days]
+    except ValueError:
+        return False
+    return bool(days) and days == sorted(real)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +199,16 @@ class Pacs:
             way = self._way(link)
             for request in requests:
                 if way == GET:
-                    responses = link.send_c_get(request, GET)
+                    responses, doubt = link.send_c_get(request, GET), ""
                 else:
                     responses = link.send_c_move(request, self._ae_title, MOVE)
-                failed += yield from self._until_done(responses)
+                    doubt = (
+                        "; does `triage serve` run, and does the archive know "
+                        f"{self._ae_title} at our address and port?"
+                    )
+                failed += yield from self._until_done(responses, doubt)
         if failed:
-            raise Retryable(
-                f"{self._named} could not send {failed} images: by C-MOVE our listener must run, and "
-                f"the archive know {self._ae_title} with our address and listener.port; else see its log"
-            )
+            raise Retryable(f"{self._named} could not send {failed} images{doubt or '; see its log'}")
 
     @property
     def _ways(self) -> tuple[str, ...]:
@@ -214,8 +236,10 @@ class Pacs:
                 raise Retryable(f"{self._named} is too slow: its answers took {LONGEST * self._timeout:g} s")
         return answers
 
-    def _until_done(self, responses: Iterator[tuple[Dataset, Dataset | None]]) -> Generator[int, None, int]:
-        """Yields how many more images have come; returns how many failed."""
+    def _until_done(
+        self, responses: Iterator[tuple[Dataset, Dataset | None]], doubt: str
+    ) -> Generator[int, None, int]:
+        """Yields how many more images have come; returns how many failed. A refusal tells the ``doubt``."""
         done = failed = 0
         for status, _ in responses:
             code = self._code(status)
@@ -224,7 +248,7 @@ class Pacs:
             done = max(completed, done)
             failed = _number(status, "NumberOfFailedSuboperations")
             if code not in (*PENDING, SUCCESS, SOME_FAILED) and not failed:
-                raise self._fault(code)
+                raise self._fault(code, doubt)
         return failed
 
     def _code(self, status: Dataset) -> int:
@@ -233,7 +257,7 @@ class Pacs:
             raise Retryable(f"{self._named} {ended}; does it know {self._ae_title} with our address?")
         return int(status.Status)
 
-    def _fault(self, code: int) -> TriageError:
+    def _fault(self, code: int, doubt: str = "") -> TriageError:
         if code == UNKNOWN_DESTINATION:
             return ConfigError(
                 f"{self._named} does not know {self._ae_title} as a C-MOVE destination (0x{code:04X}): "
@@ -241,7 +265,7 @@ class Pacs:
             )
         permanent, text = explain_refusal(code)
         kind = ConfigError if code in NOT_ALLOWED else Rejected if permanent else Retryable
-        return kind(f"{self._named} refused: {text}")
+        return kind(f"{self._named} refused: {text}{doubt}")
 
     @contextmanager
     def _associated(

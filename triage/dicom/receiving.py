@@ -17,7 +17,7 @@ from triage.dicom import header
 from triage.dicom import spool as spooling
 from triage.dicom.status import StoreStatus
 from triage.domain import Instance
-from triage.errors import Rejected, Retryable
+from triage.errors import Rejected, Retryable, traced
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Receiver:
             return int(refusal.status)
         except Exception as error:  # noqa: BLE001 - one object must not end the receiving of others
             failure = StoreStatus.PROCESSING_FAILURE
-            _log_refusal(event, request, failure, type(error).__name__, exc_info=True)
+            _log_refusal(event, request, failure, traced(error))
             return int(failure)
         return int(StoreStatus.SUCCESS)
 
@@ -112,9 +112,7 @@ def _read(event: evt.Event, request: C_STORE, raw: bytes) -> Instance:
     return instance
 
 
-def _log_refusal(
-    event: evt.Event, request: C_STORE, status: StoreStatus, reason: str, *, exc_info: bool = False
-) -> None:
+def _log_refusal(event: evt.Event, request: C_STORE, status: StoreStatus, reason: str) -> None:
     peer = event.assoc.remote
     logger.warning(
         "refused SOP instance %s from %s at %s: %s (0x%04X): %s",
@@ -124,5 +122,4 @@ def _log_refusal(
         status.label,
         status,
         reason,
-        exc_info=exc_info,
     )

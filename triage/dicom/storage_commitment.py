@@ -25,10 +25,11 @@ from pynetdicom.presentation import PresentationContext, build_context
 from triage.config import Destination
 from triage.dicom.asking import MATCHES
 from triage.dicom.lists import STUDY_ROOT
+from triage.dicom.query import LONGEST
 from triage.dicom.sender import Gone, associated
 from triage.dicom.status import WARNINGS, ReportStatus, explain_refusal
 from triage.domain import Delivery, Reference
-from triage.errors import Rejected, Retryable
+from triage.errors import Rejected, Retryable, traced
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ class Reports:
         except Retryable as error:
             logger.warning("a storage commitment is not on record: %s", error)
             status = ReportStatus.RESOURCE_LIMITATION
-        except Exception:  # one report must not end the hearing of others
-            logger.warning("a storage commitment cannot be understood", exc_info=True)
+        except Exception as error:  # noqa: BLE001 - one report must not end the hearing of others
+            logger.warning("a storage commitment cannot be understood: %s", traced(error))
             status = ReportStatus.PROCESSING_FAILURE
         if status is not ReportStatus.SUCCESS:
             peer = event.assoc.remote
@@ -163,7 +164,8 @@ def listed(
     """
     try:
         with associated(destination, [build_context(STUDY_ROOT)], calling_ae_title, timeout_seconds) as link:
-            return {one.reference for one in objects if _is_listed(link, one, destination)}
+            patience = LONGEST * timeout_seconds
+            return {one.reference for one in objects if _is_listed(link, one, destination, patience)}
     except Gone as error:
         kind = Rejected if error.refused else Retryable
         raise kind(f"whether it keeps the objects is not known: {error}") from error
@@ -214,19 +216,21 @@ def _reference(item: Dataset) -> Reference:
     return str(item.get("ReferencedSOPClassUID")), str(item.get("ReferencedSOPInstanceUID"))
 
 
-def _is_listed(link: Association, one: Delivery, destination: Destination) -> bool:
+def _is_listed(link: Association, one: Delivery, destination: Destination, patience: float) -> bool:
     keys = Dataset()
     keys.QueryRetrieveLevel = "IMAGE"
     keys.StudyInstanceUID = one.study_instance_uid
     keys.SeriesInstanceUID = _series_of(one)
     keys.SOPInstanceUID = one.sop_instance_uid
-    found = False
+    found, ends = False, time.monotonic() + patience
     for status, match in link.send_c_find(keys, STUDY_ROOT):
         if status.get("Status") in MATCHES:
             # An archive that does not match by this key answers with everything it has.
             found = found or (match is not None and match.get("SOPInstanceUID") == one.sop_instance_uid)
         else:
             _check(status, destination)
+        if time.monotonic() > ends:
+            raise Retryable(f"destination {destination.name} is too slow: its answers took {patience:g} s")
     return found
 
 

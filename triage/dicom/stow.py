@@ -25,8 +25,8 @@ for _library in ("dicomweb_client", "retrying"):
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""
-AWAY = (502, 503, 504)
-"""Statuses that come from before the archive, which is not there."""
+AWAY = (401, 403, 404, 502, 503, 504)
+"""Statuses of an archive that is not there or does not let us in: they say nothing of this object."""
 CONFLICT = 409
 UNUSABLE = (requests.RequestException, OSError, ValueError, LookupError, SyntaxError)
 """What the client raises without a connection, and for an answer that is no DICOMweb."""

@@ -25,6 +25,8 @@ from triage.errors import ConfigError, Rejected, Retryable, TriageError
 AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 LARGEST_ANSWER = 2 * 1024**3
 """Bytes; what an archive sends beyond that is no image."""
+MOST_ANSWERS = 100_000
+"""To one query; an archive that pages on and on is no better than a silent one."""
 
 
 class Web:
@@ -48,7 +50,7 @@ class Web:
         with self._client() as client:
             fields = ["StudyDescription", "ModalitiesInStudy"]
             search = partial(client.search_for_studies, search_filters=filters, fields=fields)
-            found = _all(search, "StudyInstanceUID")
+            found = self._all(search, "StudyInstanceUID")
             return [offered(answer) for answer in found if query.admits(answer)]
 
     def images(self, study_instance_uid: str) -> dict[str, list[str]]:
@@ -57,9 +59,11 @@ class Web:
         with self._client() as client:
             only = {"Modality": "CT"}
             search = partial(client.search_for_series, study_instance_uid, search_filters=only)
-            for series in (told(answer, "SeriesInstanceUID") for answer in _all(search, "SeriesInstanceUID")):
+            for series in (
+                told(answer, "SeriesInstanceUID") for answer in self._all(search, "SeriesInstanceUID")
+            ):
                 search = partial(client.search_for_instances, study_instance_uid, series)
-                listed = _all(search, "SOPInstanceUID")
+                listed = self._all(search, "SOPInstanceUID")
                 images[series] = [told(image, "SOPInstanceUID") for image in listed if is_ct_image(image)]
         return images
 
@@ -98,6 +102,22 @@ class Web:
             raise Rejected(f"{self._named} sent {instance.sop_instance_uid} where {uid} was asked for")
         return raw, instance
 
+    def _all(self, search: Callable[..., Sequence[Mapping[str, Any]]], key: str) -> list[Dataset]:
+        """Page after page, until one brings nothing new: some archives ignore the offset."""
+        found: dict[str, Dataset] = {}
+        ends = monotonic() + LONGEST * self._timeout
+        while True:
+            before = len(found)
+            for answer in search(offset=before) if before else search():
+                dataset = Dataset.from_json(dict(answer))
+                found.setdefault(told(dataset, key), dataset)
+            if len(found) == before:
+                return list(found.values())
+            if len(found) > MOST_ANSWERS:
+                raise Retryable(f"{self._named} has more than {MOST_ANSWERS} answers; ask for less at once")
+            if monotonic() > ends:
+                raise Retryable(f"{self._named} is too slow: its answers took {LONGEST * self._timeout:g} s")
+
     @contextmanager
     def _client(self) -> Iterator[DICOMwebClient]:
         with self._plain_faults(), client_of(self._source, self._timeout) as client:
@@ -126,18 +146,6 @@ class Web:
         if status == 500:
             return Rejected(f"{self._named} failed (HTTP 500); see its log")
         return Rejected(f"{self._named} refused (HTTP {status}); is the url right?")
-
-
-def _all(search: Callable[..., Sequence[Mapping[str, Any]]], key: str) -> list[Dataset]:
-    """Page after page, until one brings nothing new: some archives ignore the offset."""
-    found: dict[str, Dataset] = {}
-    while True:
-        before = len(found)
-        for answer in search(offset=before) if before else search():
-            dataset = Dataset.from_json(dict(answer))
-            found.setdefault(told(dataset, key), dataset)
-        if len(found) == before:
-            return list(found.values())
 
 
 def _read(session: requests.Session, url: str, timeout: float) -> bytes:

@@ -10,34 +10,15 @@ tells of an order is harmless when it comes again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import uuid4
 
 import hl7
 
 from triage.config import Orders
+from triage.domain import News, Ordered, Reported
 from triage.errors import Rejected
 
-
-@dataclass(frozen=True, slots=True)
-class Ordered:
-    """An order was placed or changed: STAT, or not."""
-
-    accession_number: str
-    stat: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reported:
-    """A study has been read; ``patient_ids`` are the patient's, to be sure of it."""
-
-    accession_number: str
-    patient_ids: frozenset[str]
-    reason: str
-
-
-News = Ordered | Reported
 Group = Mapping[str, hl7.Segment]
 """Segments that belong to one order, by name; the first of each name."""
 
@@ -81,7 +62,7 @@ def parse(raw: bytes) -> hl7.Message:
 
 def news(message: hl7.Message, settings: Orders) -> list[News]:
     """What the message tells, order by order; empty when nothing of it matters here. Raises NotTaken."""
-    kind, event = (_text(message, message[0], 9, part) for part in (1, 2))
+    kind, event = (_text(message, message[0], 9, part)[:16] for part in (1, 2))
     if kind not in _READERS:
         raise NotTaken(
             REJECTED, BAD_TYPE, f"message type {kind or '(none)'}: only ORM^O01 and ORU^R01 are read"
@@ -179,10 +160,11 @@ def _of(message: hl7.Message, group: Group, name: str, number: int, component: i
 
 
 def _text(message: hl7.Message, segment: Sequence[object], number: int, component: int = 1) -> str:
-    """One component of a field's first repetition, "" where there is none."""
+    """One component of a field's first repetition, in one line; "" where there is none."""
     _, _, repetition, part, _ = message.separators
     parts = _raw(segment, number).split(repetition)[0].split(part)
-    return str(message.unescape(parts[component - 1])).strip() if len(parts) >= component else ""
+    text = str(message.unescape(parts[component - 1])) if len(parts) >= component else ""
+    return "".join(filter(str.isprintable, text)).strip()  # an escape may hide a new line of the log
 
 
 def _raw(segment: Sequence[object], number: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import smtplib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +10,6 @@ from email.message import EmailMessage
 from triage.config import Email
 from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
-log = logging.getLogger(__name__)
-
 UNAVAILABLE = 421
 
 
@@ -20,11 +17,9 @@ def send(letter: Letter, destination: Email, timeout_seconds: float) -> Outcome:
     """Hand the letter to the mail server; sent is only what it took in charge."""
     try:
         with _server(destination, timeout_seconds) as server:
-            refused = server.send_message(compose(letter, destination))
+            server.send_message(compose(letter, destination))
     except (smtplib.SMTPException, OSError) as error:
         return _failure(error, destination, timeout_seconds)
-    if refused:
-        log.warning("%s took the letter, but not for %d of its addresses", _named(destination), len(refused))
     return SENT
 
 
@@ -42,11 +37,11 @@ def compose(letter: Letter, destination: Email) -> EmailMessage:
     study, result, place = letter.study, letter.result, letter.priority
     accession_number = words(study.accession_number)
     which = accession_number or study.study_instance_uid
-    again = f", revision {result.revision}: the earlier message is out of date" if result.revision > 1 else ""
+    again = f", revision {result.revision}: earlier answers are out of date" if result.revision > 1 else ""
     message = EmailMessage()
     message["Subject"] = f"{place.band.label}: chest CT {which}"
     message["From"] = destination.sender
-    message["To"] = ", ".join(destination.to)
+    message["To"] = destination.to
     message["Date"] = letter.now
     message["Message-ID"] = f"<{letter.identity}@{destination.sender.rpartition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"
@@ -81,22 +76,26 @@ def _server(destination: Email, timeout: float) -> Iterator[smtplib.SMTP]:
 
 
 def _failure(error: Exception, destination: Email, timeout: float) -> Outcome:
-    """4yz is said to be for now, 5yz for good; 421: the service is not there (RFC 5321, section 4.2)."""
+    """4yz is said to be for now, 5yz for good; 421: the service is not there (RFC 5321, section 4.2).
+
+    Who does not let us in says nothing of this letter.
+    """
     name = _named(destination)
     match error:
         case smtplib.SMTPRecipientsRefused():
-            codes = [code for code, _ in error.recipients.values()]
-            return Outcome(False, min(codes) >= 500, f"{name} refused every address: SMTP {max(codes)}")
+            ((code, _),) = error.recipients.values()
+            return Outcome(False, code >= 500, f"{name} refused the address: SMTP {code}")
         case smtplib.SMTPResponseException(smtp_code=code, smtp_error=said):
             text = said.decode(errors="replace") if isinstance(said, bytes) else said
             refused = f"{name} refused: SMTP {code}"
-            return Outcome(False, code >= 500, refused, away=code == UNAVAILABLE, said=words(text))
+            away = code == UNAVAILABLE or isinstance(error, smtplib.SMTPAuthenticationError)
+            return Outcome(False, code >= 500, refused, away=away, said=words(text))
         case smtplib.SMTPServerDisconnected():
             return Outcome(
                 False, error=f"{name} ended the connection, or did not answer within {timeout:g} s"
             )
         case smtplib.SMTPNotSupportedError():
-            return Outcome(False, True, f"{name}: {error}; see its tls and user")
+            return Outcome(False, True, f"{name}: {error}; see its tls and user", away=True)
     return Outcome(False, error=f"{name} {why(error, timeout)}", away=True)
 
 

@@ -6,6 +6,7 @@ The package ``hl7`` escapes, frames and reads; what is here is which fact goes i
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -32,6 +33,8 @@ ACCEPTED = ("AA", "CA")
 PERMANENT = ("AE", "CE")
 """The content is refused; AR and CR say that the same message may be taken later (HL7 2.5.1, 2.9.2.2)."""
 CODING = "99TRIAGE"
+KINDS = {"classifier": ("P", "Probability"), "score": ("SCORE", "Score, not a probability")}
+"""Of ``probability_kind``: what only restates other figures is not called a probability."""
 
 
 def send(letter: Letter, destination: Hl7, timeout_seconds: float) -> Outcome:
@@ -62,14 +65,15 @@ def message(letter: Letter, destination: Hl7) -> hl7.Message:
     study, place = letter.study, letter.priority
     now, urgency = _time(letter.now), PRIORITY[place.band]
     receiver = (_text(destination.application), _text(destination.facility))
-    accession, date = _text(study.accession_number), _text(study.study_date)
+    accession = _text(study.accession_number)
+    date = study.study_date if re.fullmatch("[0-9]{8}", study.study_date) else now
     service = f"CHESTCT^{_text(study.study_description) or 'Chest CT'}^{CODING}"
     segments = [
         ("MSH", "^~\\&", "TRIAGE", "", *receiver, now, "", "ORU^R01^ORU_R01", letter.identity, "P", "2.5.1")
         + ("",) * 5
         + ("UNICODE UTF-8",),
         ("PID", "1", "", _text(study.patient_id), "", _person(study.patient_name)),
-        ("OBR", "1", "", accession, service, urgency, "", date or now)
+        ("OBR", "1", "", accession, service, urgency, "", date)
         + ("",) * 10
         + (accession, "", "", "", now, "", "", "P"),
         ("TQ1", "1") + ("",) * 7 + (urgency,),
@@ -97,9 +101,10 @@ def _observations(letter: Letter, now: str) -> Iterator[tuple[str, ...]]:
 
 
 def _figures(result: Result) -> Iterator[tuple[str, str, str, str, str]]:
-    if result.probability is not None:
-        kind = "Probability" if result.calibrated else "Probability, not calibrated"
-        yield "NM", "P", kind, two_decimals(result.probability), "1^^UCUM"
+    if result.probability is not None and result.probability_kind is not None:
+        code, name = KINDS[result.probability_kind]
+        calibrated = "" if result.calibrated else ", not calibrated"
+        yield "NM", code, f"{name}{calibrated}", two_decimals(result.probability), "1^^UCUM"
     if result.affected_fraction is not None:
         percent = f"{tenths_of_percent(result.affected_fraction):g}"
         yield "NM", "AFFECTED", "Affected lung", percent, "%^^UCUM"

@@ -21,8 +21,8 @@ from triage.outgoing.letters import SENT, Letter, Outcome, why, words
 
 TRY_AGAIN = (408, 425, 429)
 """Besides 5xx: statuses with which a server says that the same request may succeed later."""
-AWAY = (502, 503, 504)
-"""Statuses that come from before the program, which is not there."""
+AWAY = (401, 403, 404, 502, 503, 504)
+"""Statuses of a program that is not there or does not let us in: they say nothing of this letter."""
 
 
 def send(letter: Letter, destination: Webhook, timeout_seconds: float) -> Outcome:

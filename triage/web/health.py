@@ -16,7 +16,7 @@ LATE_DELIVERY = timedelta(hours=1)
 
 def troubles(database: Database, config: Config, now: datetime) -> list[str]:
     """Empty when all is well. Quick enough to be asked for each page."""
-    return [*_disk(config), *_analysis(database, config, now), *_delivery(database, now)]
+    return [*_disk(config), *_analysis(database, config, now), *_delivery(database, config, now)]
 
 
 def _disk(config: Config) -> Iterator[str]:
@@ -36,7 +36,7 @@ def _analysis(database: Database, config: Config, now: datetime) -> Iterator[str
         yield f"Studies wait for analysis since {words.when(since, now)}: does the analyzer run?"
 
 
-def _delivery(database: Database, now: datetime) -> Iterator[str]:
-    since = database.undelivered_since()
+def _delivery(database: Database, config: Config, now: datetime) -> Iterator[str]:
+    since = database.undelivered_since([one.name for one in config.destinations])
     if since is not None and now - since > LATE_DELIVERY:
         yield f"Results have not reached the PACS since {words.when(since, now)}; the studies' pages say why."

@@ -95,8 +95,3 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("study_instance_uid", "revision"),
     )
-
-
-def downgrade() -> None:
-    for table in ("delivery", "result", "instance", "study"):
-        op.drop_table(table)

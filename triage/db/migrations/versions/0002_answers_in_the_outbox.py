@@ -20,12 +20,3 @@ def upgrade() -> None:
     op.create_index(
         "delivery_of_answer", "delivery", ["destination", "study_instance_uid", "revision"], unique=True
     )
-
-
-def downgrade() -> None:
-    op.drop_index("delivery_of_answer", "delivery")
-    op.execute("DELETE FROM delivery WHERE revision IS NOT NULL")
-    with op.batch_alter_table("delivery") as delivery:
-        delivery.drop_column("revision")
-        for name, kind in OBJECT.items():
-            delivery.alter_column(name, existing_type=kind, nullable=False)

@@ -16,9 +16,3 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("study") as study:
         study.add_column(sa.Column("priority_asked_at", sa.DateTime(), nullable=True))
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("study") as study:
-        study.drop_column("priority_asked_at")
-    op.drop_table("stat_order")

@@ -10,8 +10,3 @@ down_revision = "0003"
 def upgrade() -> None:
     with op.batch_alter_table("study") as study:
         study.add_column(sa.Column("completeness", sa.Text(), nullable=True))
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("study") as study:
-        study.drop_column("completeness")

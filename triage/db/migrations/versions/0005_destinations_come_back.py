@@ -11,8 +11,3 @@ def upgrade() -> None:
     numbered = {"sqlite_autoincrement": True}
     with op.batch_alter_table("delivery", recreate="always", table_kwargs=numbered) as delivery:
         delivery.add_column(sa.Column("away", sa.Boolean(), nullable=False, server_default=sa.false()))
-
-
-def downgrade() -> None:
-    with op.batch_alter_table("delivery") as delivery:
-        delivery.drop_column("away")

@@ -10,10 +10,3 @@ down_revision = "0005"
 def upgrade() -> None:
     op.add_column("delivery", sa.Column("transaction_uid", sa.String(length=64), nullable=True))
     op.create_index("delivery_by_transaction", "delivery", ["transaction_uid"])
-
-
-def downgrade() -> None:
-    op.execute("UPDATE delivery SET state = 'sent' WHERE state LIKE '%commit%'")
-    op.drop_index("delivery_by_transaction", "delivery")
-    with op.batch_alter_table("delivery", table_kwargs={"sqlite_autoincrement": True}) as delivery:
-        delivery.drop_column("transaction_uid")

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0010"
+down_revision = "0009"
 KEY = ["arrived_at", "study_instance_uid"]
 
 
@@ -63,15 +63,3 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), primary_key=True),
         sa.Column("query", sa.Text(), nullable=False),
     )
-
-
-def downgrade() -> None:
-    for table in ("saved_view", "verdict", "claim"):
-        op.drop_table(table)
-    for index in ("study_by_change", "study_by_arrival", "study_by_strict", "study_by_deadline"):
-        op.drop_index(index, "study")
-    op.drop_index("delivery_by_change", "delivery")
-    for column in ("strict_score", "strict_rank", "changed"):
-        op.drop_column("study", column)
-    op.drop_column("delivery", "changed")
-    op.create_index("study_by_deadline", "study", ["closed_at", "due_at", "arrived_at"])

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0008"
+revision = "0012"
+down_revision = "0011"
 
 
 def upgrade() -> None:
@@ -76,8 +76,3 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("sink"),
     )
-
-
-def downgrade() -> None:
-    for table in ("audit_sent", "audit", "api_token", "first_link", "session", "login_failure", "user"):
-        op.drop_table(table)

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0008"
-down_revision = "0007"
+revision = "0011"
+down_revision = "0010"
 
 INDICES = {
     "study_by_day": ("study", "arrived_at"),
@@ -26,9 +26,3 @@ def upgrade() -> None:
     )
     for name, (table, column) in INDICES.items():
         op.create_index(name, table, [column])
-
-
-def downgrade() -> None:
-    for name, (table, _) in INDICES.items():
-        op.drop_index(name, table)
-    op.drop_table("policy")
