@@ -355,8 +355,8 @@ def check_failed(here: Hospital, peer: Peer, permanent: bool) -> None:
         set(peer.accepted) if known else set()
     )
     waiting = here.db.undelivered()
-    assert waiting
-    assert all("destination FAULTY" in one.last_error for one in waiting)
+    assert "destination FAULTY" in waiting[0].last_error
+    assert all(not one.last_error or "destination FAULTY" in one.last_error for one in waiting)
     soon = here.now + timedelta(seconds=here.config.delivery.first_retry_seconds)
     assert here.db.due_deliveries("FAULTY", here.now) == []
     assert len(here.db.due_deliveries("FAULTY", soon)) == (0 if permanent else len(waiting))
@@ -514,6 +514,33 @@ def judged_too(here: Hospital, study: str) -> None:
     assert claimed is not None
     owed = outbox.owed(here.config.destinations, an_answer(study), place(), ())
     assert here.db.finish(claimed, an_answer(study), owed, place(), here.now)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [("dicom", "0xA700"), ("dicom", "drop in mid-PDU"), ("dicomweb", "500")]
+)
+def test_of_a_study_the_order_is_kept_for_a_while(kind: str, fault: str, tmp_path: Path) -> None:
+    """A report may refer to what comes before it; yet it is worth more than its order."""
+    peer = Peer(fault)
+    with (
+        KINDS[kind][0](peer, None),
+        receiver(200) as (other_port, _),
+        clerk(tmp_path, settings_of(kind, peer.port), other_port) as here,
+    ):
+        owed = identities(here)
+        here.deliver()
+        here.deliver()
+        before = owed[: len(peer.accepted)]
+        assert peer.accepted == before
+        assert len(before) < 2, "nothing overtakes what is tried again soon"
+        refused = here.db.deliveries("1.2")[len(before)]
+        here.db.postpone(refused.delivery_id, "refused", here.now + timedelta(hours=1))
+        peer.fault = None
+        here.deliver()
+        assert peer.accepted == [uid for uid in owed if uid != refused.sop_instance_uid]
+        here.pass_time(3600)
+        here.deliver()
+        assert peer.accepted[-1] == refused.sop_instance_uid
 
 
 # --- the outbox while it is being sent --------------------------------------------------------------

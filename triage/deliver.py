@@ -31,12 +31,11 @@ _chance = SystemRandom()
 
 
 def step(db: Database, config: Config, destination: AnyDestination, now: datetime) -> bool:
-    """Send what one destination is owed now; False when nothing is due.
+    """Send what one destination is owed now of one study; False when nothing is due.
 
     A destination that is away holds up nobody else: each has a schedule of its own. When it is back, all that
-    waited for it goes at once. Objects go over one association, and one at which the peer breaks off holds up
-    nothing: what was not tried stays due and goes without it next time. Answers go one by one: each is marked
-    before the next is sent.
+    waited for it goes at once. A study's objects go over one association, in order: where one is refused for
+    now, those after it wait, and no other study does. Answers go one by one: each is marked before the next.
     """
     takes_objects = isinstance(destination, Destination | DicomWeb)
     owed = db.due_deliveries(destination.name, now, limit=100 if takes_objects else 1)
@@ -44,6 +43,7 @@ def step(db: Database, config: Config, destination: AnyDestination, now: datetim
     for delivery in owed:
         if delivery not in possible:
             db.give_up(delivery.delivery_id, f"{destination.name} is of kind {destination.kind} now")
+    possible = [one for one in possible if one.study_instance_uid == possible[0].study_instance_uid]
     for delivery, outcome in _tried(db, possible, destination, config, now) if possible else ():
         if outcome.sent:
             commit = isinstance(destination, Destination) and destination.commitment

@@ -54,6 +54,10 @@ PIECE = 5000
 UNSENT = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 """What a destination has not taken."""
 
+WAITED_FOR = timedelta(minutes=10)
+"""What is tried again within this holds up what follows it of its study; what takes longer does not: a report
+is worth more than its order."""
+
 
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
@@ -252,8 +256,20 @@ class Database:
     # --- delivering --------------------------------------------------------------------------
 
     def due_deliveries(self, destination: str, now: datetime, limit: int = 100) -> list[Delivery]:
-        """What this destination is owed now, oldest first; nothing while it wants to be left alone."""
+        """What this destination is owed now, oldest first; nothing while it wants to be left alone.
+
+        Of one study the order is kept: what follows something that is tried again soon waits for it.
+        """
         resting = exists().where(rest.c.destination == destination, rest.c.until > now)
+        earlier = delivery.alias()
+        held = exists().where(
+            earlier.c.destination == destination,
+            earlier.c.study_instance_uid == delivery.c.study_instance_uid,
+            earlier.c.delivery_id < delivery.c.delivery_id,
+            earlier.c.state == DeliveryState.PENDING,
+            earlier.c.next_attempt_at > now,
+            earlier.c.next_attempt_at <= now + WAITED_FOR,
+        )
         query = (
             select(delivery)
             .where(
@@ -261,6 +277,7 @@ class Database:
                 delivery.c.state == DeliveryState.PENDING,
                 delivery.c.next_attempt_at <= now,
                 ~resting,
+                ~held,
             )
             .order_by(delivery.c.delivery_id)
             .limit(limit)

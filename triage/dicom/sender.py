@@ -48,7 +48,7 @@ class SendOutcome:
     """What became of one file.
 
     ``permanent``: these bytes will be refused again until someone acts. ``tried`` is False where the
-    association ended at an earlier file: that says nothing of this one, which may be sent at once. ``away``:
+    sending ended at an earlier file: that says nothing of this one, which may be sent at once. ``away``:
     the peer took no file at all, which says nothing of this one either. ``said``: the peer's own words, which
     may name a patient: never for a log. ``retry_after``: that HTTP header, as it came.
     """
@@ -100,8 +100,9 @@ def send(
     """C-STORE every file over one association; one outcome for each, in the order given.
 
     ``sent`` is only said after the peer's success (or a warning, with which it stored the object as well).
-    Where the association ends at one file, only that one has failed; without any association, all have. So
-    each call tries at least one, and who sends the untried ones again comes to an end.
+    Where a file is refused for now, or the association ends at it, only that one has failed and what comes
+    after it is not tried; without any association, all have failed. So each call tries at least one, and who
+    sends the untried ones again comes to an end.
     """
     outcomes: dict[Path, SendOutcome] = {}
     readable = []
@@ -164,10 +165,12 @@ def _store_all(
             outcomes[item.path] = SendOutcome(item.path, False, False, untried, tried=False)
             continue
         try:
-            outcomes[item.path] = _store(association, item, destination, timeout)
+            outcome = _store(association, item, destination, timeout)
         except Gone as error:
-            ended = str(error)
-            outcomes[item.path] = SendOutcome(item.path, False, False, ended)
+            outcome = SendOutcome(item.path, False, False, str(error))
+        if not outcome.sent and not outcome.permanent:
+            ended = outcome.error
+        outcomes[item.path] = outcome
     return outcomes
 
 

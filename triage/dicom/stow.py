@@ -44,8 +44,8 @@ class _Bearer(requests.auth.AuthBase):
 def send(objects: Sequence[Path], destination: DicomWeb, timeout_seconds: float) -> list[SendOutcome]:
     """Store each file; one outcome for each, in the order given.
 
-    Where the connection ends at one file, or the archive wants to be left alone, only that one has failed,
-    and what comes after it is not tried.
+    Where the connection ends at one file, or it is refused for now, only that one has failed, and what comes
+    after it is not tried.
     """
     outcomes: list[SendOutcome] = []
     ended = ""
@@ -57,9 +57,9 @@ def send(objects: Sequence[Path], destination: DicomWeb, timeout_seconds: float)
             try:
                 outcome = _store(client, path, destination)
             except UNUSABLE as error:
-                ended = f"{_named(destination)} {why(error, timeout_seconds)}"
-                outcome = SendOutcome(path, False, error=ended, away=_is_away(error))
-            if outcome.away or outcome.retry_after:
+                reason = f"{_named(destination)} {why(error, timeout_seconds)}"
+                outcome = SendOutcome(path, False, error=reason, away=_is_away(error))
+            if not outcome.sent and (outcome.away or not outcome.permanent):
                 ended = outcome.error
             outcomes.append(outcome)
     return outcomes
