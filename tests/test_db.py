@@ -1,18 +1,23 @@
 """The database keeps what it promised: states, revisions, deliveries, and order."""
 
 import dataclasses
+import json
 import multiprocessing
+import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import alembic.command
+import alembic.config
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triage.config import PriorityPolicy
 from triage.db import Database
-from triage.db.engine import MIGRATIONS
+from triage.db.engine import MIGRATIONS, connect
 from triage.db.records import result_document, result_of
 from triage.domain import (
     Band,
@@ -291,6 +296,32 @@ def test_closed_and_old_studies_leave_the_list_and_stay_searchable(db: Database)
     assert db.search("%") == []
 
 
+def test_what_is_too_old_is_marked_and_comes_back(db: Database) -> None:
+    def marked() -> list[str]:
+        with db._read() as connection:
+            query = "SELECT study_instance_uid FROM study WHERE forgotten ORDER BY 1"
+            return list(connection.exec_driver_sql(query).scalars())
+
+    def settle(now: datetime, days: float) -> list[str]:
+        while db.forget(now, days):
+            pass
+        listed = {entry.study.study_instance_uid for entry in db.worklist(now, "deadline", days)}
+        assert listed == {"1.2", "1.7", "1.8", "1.9"} - set(marked())
+        return marked()
+
+    for number in (2, 7, 8, 9):
+        register(db, an_instance(f"1.{number}", f"1.{number}.1"), NOW + timedelta(days=number))
+    now = NOW + timedelta(days=10)
+    assert settle(now, 7) == ["1.2"]
+    assert settle(now, 1.5) == ["1.2", "1.7", "1.8"]
+    assert settle(now, 3.5) == ["1.2"]  # they stay longer than before
+    register(db, an_instance("1.2", "1.2.2"), now)
+    assert marked() == []
+    assert settle(now, 2.5) == ["1.7"]
+    assert db.requeue("1.7", now)
+    assert marked() == []
+
+
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(list(Band)), st.floats(0, 1), st.integers(1, 500)), max_size=12))
 def test_both_orderings(
@@ -345,6 +376,45 @@ def test_a_lost_database_is_retryable_and_a_wrong_url_is_named(tmp_path: Path) -
     for url in ("nonsense://x", "postgresql://host/triage", "sqlite://"):
         with pytest.raises(ConfigError, match="sqlite:///path"):
             Database(url)
+
+
+def test_studies_from_before_have_what_lists_ask_for(tmp_path: Path) -> None:
+    file = tmp_path / "triage.db"
+    upgraded(file, "0012")
+    with closing(sqlite3.connect(file)) as old, old:
+        old.execute(
+            "INSERT INTO study (study_instance_uid, state, reason, arrived_at, last_received_at, patient_id,"
+            " patient_name, accession_number, study_date, study_description, stat, notes, attempts, band,"
+            " score, due_at, priority_reason, closed_reason) VALUES ('1.2', 'analyzed', '', '2026-03-01',"
+            " '2026-03-01', 'P', 'N', 'A', '', '', 0, '[]', 0, 4, 0.5, '2026-03-01', '', '')"
+        )
+        for number, judgeable in enumerate((0, 1)):
+            old.execute(
+                "INSERT INTO instance VALUES ('1.2', ?, '1', '1', '1', 'x', 'x', '2026-03-01', ?, ?)",
+                (str(number), judgeable, json.dumps({"scanner": ("PRINTER", "FORCE")[number]})),
+            )
+        said = [("positive", 0.9, None), ("negative", 0.1, 0.0), ("failed", None, None)]
+        for revision, (status, probability, fraction) in enumerate(said, 1):
+            document = {"probability": probability, "affected_fraction": fraction}
+            old.execute(
+                "INSERT INTO result VALUES ('1.2', ?, 'k', ?, ?, ?)",
+                (revision, status, f"2026-03-0{revision} 00:00:00.000000", json.dumps(document)),
+            )
+    upgraded(file, "head")
+    with closing(sqlite3.connect(file)) as new:
+        query = "SELECT scanner, status, probability, affected_fraction, judged_at, searched FROM study"
+        known = ("FORCE", "negative", 0.1, 0.0, "2026-03-02 00:00:00.000000", "p\nn\na\n1.2")
+        assert new.execute(query).fetchall() == [known]
+
+
+def upgraded(file: Path, revision: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = connect(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+    engine.dispose()
 
 
 def test_no_migration_promises_a_way_back() -> None:

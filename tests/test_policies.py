@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +19,15 @@ from scipy.stats import binomtest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from tests.test_reading import browse
 from tests.web_studies import NOON, Ward, configured
-from triage import analyze, check, policies, priority, whatif
+from triage import analyze, check, cli, daemon, policies, priority, whatif
 from triage.cli import app
 from triage.config import Config, PriorityPolicy, TargetWaits
 from triage.db.policies import add, place
 from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
 from triage.errors import ConfigError, Rejected
+from triage.web import words
 
 UIDS = [f"1.2.{number}" for number in range(12)]
 fractions = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
@@ -286,6 +288,35 @@ def test_every_process_asks_for_the_newest_policy(ward: Ward) -> None:
     assert policies.in_force(other.database, other.config).ordering == "strict"
     assert policies.in_force(other.database, other.config).priority.positive_probability == 0.9
     other.database.close()
+
+
+@pytest.mark.parametrize("ordering", ["deadline", "strict"])
+def test_every_list_is_in_the_order_of_the_newest_policy(
+    ward: Ward, ordering: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ward.now = datetime.now(UTC)  # of all lists, the terminal's knows no other
+    ward.arrive("1.1", ago=600)
+    ward.judge("1.1", Status.NEGATIVE)  # due by now, and routine
+    ward.arrive("1.2", ago=1)
+    ward.judge("1.2", probability=0.99, affected_fraction=0.6)
+    save(ward, ward.config.policy.model_copy(update={"ordering": ordering}))
+    monkeypatch.setattr(daemon, "now", ward.clock)
+    page, api = browse(ward).get("/").text, browse(ward).get("/api/v1/worklist").json()
+    lists = [
+        [
+            entry.study.study_instance_uid
+            for entry in daemon._lists(ward.database, ward.config)._open_studies(9)
+        ],
+        [one["study_instance_uid"] for one in browse(ward).get("/api/worklist").json()],
+        [one["study_instance_uid"] for one in api["rows"]],
+        sorted(["1.1", "1.2"], key=lambda uid: page.index(f'data-study="{uid}"')),
+        [entry.study.study_instance_uid for entry in cli._open_studies(ward.database, ward.config, set())[0]],
+    ]
+    assert lists == [{"deadline": ["1.1", "1.2"], "strict": ["1.2", "1.1"]}[ordering]] * len(lists)
+    assert api["ordering"] == ordering
+    words_of_page = words.ORDERINGS[ordering]
+    assert words_of_page.capitalize() in page
+    assert words_of_page in browse(ward).get("/studies/1.1").text
 
 
 def test_nothing_is_judged_or_sent_again(ward: Ward) -> None:

@@ -7,10 +7,11 @@ import base64
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -24,8 +25,9 @@ from tests.peers import free_port
 from tests.test_web import Reader, row
 from tests.web_studies import NOON, Ward, configured
 from triage.db import Database
-from triage.db.reading import Chosen, Claim
-from triage.domain import Band, Grade, Instance, Permission, Priority, Status
+from triage.db.reading import Claim
+from triage.db.worklist import Chosen
+from triage.domain import Band, Grade, Instance, Permission, Priority, Status, StudyState
 from triage.errors import Rejected
 from triage.web.api import Needs
 from triage.web.app import create_app, serve
@@ -213,34 +215,73 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     ward.database.close()
 
 
+FILTERS = {
+    "none": Chosen(),
+    "bands": Chosen(bands=frozenset({Band.CRITICAL, Band.ROUTINE})),
+    "states": Chosen(states=frozenset({StudyState.READY})),
+    "answers": Chosen(statuses=frozenset({Status.NEGATIVE, None})),
+    "unclaimed": Chosen(unclaimed=True),
+    "text": Chosen(text="Doe"),
+    "description": Chosen(description="thorax"),
+    "scanner": Chosen(scanner="force"),
+    "arrived": Chosen(arrived_since=NOON),
+    "overdue": Chosen(overdue=True),
+}
+
+
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_pages_are_read_from_an_index_alone(tmp_path: Path, ordering: str) -> None:
+def test_lists_are_read_from_indices_alone(tmp_path: Path, ordering: str) -> None:
     listed = List(tmp_path)
     for _ in range(3):
         listed.arrive((Band.ROUTINE, 0.0, 1))
+    database = listed.database
+    page = partial(database.reading.page, NOON, ordering, DAYS, limit=1)
+    key = page(Chosen()).rows[0].key
+    for name, chosen in FILTERS.items():
+        (first,) = plans(database, partial(page, chosen))
+        on, before = plans(database, partial(page, chosen, after=key, until=key))
+        for plan in (first, on):
+            assert f"USING INDEX study_by_{ordering}" in plan.steps, name
+            assert "B-TREE" not in plan.steps, name
+        assert not before.reads_rows, name
+    (whole,) = plans(database, lambda: listed.whole(ordering))
+    assert whole.steps == f"SCAN study USING INDEX study_by_{ordering}"
+    (counts,) = plans(database, lambda: database.reading.counts(NOON, DAYS))
+    assert not counts.reads_rows
+    (found,) = plans(database, lambda: database.search("doe"))
+    assert found.steps == "SCAN study USING INDEX study_by_day"
+    database.close()
+
+
+class Plan(NamedTuple):
+    """How SQLite goes about a question to the table of studies."""
+
+    steps: str
+    reads_rows: bool
+    """Or the index alone, where all that is asked for stands."""
+
+
+def plans(database: Database, ask: Callable[[], object]) -> list[Plan]:
     asked: list[tuple[str, Any]] = []
 
     def note(_c: Any, _cursor: Any, statement: str, values: Any, _x: Any, _many: bool) -> None:
         asked.append((statement, values))
 
-    engine = listed.database._engine
-    first = listed.database.reading.page(NOON, ordering, DAYS, Chosen(), limit=1).rows[0].key
-    event.listen(engine, "before_cursor_execute", note)
-    listed.database.reading.page(NOON, ordering, DAYS, Chosen(), after=first, until=first, limit=1)
-    listed.database.reading.counts(NOON, DAYS)
-    event.remove(engine, "before_cursor_execute", note)
-    plans = []
-    for statement, values in asked:
-        if "FROM study" in statement:
-            with engine.connect() as connection:
-                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
-            plans.append(" ".join(str(step[-1]) for step in plan))
-    page, place, counts = plans
-    assert f"USING INDEX study_by_{ordering}" in page
-    assert f"INDEX study_by_{ordering} (closed_at=?" in place
-    assert "USING COVERING INDEX study_by_deadline" in counts
-    assert "B-TREE" not in page + place + counts
-    listed.database.close()
+    event.listen(database._engine, "before_cursor_execute", note)
+    ask()
+    event.remove(database._engine, "before_cursor_execute", note)
+    found = []
+    with database._engine.connect() as connection:
+        run = connection.exec_driver_sql
+        table = run("SELECT rootpage FROM sqlite_master WHERE name = 'study'").scalar()
+        for statement, values in asked:
+            if "FROM study" in statement:
+                steps = " ".join(str(row[-1]) for row in run(f"EXPLAIN QUERY PLAN {statement}", values))
+                code = [row[1:4] for row in run(f"EXPLAIN {statement}", values)]
+                rows = {first for name, first, second in code if (name, second) == ("OpenRead", table)}
+                reads = any(name == "Column" and first in rows for name, first, _ in code)
+                found.append(Plan(steps, reads))
+    return found
 
 
 # --- filters -------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
             for name, sink in trail.sinks(config.audit).items()
         },
         "sessions": (lambda: db.people.end_old_sessions(now(), config.web.session), 3600),
+        "studies out of date": (lambda: db.forget(now(), config.retention.leave_list_after_days), 3600),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
         "leases": (lambda: db.release_leases(now()) > 0, 60),

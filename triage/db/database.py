@@ -15,10 +15,8 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
-    tuple_,
     update,
 )
 
@@ -31,9 +29,19 @@ from triage.db.monitoring import Monitoring
 from triage.db.orders import Pending
 from triage.db.people import People
 from triage.db.policies import Opinion, Placed, PolicyVersion
-from triage.db.reading import Reading, matches
+from triage.db.reading import Reading
 from triage.db.tables import delivery, instance, rest, result, study
-from triage.db.worklist import ORDERINGS, entries, is_open
+from triage.db.uploads import Uploads, is_whole
+from triage.db.worklist import (
+    ON_THE_LIST,
+    ORDERINGS,
+    entries,
+    is_open,
+    listed,
+    matches,
+    place,
+    place_of,
+)
 from triage.domain import (
     Delivery,
     DeliveryState,
@@ -69,6 +77,7 @@ class Database:
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
         self.monitoring = Monitoring(self._read)
+        self.uploads = Uploads(self._read, self._write)
 
     def migrate(self) -> None:
         migrate(self._engine)
@@ -104,12 +113,12 @@ class Database:
     def quiet_study(
         self, last_received_before: datetime, compared_unless_before: datetime | None = None
     ) -> Study | None:
-        """The study that has been quiet longest, or None.
+        """The study that has been quiet longest, or None; one that was uploaded whole need not be quiet.
 
         With ``compared_unless_before``, only one that was compared with the archive, or whose last image
         came before then.
         """
-        ready: ColumnElement[bool] = study.c.last_received_at <= last_received_before
+        ready = (study.c.last_received_at <= last_received_before) | is_whole()
         if compared_unless_before is not None:
             compared = study.c.completeness.is_not(None) & study.c.not_before.is_(None)
             ready &= compared | (study.c.last_received_at <= compared_unless_before)
@@ -119,7 +128,8 @@ class Database:
         """The study that has been quiet longest of those to be compared with the archive (again), or None."""
         asked_again = study.c.not_before <= now
         unasked = study.c.completeness.is_(None)
-        return self._oldest((study.c.last_received_at <= last_received_before) & (unasked | asked_again))
+        quiet = (study.c.last_received_at <= last_received_before) | is_whole()
+        return self._oldest(quiet & (unasked | asked_again))
 
     def _oldest(self, chosen: ColumnElement[bool]) -> Study | None:
         query = (
@@ -146,7 +156,9 @@ class Database:
         """After a pause: nothing could arrive meanwhile, so that silence says nothing of completeness."""
         with self._write() as connection:
             connection.execute(
-                update(study).where(study.c.state == StudyState.RECEIVING).values(last_received_at=now)
+                update(study)
+                .where(study.c.state == StudyState.RECEIVING)
+                .values(last_received_at=now, forgotten=False)
             )
 
     def instances(self, study_instance_uid: str) -> list[Instance]:
@@ -489,11 +501,28 @@ class Database:
         self, now: datetime, ordering: str, leave_after_days: float, limit: int | None = None
     ) -> list[WorklistEntry]:
         """Open studies in reading order; see README, "How the list is ordered"."""
-        query = (
-            select(study).where(is_open(now, leave_after_days)).order_by(*ORDERINGS[ordering]).limit(limit)
-        )
+        query = listed(now, ordering, leave_after_days).limit(limit)
         with self._read() as connection:
             return entries(connection, connection.execute(query).mappings().all())
+
+    def forget(self, now: datetime, leave_after_days: float) -> bool:
+        """Mark what has left the list by its age, so that no list has to pass it by; False: all are marked.
+
+        Where studies now stay longer than before, those come back.
+        """
+        left = now - timedelta(days=leave_after_days)
+        gone = ON_THE_LIST & (study.c.arrived_at <= left) & (study.c.last_received_at <= left)
+        back = study.c.forgotten & study.c.state.in_(StudyState) & (study.c.last_received_at > left)
+        for chosen, forgotten in ((gone, True), (back, False)):
+            query = select(study.c.study_instance_uid).where(chosen).limit(PIECE)
+            with self._read() as connection:  # as a rule there are none: then nobody waits
+                uids = connection.execute(query).scalars().all()
+            if uids:
+                with self._write() as connection:
+                    these = update(study).where(study.c.study_instance_uid.in_(uids), chosen)
+                    connection.execute(these.values(forgotten=forgotten))
+                return True
+        return False
 
     def entry(self, study_instance_uid: str) -> WorklistEntry | None:
         """One study, open or closed."""
@@ -597,17 +626,15 @@ class Database:
 
     def standing(self, now: datetime, leave_after_days: float) -> Iterator[Standing]:
         """Every open study with what decides its place; read in pieces, so that nobody has to wait."""
-        columns = ORDERINGS["arrival"]  # which has an index of open studies
         chosen = is_open(now, leave_after_days)
         while True:
             with self._read() as connection:
-                piece = policies.standings(connection, chosen, columns, PIECE)
+                piece = policies.standings(connection, chosen, ORDERINGS["arrival"], PIECE)
             yield from piece
             if len(piece) < PIECE:
                 return
-            last = piece[-1].arrived_at, piece[-1].study_instance_uid
-            begin = (literal(value, column.type) for value, column in zip(last, columns, strict=True))
-            chosen = is_open(now, leave_after_days) & (tuple_(*columns) > tuple_(*begin))
+            last = place_of("arrival", (piece[-1].arrived_at, piece[-1].study_instance_uid))
+            chosen = is_open(now, leave_after_days) & (place("arrival") > last)
 
     def opinions(self, since: datetime) -> list[Opinion]:
         """The newest verdict on each study that arrived since then."""
@@ -674,8 +701,11 @@ def _settle(
     False, and nothing written, when late slices reopened the study meanwhile.
     """
     place = orders.place_values(connection, seen, priority)
-    changed = _transition(connection, seen, state, reason=reason, attempts=0, not_before=None, **place)
-    if changed and not _is_current(connection, answer):
+    is_new = not _is_current(connection, answer)
+    figures = policies.figures(answer, now) if is_new else {}
+    values = {**place, **figures, "reason": reason, "attempts": 0, "not_before": None}
+    changed = _transition(connection, seen, state, **values)
+    if changed and is_new:
         _enqueue(connection, answer, _insert_result(connection, answer, now), owed, now)
     return changed
 

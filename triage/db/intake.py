@@ -24,6 +24,7 @@ ANEW: dict[str, Any] = {
     "lease_until": None,
     "closed_at": None,
     "closed_reason": "",
+    "forgotten": False,
 }
 """What begins again when a study is looked at again, for new images or on request."""
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
@@ -53,9 +54,9 @@ def register(
     stat = stat or orders.is_stat(connection, received.accession_number)
     before = _study(connection, uid)
     if before is None:
-        _open(connection, received, now, stat, pending)
+        _open(connection, received, _identity(received, judgeable), now, stat, pending)
     else:
-        _complete(connection, before, received, stat, pending)
+        _complete(connection, before, _identity(received, judgeable), stat, pending)
     connection.execute(
         insert(instance).values(**records.instance_values(received), received_at=now, judgeable=judgeable)
     )
@@ -70,7 +71,20 @@ def add_note(connection: Connection, uid: str, note: str) -> None:
         _update(connection, uid, notes=[*before["notes"], note])
 
 
-def _open(connection: Connection, received: Instance, now: datetime, stat: bool, pending: Pending) -> None:
+def _identity(received: Instance, judgeable: bool) -> dict[str, str]:
+    """What an image says of its study; only a judgeable one was surely made by the study's scanner."""
+    scanner = {"scanner": received.scanner} if judgeable else {}
+    return {name: getattr(received, name) for name in IDENTITY} | scanner
+
+
+def _open(
+    connection: Connection,
+    received: Instance,
+    known: dict[str, str],
+    now: datetime,
+    stat: bool,
+    pending: Pending,
+) -> None:
     connection.execute(
         insert(study).values(
             study_instance_uid=received.study_instance_uid,
@@ -78,17 +92,16 @@ def _open(connection: Connection, received: Instance, now: datetime, stat: bool,
             arrived_at=now,
             last_received_at=now,
             stat=stat,
-            **{name: getattr(received, name) for name in IDENTITY},
+            **known,
             **records.priority_values(pending(now, stat)),
         )
     )
 
 
 def _complete(
-    connection: Connection, before: RowMapping, received: Instance, stat: bool, pending: Pending
+    connection: Connection, before: RowMapping, known: dict[str, str], stat: bool, pending: Pending
 ) -> None:
     """A dose report may come first and know less: fill what is empty; one STAT image makes the study STAT."""
-    known = {name: getattr(received, name) for name in IDENTITY}
     values: dict[str, Any] = {name: value for name, value in known.items() if value and not before[name]}
     if stat and not before["stat"]:
         values["stat"] = True

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, insert, select
+from sqlalchemy import ColumnElement, Connection, func, insert, select
 
 from triage.config import PriorityPolicy
-from triage.db.tables import NEXT_CHANGE, policy, result, study, verdict
-from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
+from triage.db.tables import NEXT_CHANGE, policy, study, verdict
+from triage.domain import Band, Figures, Grade, Priority, Result, Standing, Status, StudyState
 from triage.errors import Rejected
 
 JUDGED = (Status.POSITIVE, Status.NEGATIVE)
@@ -69,16 +69,7 @@ def add(
 def standings(
     connection: Connection, chosen: ColumnElement[bool], order: Sequence[ColumnElement[Any]], limit: int
 ) -> list[Standing]:
-    """Studies with what decides their places: figures are taken out of the answers inside the database."""
-    other = result.alias()
-    newest = (
-        select(func.max(other.c.revision))
-        .where(other.c.study_instance_uid == study.c.study_instance_uid, other.c.status.in_(JUDGED))
-        .scalar_subquery()
-    )
-    joined = study.outerjoin(
-        result, and_(result.c.study_instance_uid == study.c.study_instance_uid, result.c.revision == newest)
-    )
+    """Studies with what decides their places."""
     query = (
         select(
             study.c.study_instance_uid,
@@ -92,17 +83,28 @@ def standings(
             study.c.closed_at,
             study.c.patient_name,
             study.c.accession_number,
-            result.c.status,
-            result.c.created_at,
-            result.c.document["probability"].as_float(),
-            result.c.document["affected_fraction"].as_float(),
+            study.c.answer,
+            study.c.judged_at,
+            study.c.probability,
+            study.c.affected_fraction,
         )
-        .select_from(joined)
         .where(chosen)
         .order_by(*order)
         .limit(limit)
     )
     return [_standing(row) for row in connection.execute(query)]
+
+
+def figures(answer: Result, now: datetime) -> dict[str, Any]:
+    """What a new answer leaves on its study's row; nothing when it is neither positive nor negative."""
+    if answer.status not in JUDGED:
+        return {}
+    return {
+        "answer": answer.status,
+        "probability": answer.probability,
+        "affected_fraction": answer.affected_fraction,
+        "judged_at": now,
+    }
 
 
 def placed(study: Standing, new: Priority) -> Placed:

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     RowMapping,
-    String,
-    and_,
     case,
     delete,
     func,
     insert,
-    literal,
-    or_,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from triage.db.tables import (
-    NEXT_CHANGE,
-    UtcDateTime,
-    claim,
-    delivery,
-    instance,
-    policy,
-    result,
-    saved_view,
-    study,
-    verdict,
-)
-from triage.db.worklist import ORDERINGS, entries, is_open
-from triage.domain import Band, Grade, Status, StudyState, WorklistEntry
+from triage.db.tables import NEXT_CHANGE, claim, delivery, policy, saved_view, study, verdict
+from triage.db.worklist import Chosen, entries, is_open, key_of, listed, place, place_in, wanted
+from triage.domain import Band, Grade, Status, WorklistEntry
 from triage.errors import Rejected
 
 Opinion = Literal["agree", "over_called", "under_called", "wrong_organ", "other"]
 Connecting = Callable[[], AbstractContextManager[Connection]]
-PENDING = (StudyState.RECEIVING, StudyState.READY, StudyState.ANALYZING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +57,6 @@ class Verdict:
     model: str | None = None
     model_version: str | None = None
     policy_version: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
-    """Which open studies are wanted; what is left empty leaves nothing out."""
-
-    bands: frozenset[Band] = frozenset()
-    states: frozenset[StudyState] = frozenset()
-    statuses: frozenset[Status | None] = frozenset()
-    """None is an answer that is pending."""
-    claimed_by: str | None = None
-    unclaimed: bool = False
-    text: str = ""
-    description: str = ""
-    scanner: str = ""
-    arrived_since: datetime | None = None
-    overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +124,17 @@ class Reading:
         Pages that go on from one another's last key show each study that keeps its place exactly once,
         whatever comes, goes or moves meanwhile. Raises Rejected for a key of another ordering.
         """
-        wanted = _wanted(now, leave_after_days, chosen)
-        columns = ORDERINGS[ordering]
-        begin, end = _key(ordering, after), _key(ordering, until)
-        query = select(study).where(wanted).order_by(*columns).limit(limit + 1)
-        if begin is not None:
-            query = query.where(_place(columns) > begin)
-        if end is not None:
-            query = query.where(_place(columns) <= end)
+        those, here = wanted(now, chosen), place(ordering)
+        query = listed(now, ordering, leave_after_days).where(those).limit(limit + 1)
+        earlier = select(func.count()).select_from(study).where(is_open(now, leave_after_days), those)
+        if after is not None:
+            query = query.where(here > place_in(ordering, after))
+            earlier = earlier.where(here <= place_in(ordering, after))
+        if until is not None:
+            query = query.where(here <= place_in(ordering, until))
         with self._read() as connection:
             found = connection.execute(query).mappings().all()
-            before = 0
-            if begin is not None:
-                earlier = select(func.count()).select_from(study).where(wanted, _place(columns) <= begin)
-                before = connection.execute(earlier).scalar_one()
+            before = 0 if after is None else connection.execute(earlier).scalar_one()
             rows = _rows(connection, ordering, found[:limit], now)
         return Page(rows, before + 1, len(found) > limit)
 
@@ -196,9 +157,9 @@ class Reading:
             func.count(),
             _how_many(study.c.due_at <= now),
             _how_many(study.c.band == Band.CRITICAL),
-            _how_many(study.c.state.in_(PENDING)),
-            _how_many(study.c.state == StudyState.REJECTED),
-            _how_many(study.c.state == StudyState.FAILED),
+            _how_many(study.c.status.is_(None)),
+            _how_many(study.c.status == Status.NOT_ANALYSABLE),
+            _how_many(study.c.status == Status.FAILED),
         ).where(is_open(now, leave_after_days))
         with self._read() as connection:
             return Counts(*connection.execute(query).one())
@@ -384,115 +345,8 @@ class Reading:
             return connection.execute(delete(saved_view).where(mine)).rowcount > 0
 
 
-def _wanted(now: datetime, leave_after_days: float, chosen: Chosen) -> ColumnElement[bool]:
-    wanted = [is_open(now, leave_after_days)]
-    if chosen.bands:
-        wanted.append(study.c.band.in_(chosen.bands))
-    if chosen.states:
-        wanted.append(study.c.state.in_(chosen.states))
-    if chosen.statuses:
-        wanted.append(or_(*(_has(status) for status in chosen.statuses)))
-    claimed = select(claim.c.study_instance_uid).where(claim.c.until > now)
-    if chosen.claimed_by is not None:
-        wanted.append(study.c.study_instance_uid.in_(claimed.where(claim.c.person == chosen.claimed_by)))
-    if chosen.unclaimed:
-        wanted.append(study.c.study_instance_uid.not_in(claimed))
-    if chosen.text:
-        wanted.append(matches(chosen.text))
-    if chosen.description:
-        wanted.append(study.c.study_description.icontains(chosen.description, autoescape=True))
-    if chosen.scanner:
-        wanted.append(_scanner().icontains(chosen.scanner, autoescape=True))
-    if chosen.arrived_since is not None:
-        wanted.append(study.c.arrived_at >= chosen.arrived_since)
-    if chosen.overdue:
-        wanted.append(study.c.due_at <= now)
-    return and_(*wanted)
-
-
-def matches(text: str) -> ColumnElement[bool]:
-    """Some part of the patient's name or ID, the accession number or the UID is this."""
-    columns = (
-        study.c.patient_id,
-        study.c.patient_name,
-        study.c.accession_number,
-        study.c.study_instance_uid,
-    )
-    return or_(*(column.icontains(text, autoescape=True) for column in columns))
-
-
-def _scanner() -> ColumnElement[str]:
-    """What made a study's images: one of them is asked."""
-    return (
-        select(instance.c.facts["scanner"].as_string())
-        .where(instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.judgeable)
-        .limit(1)
-        .scalar_subquery()
-    )
-
-
-def _has(status: Status | None) -> ColumnElement[bool]:
-    """The answer that stands now is this one (``rows.status``, in SQL)."""
-    match status:
-        case None:
-            return study.c.state.in_(PENDING)
-        case Status.NOT_ANALYSABLE:
-            return study.c.state == StudyState.REJECTED
-        case Status.FAILED:
-            return study.c.state == StudyState.FAILED
-        case Status.POSITIVE | Status.NEGATIVE:
-            newest = (
-                select(result.c.status)
-                .where(
-                    result.c.study_instance_uid == study.c.study_instance_uid,
-                    result.c.status != Status.FAILED,
-                )
-                .order_by(result.c.revision.desc())
-                .limit(1)
-                .scalar_subquery()
-            )
-            return (study.c.state == StudyState.ANALYZED) & (newest == status)
-
-
 def _how_many(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, 1), else_=0)), 0)
-
-
-# --- keys: the place of a row in an ordering, as text ---------------------------------------------
-
-
-def _place(columns: tuple[ColumnElement[Any], ...]) -> Any:
-    return tuple_(*columns)
-
-
-def _key_of(ordering: str, row: RowMapping) -> str:
-    values = [row[str(column.key)] for column in ORDERINGS[ordering]]
-    plain = [value.isoformat() if isinstance(value, datetime) else value for value in values]
-    return base64.urlsafe_b64encode(json.dumps([ordering, *plain]).encode()).decode().rstrip("=")
-
-
-def _key(ordering: str, text: str | None) -> Any:
-    """The values of a key, to compare with; Rejected when it is none of this ordering."""
-    if text is None:
-        return None
-    columns = ORDERINGS[ordering]
-    try:
-        named, *plain = json.loads(base64.urlsafe_b64decode(text.encode() + b"=" * (-len(text) % 4)))
-        if named != ordering or len(plain) != len(columns):
-            raise ValueError(named)
-        values = [_value(column, value) for column, value in zip(columns, plain, strict=True)]
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Rejected("this place is none of the list as it is ordered now") from error
-    return tuple_(*(literal(value, column.type) for column, value in zip(columns, values, strict=True)))
-
-
-def _value(column: ColumnElement[Any], value: Any) -> Any:
-    if isinstance(column.type, UtcDateTime):
-        return datetime.fromisoformat(value).astimezone(UTC)
-    expected = str if isinstance(column.type, String) else (int, float)
-    if not isinstance(value, expected):
-        raise TypeError(value)
-    return value if isinstance(value, str) else float(value)
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -503,7 +357,7 @@ def _rows(connection: Connection, ordering: str, found: Any, now: datetime) -> t
     uids = [row["study_instance_uid"] for row in found]
     claims, said = _claims(connection, uids, now), _newest_verdicts(connection, uids)
     return tuple(
-        Row(entry, _key_of(ordering, row), claims.get(uid), said.get(uid))
+        Row(entry, key_of(ordering, row), claims.get(uid), said.get(uid))
         for uid, row, entry in zip(uids, found, entries(connection, found), strict=True)
     )
 

@@ -50,6 +50,27 @@ who keeps a list open sees at once whether anything has changed."""
 
 LAST_OF_KEY = ("arrived_at", "study_instance_uid")
 """No two studies have the same place."""
+ASKED_OF_EVERY_ROW = (
+    "last_received_at",
+    "band",
+    "state",
+    "status",
+    "scanner",
+    "study_description",
+    "searched",
+)
+"""What filters and counts look at: they read the index of an order alone, from end to end at worst."""
+OPEN = text("closed_at IS NULL AND forgotten IS 0")
+"""The indices of the orders hold the studies of the list, not those of all years."""
+STATUS = (
+    "CASE state WHEN 'analyzed' THEN answer WHEN 'rejected' THEN 'not_analysable'"
+    " WHEN 'failed' THEN 'failed' END"
+)
+"""``rows.status``: the answer that stands now; NULL while it is pending."""
+SEARCHED = (
+    "lower(patient_id || char(10) || patient_name || char(10) ||"
+    " accession_number || char(10) || study_instance_uid)"
+)
 
 study = Table(
     "study",
@@ -64,6 +85,7 @@ study = Table(
     Column("accession_number", Text, nullable=False),
     Column("study_date", String(8), nullable=False),
     Column("study_description", Text, nullable=False),
+    Column("scanner", Text, nullable=False, default=""),
     Column("stat", Boolean, nullable=False, default=False),
     Column("priority_asked_at", UtcDateTime),
     Column("priority_tried_at", UtcDateTime),
@@ -77,18 +99,33 @@ study = Table(
     Column("score", Float, nullable=False),
     Column("due_at", UtcDateTime, nullable=False),
     Column("priority_reason", Text, nullable=False),
+    # Of the newest answer that is positive or negative: what places, filters and rehearsals ask for.
+    Column("answer", String(16)),
+    Column("probability", Float),
+    Column("affected_fraction", Float),
+    Column("judged_at", UtcDateTime),
     Column("closed_at", UtcDateTime),
     Column("closed_reason", Text, nullable=False, default=""),
+    Column("forgotten", Boolean, nullable=False, default=False),
     Column("changed", Integer, nullable=False, default=NEXT_CHANGE, onupdate=NEXT_CHANGE),
     Column("strict_rank", Integer, Computed("CASE WHEN band = 5 THEN 4 ELSE band END", persisted=False)),
     Column("strict_score", Float, Computed("-score", persisted=False)),
-    # The lists are read from these alone, whose last columns are asked of every row.
-    Index("study_by_deadline", "closed_at", "due_at", *LAST_OF_KEY, "last_received_at", "band", "state"),
-    Index("study_by_strict", "closed_at", "strict_rank", "strict_score", *LAST_OF_KEY, "last_received_at"),
-    Index("study_by_arrival", "closed_at", *LAST_OF_KEY, "last_received_at"),
+    Column("status", String(16), Computed(STATUS, persisted=False)),
+    Column("searched", Text, Computed(SEARCHED, persisted=False)),
+    Index("study_by_deadline", "due_at", *LAST_OF_KEY, *ASKED_OF_EVERY_ROW, sqlite_where=OPEN),
+    Index(
+        "study_by_strict",
+        "strict_rank",
+        "strict_score",
+        *LAST_OF_KEY,
+        "due_at",
+        *ASKED_OF_EVERY_ROW,
+        sqlite_where=OPEN,
+    ),
+    Index("study_by_arrival", *LAST_OF_KEY, "due_at", *ASKED_OF_EVERY_ROW, sqlite_where=OPEN),
     Index("study_by_change", "changed"),
     Index("study_by_state", "state", "last_received_at"),
-    Index("study_by_day", "arrived_at"),
+    Index("study_by_day", "arrived_at", "state", "searched"),
     Index("study_by_patient", "patient_id"),
     Index("study_by_accession", "accession_number"),
 )
@@ -204,6 +241,27 @@ saved_view = Table(
     Column("person", Text, primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("query", Text, nullable=False),
+)
+
+upload = Table(
+    "upload",
+    metadata,
+    Column("upload_id", Integer, primary_key=True),
+    Column("person", Text, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("completed_at", UtcDateTime),
+    Column("passed_over", Integer, nullable=False, default=0),
+    Column("examples", JSON, nullable=False, default=list),
+    Index("upload_by_person", "person"),
+    sqlite_autoincrement=True,
+)
+
+upload_study = Table(
+    "upload_study",
+    metadata,
+    Column("upload_id", ForeignKey("upload.upload_id"), primary_key=True),
+    Column("study_instance_uid", ForeignKey("study.study_instance_uid"), primary_key=True),
+    Index("upload_of_study", "study_instance_uid"),
 )
 
 user = Table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -16,12 +17,14 @@ from starlette.routing import Route
 
 from triage import policies
 from triage.audit import Event
-from triage.db.reading import Chosen, Counts, Page, Row
-from triage.domain import Band, Permission, Person, Status, StudyState
+from triage.db.reading import Counts, Page, Row
+from triage.db.worklist import Chosen
+from triage.domain import Band, Permission, Person, Status, StudyState, WorklistEntry
 from triage.errors import Rejected
 from triage.web import words
 from triage.web.access import Page as Guarded
 from triage.web.access import audit
+from triage.web.export import as_csv
 
 if TYPE_CHECKING:
     from triage.web.app import Pages
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 PIECE = 50
 """Rows that the page asks for at once."""
 LONGEST_PAGE = 200
+CSV_PIECE = 1000
 COUNTS_SECONDS = 5
 LONGEST_TEXT = 256
 
@@ -102,7 +106,11 @@ class ReadingList:
         self._counted: tuple[tuple[int, float], Counts] | None = None
 
     def routes(self) -> list[Route]:
-        return [Guarded("/", self.worklist, Permission.READ), Guarded("/list", self.piece, Permission.READ)]
+        return [
+            Guarded("/", self.worklist, Permission.READ),
+            Guarded("/list", self.piece, Permission.READ),
+            Guarded("/list.csv", self.file, Permission.READ),
+        ]
 
     def now(self) -> datetime:
         return self.pages.clock()
@@ -186,6 +194,25 @@ class ReadingList:
             counts=words.summary(counts),
             title=words.title(counts),
         )
+
+    def file(self, request: Request) -> Response:
+        """All rows that the filters let through, as CSV; that each is taken is put on record before."""
+        now, filters = self.now(), filters_of(request.query_params)
+        chosen = filters.chosen(request.state.person, now)
+
+        def pieces() -> Iterator[list[WorklistEntry]]:
+            after, more, ordering = None, True, self.ordering
+            while more:
+                found = self.database.reading.page(
+                    now, ordering, self.leave_after_days, chosen, after=after, until=None, limit=CSV_PIECE
+                )
+                entries = [row.entry for row in found.rows]
+                audit(request, Event.EXPORTED, [entry.study for entry in entries], "list")
+                yield entries
+                more = found.more
+                after = found.rows[-1].key if more else None
+
+        return as_csv("worklist.csv", pieces(), now)
 
     def _piece(self, request: Request, filters: Filters, now: datetime) -> dict[str, Any]:
         after, until = (request.query_params.get(name) or None for name in ("after", "until"))
