@@ -32,7 +32,19 @@ ROOMS: dict[str, set[str]] = {
     "outgoing": {*BASE, "rows"},
     "models": BASE,
     "training": {*BASE, "models", "severity", "dicom"},
-    "web": {*BASE, "db", "audit", "passwords", "priority", "rows", "dicom", "policies", "whatif", "drift"},
+    "web": {
+        *BASE,
+        "db",
+        "audit",
+        "passwords",
+        "priority",
+        "rows",
+        "dicom",
+        "policies",
+        "whatif",
+        "drift",
+        "upload",
+    },
     "unjudged": {*BASE, "dicom"},
     "assemble": {*BASE, "db", "policies", "dicom", "priority", "outbox", "unjudged"},
     "analyze": {
@@ -52,6 +64,7 @@ ROOMS: dict[str, set[str]] = {
     "incoming": BASE,
     "orders": {*BASE, "db", "policies", "dicom", "incoming", "priority"},
     "pull": {*BASE, "db", "dicom", "assemble"},
+    "upload": {*BASE, "db", "dicom", "pull"},
 }
 READING = {"capture", "header", "series", "volume", "phantom", "masks", "mesh"}
 """The modules of ``dicom`` that only read; ``training`` and ``web`` may use these."""
@@ -75,6 +88,7 @@ EDGES = {
     "apscheduler": {"daemon"},
     "starlette": {"web"},
     "uvicorn": {"web"},
+    "python_multipart": {"web"},
     "jinja2": {"web", "training"},
     "typer": {"cli"},
     "argon2": {"passwords"},

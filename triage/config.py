@@ -450,6 +450,8 @@ class Web(Section):
     """Of programs that may read; more of them, with other scopes, are made on the page."""
     refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
     claim_minutes: Annotated[float, Field(gt=0, le=1440)] = 60.0
+    upload_gb: Annotated[float, Field(gt=0, le=1000)] = 4.0
+    """The largest file that is taken by an upload, and the most that a zip file may unpack to."""
     session: Session = Session()
     proxy: Proxy = Proxy()
     notice: Annotated[str, Field(min_length=1, max_length=300)] | None = None

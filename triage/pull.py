@@ -35,6 +35,7 @@ LARGEST_OBJECT = 2 * 1024**3
 """Bytes; what is larger is no image."""
 BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error)
 """What zipfile raises; RuntimeError is its word for an encrypted member."""
+NO_ZIP = "not a readable zip file"
 NOT_THERE = "not compared with the archive, which does not have this study: images may be missing"
 
 
@@ -115,7 +116,7 @@ def read_files(found: Iterable[File], db: Database, take: Receiver | None) -> Fi
     read = FilesRead()
     try:
         for file, content in _contents(found):
-            _read_in(file, content, db, take, read)
+            read_in(file, content, db, take, read)
     except (Retryable, KeyboardInterrupt) as error:
         came = sum(study.new for study in read.studies.values()) if take else 0
         raise type(error)(f"{str(error) or 'stopped'}; {so_far(came)}") from error
@@ -127,18 +128,25 @@ def so_far(came: int) -> str:
     return f"{came} objects have come and stay; start the same import again to go on"
 
 
-def _read_in(file: File, content: bytes | str, db: Database, take: Receiver | None, read: FilesRead) -> None:
+def read_in(
+    file: File, content: bytes | str, db: Database, take: Receiver | None, read: FilesRead
+) -> str | None:
+    """Take in one object: the Study Instance UID. None for what is no object, which is passed over.
+
+    Raises Retryable when it cannot be kept now.
+    """
     try:
         raw, instance = _object(content)
     except Rejected as reason:
         read.passed_over.append((file, str(reason)))
-        return
+        return None
     uid = instance.study_instance_uid
     if uid not in read.studies:
         read.studies[uid] = _coming(instance, db.sop_instance_uids(uid))
     if take is not None:
         take.keep(raw, instance, source="")
     read.studies[uid].objects.add(instance.sop_instance_uid)
+    return uid
 
 
 def _object(content: bytes | str) -> tuple[bytes, Instance]:
@@ -184,7 +192,23 @@ def _contents(found: Iterable[File]) -> Iterator[tuple[File, bytes | str]]:
             with zipfile.ZipFile(path) as archive:
                 yield from ((file, _read_member(archive, file.member)) for file in same)
         except BROKEN_ZIP:
-            yield File(path), "not a readable zip file"
+            yield File(path), NO_ZIP
+
+
+def streamed(path: Path, stream: IO[bytes], largest: int) -> Iterator[tuple[File, bytes | str]]:
+    """As ``_contents``, of one file that was sent to us; a zip file may unpack to ``largest`` bytes."""
+    if not _is_zip(path):
+        yield File(path), _read(stream, stream.seek(0, os.SEEK_END))
+        return
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if sum(member.file_size for member in members) > largest:
+                yield File(path), f"unpacks to more than {largest / files.GIGABYTE:g} GB"
+                return
+            yield from ((File(path, one.filename), _read_member(archive, one.filename)) for one in members)
+    except BROKEN_ZIP:
+        yield File(path), NO_ZIP
 
 
 def _read_plain(file: File) -> bytes | str:
@@ -206,6 +230,7 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> bytes | str:
 
 def _read(stream: IO[bytes], size: int) -> bytes | str:
     """The bytes, or why they are no image: films and what blows up are not read to the end."""
+    stream.seek(0)
     if not header.may_be_dicom(stream.read(header.HEAD)):
         return "not a DICOM file"
     if size > LARGEST_OBJECT:

@@ -47,6 +47,8 @@ from triage.web.reading import ReadingList
 from triage.web.reading_api import ReadingApi
 from triage.web.studies import Studies
 from triage.web.studies_api import StudiesApi
+from triage.web.upload import UploadPages
+from triage.web.upload_api import UploadApi
 from triage.web.viewer import Viewer
 
 log = logging.getLogger(__name__)
@@ -116,7 +118,7 @@ def create_app(
     reading = ReadingList(pages, stop or threading.Event())
     policy, monitoring = PolicyPages(pages), MonitoringPage(pages)
     auditor = Auditor(database.trail, clock, timedelta(minutes=config.audit.repeat_minutes))
-    studies = Studies(pages)
+    studies, uploads, reading_api = Studies(pages), UploadPages(pages), ReadingApi(reading)
     routes: list[BaseRoute] = [
         *reading.routes(),
         Page("/search", pages.search, Permission.READ),
@@ -131,14 +133,16 @@ def create_app(
         *people.routes(),
         *policy.routes(),
         *monitoring.routes(),
+        *uploads.routes(),
         Mount(
             api.PATH,
             api.create_api(
-                ReadingApi(reading).router(),
+                reading_api.router(),
                 PeopleApi(people).router(),
                 PolicyApi(policy).router(),
                 monitoring.router(),
                 StudiesApi(studies).router(),
+                UploadApi(uploads, reading_api).router(),
             ),
         ),
         Mount("/static", StaticFiles(directory=STATIC)),

@@ -260,7 +260,7 @@ class ReadingApi:
             ordering=self.reading.ordering,
             as_of=now,
             first_place=found.first_place,
-            rows=[self._entry(row, now) for row in found.rows],
+            rows=[self.entry(row, now) for row in found.rows],
             next=found.rows[-1].key if found.more else None,
         )
 
@@ -308,7 +308,7 @@ class ReadingApi:
         """One study, on the list or off it."""
         row = self._row(study_instance_uid)
         audit(request, Event.STUDY_SEEN, [row.entry.study])
-        return self._entry(row, self.reading.now())
+        return self.entry(row, self.reading.now())
 
     # --- who reads what --------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ class ReadingApi:
             raise HTTPException(404)
         return row
 
-    def _entry(self, row: Row, now: datetime) -> EntryOut:
+    def entry(self, row: Row, now: datetime) -> EntryOut:
         study = row.entry.study
         return EntryOut.model_validate(
             {

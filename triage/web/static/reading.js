@@ -137,6 +137,7 @@ let applied = filters();
 function restart() {
   applied = filters();
   history.replaceState(null, "", `/?${applied}`.replace(/\?$/, ""));
+  element("csv").href = `/list.csv?${applied}`;
   for (const link of document.querySelectorAll("#views a"))
     sorted(new URL(link.href).searchParams) === sorted(applied) ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   queue(async () => {

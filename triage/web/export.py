@@ -1,0 +1,81 @@
+"""Lists as CSV files for spreadsheets: the same figures as the page has."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from io import StringIO
+from itertools import chain
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from triage.domain import WorklistEntry
+from triage.rows import entry_row
+
+COLUMNS = (
+    "study_instance_uid",
+    "patient_id",
+    "patient_name",
+    "accession_number",
+    "study_date",
+    "study_description",
+    "images",
+    "arrived_at",
+    "state",
+    "status",
+    "band",
+    "reason",
+    "due_at",
+    "overdue",
+    "probability",
+    "probability_kind",
+    "calibrated",
+    "affected_fraction",
+    "affected_left",
+    "affected_right",
+    "grade",
+    "grade_from",
+    "lung_volume_ml",
+    "lesion_volume_ml",
+    "ground_glass_ml",
+    "consolidation_ml",
+    "percent_infection",
+    "ct_severity_score",
+    "model",
+    "model_version",
+    "revision",
+    "notes",
+)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a spreadsheet takes for the beginning of a formula (OWASP: CSV injection)."""
+
+
+def as_csv(name: str, pieces: Iterator[Iterable[WorklistEntry]], now: datetime) -> StreamingResponse:
+    """A file of that name, written piece by piece. The first is read before the answer begins."""
+    first = next(pieces, ())
+    lines = ("".join(_lines(piece, now)) for piece in chain([first], pieces))
+    return StreamingResponse(
+        chain([_line(COLUMNS)], lines),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _lines(entries: Iterable[WorklistEntry], now: datetime) -> Iterator[str]:
+    for entry in entries:
+        row = {**entry_row(entry, now), "patient_name": entry.study.patient_name}
+        row["notes"] = "; ".join(row["notes"])
+        yield _line([row[name] for name in COLUMNS])
+
+
+def _line(values: Iterable[Any]) -> str:
+    line = StringIO()
+    csv.writer(line).writerow([_harmless(value) for value in values])
+    return line.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    """Names come from scanners, and from whoever made the file: none is a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
