@@ -53,7 +53,7 @@ def test_predict_orders_the_real_studies_and_writes_everything(tmp_path: Path) -
     assert "missing slices" in acrin["reason"]
     assert ricord["calibrated"] is False
     assert {"index", "read", "predict", "seg", "sr", "picture", "total"} <= ricord["seconds"].keys()
-    files = {"lesion_seg", "sr", "picture", "key_slices", "key_slices_png", "thumbnail"}
+    files = {"lesion_seg", "lung_seg", "sr", "picture", "key_slices", "key_slices_png", "thumbnail"}
     assert files == ricord["files"].keys()
     assert all(Path(file).exists() for file in ricord["files"].values())
     with (tmp_path / "out" / "summary.csv").open() as file:
@@ -71,7 +71,7 @@ def test_predict_passes_over_what_is_not_dicom_and_says_so(tmp_path: Path) -> No
 def test_predict_leaves_nothing_of_an_earlier_run(tmp_path: Path) -> None:
     phantom.write_study(tmp_path / "in", seed=2, slices=30, rows=128, slice_spacing=8)
     (row,) = json.loads(triage("predict", tmp_path / "in", "--output", tmp_path / "out", "--json").stdout)
-    stale = Path(row["files"]["sr"]).with_name("lung_seg.dcm")
+    stale = Path(row["files"]["sr"]).with_name("view_3d.dcm")
     stale.write_bytes(b"of an earlier run")
     triage("predict", tmp_path / "in", "--output", tmp_path / "out")
     assert not stale.exists()

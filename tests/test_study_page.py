@@ -143,7 +143,7 @@ def test_an_answer_without_masks_has_images_and_nothing_to_draw(ward: Ward) -> N
 
 def rejudge(ward: Ward, study: Judged, **changes: Any) -> None:
     """A newer answer for the same study."""
-    ward.database.requeue(study.uid, ward.now)
+    ward.database.requeue(study.uid, ward.now, ward.waiting)
     claimed = ward.claim(study.uid)
     answer = replace(study.answer, content_key=f"{study.answer.content_key}-anew", **changes)
     place = ward.waiting(claimed.arrived_at, False)
@@ -159,14 +159,57 @@ def test_new_masks_have_a_new_address(ward: Ward) -> None:
     after = told(reader, study.uid)["address"]
     assert after != before
     later = browse(ward)
-    for address in (f"{before}/images/0", f"{after}/images/20", f"{after}/images/-1", f"{after}x/images/0"):
+    assert later.get(f"{before}/labels/0").status_code == 200, "nor does it end with what is kept in memory"
+    for address in (f"{after}/images/20", f"{after}/images/-1", f"{after}x/images/0"):
         assert later.get(address).status_code == 404, address
+
+
+def test_each_revision_can_be_looked_at(ward: Ward) -> None:
+    study = judged_phantom(ward, seed=6, **SMALL)
+    rejudge(ward, study, status=Status.NEGATIVE, files={}, reason="nothing found")
+    reader, page = browse(ward), f"/studies/{study.uid}"
+    newest, first = reader.get(page).text, reader.get(f"{page}?revision=1").text
+    assert "superseded" not in newest
+    assert f'href="{page}?revision=1"' in newest
+    assert "Revision 1 of 2, superseded." in first
+    assert "<b>Positive</b>" in first
+    assert f'<a href="{page}">2, newest</a>' in first
+    source = first.partition('<ct-viewer src="')[2].partition('"')[0].replace("&amp;", "&")
+    before = reader.get(source).json()["address"]
+    assert len(reader.get(f"{before}/marks.json").json()["segments"]) == 3
+    assert told(reader, study.uid)["segments"] == []
+    wanted = study.lesions[study.in_viewer_order[10]]
+    for one in (reader, browse(ward)):  # also where nothing of it is in memory any more
+        labels = np.frombuffer(one.get(f"{before}/labels/10").content, np.uint8).reshape(wanted.shape)
+        assert np.array_equal(labels & 15, wanted)
+    for wrong in ("3", "-1", "one", ""):
+        assert reader.get(f"{page}?revision={wrong}").status_code == 404
+        assert reader.get(f"{page}/viewer.json?revision={wrong}").status_code == 404
+
+
+def test_pictures_are_of_the_revision_that_is_shown(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", picture=ward.png("first.png", (200, 0, 0)))
+    ward.database.requeue("1.1", ward.now, ward.waiting)
+    ward.judge("1.1", picture=ward.png("second.png", (0, 0, 200)))
+    reader, folder = browse(ward), ward.config.storage.spool
+    for revision, name in (("?revision=1", "first.png"), ("?revision=2", "second.png"), ("", "second.png")):
+        assert reader.get(f"/pictures/1.1.png{revision}").content == (folder / name).read_bytes()
+    assert 'src="/pictures/1.1/large.png?revision=1"' in reader.get("/studies/1.1?revision=1").text
+
+
+def test_masks_that_were_deleted_are_told(ward: Ward) -> None:
+    study = judged_phantom(ward, seed=6, **SMALL)
+    study.answer.files[ResultKind.LUNG_SEG].unlink()
+    scan = told(browse(ward), study.uid)
+    assert scan["notes"] == ["Segmentation of the lungs: not here any more."]
+    assert {one["kind"] for one in scan["segments"]} == {"lesion"}
 
 
 def test_images_are_shown_before_a_study_is_judged_and_when_it_cannot_be(ward: Ward) -> None:
     study = judged_phantom(ward, seed=6, **SMALL)
     gone = study.series.instances[3]
-    ward.database.requeue(study.uid, ward.now)
+    ward.database.requeue(study.uid, ward.now, ward.waiting)
     ward.refuse(study.uid, "missing slices")
     reader = browse(ward)
     scan = told(reader, study.uid)

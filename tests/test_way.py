@@ -57,6 +57,7 @@ def test_received_judged_and_delivered(ward: tuple[Hospital, list[Instance]], st
     assert entry.result is not None
     assert set(entry.result.files) == {
         ResultKind.LESION_SEG,
+        ResultKind.LUNG_SEG,
         ResultKind.SR,
         ResultKind.PICTURE,
         ResultKind.THUMBNAIL,
@@ -249,7 +250,7 @@ def test_a_study_that_trips_us_is_given_up_and_says_so(
     assert entry.priority.band is Band.NOT_JUDGED
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.FAILED
-    here.db.requeue(uid_of(study), here.now)
+    here.requeue(uid_of(study))
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
 
@@ -318,7 +319,7 @@ def test_settings_changed_and_changed_back_supersede_each_time(
     stricter = before.analysis.model_copy(update={"positive_probability": 0.99, "positive_fraction": 0.99})
     for settings in (before.model_copy(update={"analysis": stricter}), before, before):
         here.config = settings
-        here.db.requeue(uid_of(study), here.now)
+        here.requeue(uid_of(study))
         here.work()
     results = here.db.results(uid_of(study))
     assert [(r.revision, r.status.value) for r in results] == [
@@ -338,7 +339,7 @@ def test_a_tidied_spool_does_not_stop_a_judgement(ward: tuple[Hospital, list[Ins
     shutil.rmtree(here.config.storage.spool / uid_of(study) / "results")
     stricter = here.config.analysis.model_copy(update={"lesion_threshold": 0.4, "ct0_tolerance": 0.01})
     here.config = here.config.model_copy(update={"analysis": stricter})
-    here.db.requeue(uid_of(study), here.now)
+    here.requeue(uid_of(study))
     here.work()
     result = here.entry(uid_of(study)).result
     assert result is not None

@@ -42,10 +42,10 @@ from triage.unjudged import report_at_hand
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 8
+ANSWER_VERSION = 9
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
-"""What drawing may raise: an answer never waits for key slices or a view that cannot be drawn."""
+"""What drawing may raise: an answer never waits for what only its page or a picture shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +278,12 @@ def _write(
     """SEG of lesions and of lungs, pictures, 3D view, SR; and beside them the page's files."""
     files.make_folder(case.folder)
     with watch("seg"):
-        masks = [o for o in (_lesion_seg(case, settings), _lung_seg(case, settings)) if o is not None]
+        lesions, lungs = _lesion_seg(case, settings), _lung_seg(case, settings)
+        masks = [o for o in (lesions, lungs if settings.lung_seg else None) if o is not None]
     with watch("picture"):
         capture, beside = _summary_picture(case, settings)
+    if lungs is not None:
+        beside[lungs.kind] = lungs.path
     slices, turning = None, None
     if settings.key_slices:
         with watch("key_slices"):
@@ -345,19 +348,26 @@ def _lesion_seg(case: Case, settings: Results) -> ResultObject | None:
 
 
 def _lung_seg(case: Case, settings: Results) -> ResultObject | None:
-    sides = severity.side_masks(case.findings.lung_mask, case.volume) if settings.lung_seg else None
+    """For the page always, in the smallest form; for the PACS, where it is wanted, in that of the setting."""
+    sides = severity.side_masks(case.findings.lung_mask, case.volume)
     if sides is None:
         return None
-    return seg.write_lungs(
-        case.series,
-        *sides,
-        case.answer,
-        case.info,
-        case.folder,
-        now=case.now,
-        omit_empty_frames=settings.omit_empty_frames,
-        form=settings.seg,
-    )
+    try:
+        return seg.write_lungs(
+            case.series,
+            *sides,
+            case.answer,
+            case.info,
+            case.folder,
+            now=case.now,
+            omit_empty_frames=settings.omit_empty_frames,
+            form=settings.seg if settings.lung_seg else "labelmap_jpeg_ls",
+        )
+    except UNDRAWABLE as error:
+        if settings.lung_seg:
+            raise
+        _go_without("lungs on its page", case, error)
+        return None
 
 
 def _key_slices(case: Case) -> tuple[ResultObject | None, dict[ResultKind, Path]]:

@@ -30,6 +30,7 @@ from triage import policies
 from triage.audit import Event
 from triage.config import Config
 from triage.db import Database
+from triage.db.worklist import Chosen
 from triage.dicom.capture import read_capture
 from triage.domain import Permission, ResultKind, StudyState, WorklistEntry
 from triage.errors import ConfigError, Retryable
@@ -45,7 +46,7 @@ from triage.web.policy import PolicyPages
 from triage.web.policy_api import PolicyApi
 from triage.web.reading import ReadingList
 from triage.web.reading_api import ReadingApi
-from triage.web.studies import Studies
+from triage.web.studies import Studies, with_answer
 from triage.web.studies_api import StudiesApi
 from triage.web.upload import UploadPages
 from triage.web.upload_api import UploadApi
@@ -55,7 +56,7 @@ log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 LONGEST_LIST = 1000
-"""Rows on one page; when more studies are open, the page says so."""
+"""Rows of /api/worklist; when more studies are open, a link leads on."""
 LONGEST_SEARCH = 100
 NEEDS_TOKEN = "this needs the header 'Authorization: Bearer TOKEN'"  # noqa: S105 - no token, a sentence
 
@@ -102,7 +103,10 @@ class _Server(uvicorn.Server):
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
+        # Inherited by its connections: else a small answer waits 40 ms for the peer to acknowledge.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except OSError as error:
         raise ConfigError(
             f"web: cannot listen on {host}:{port}: {error.strerror}; choose another web.port"
@@ -208,11 +212,14 @@ class Pages:
         return FileResponse(self._file_of(request, ResultKind.MESH), media_type="model/gltf-binary")
 
     def api_worklist(self, request: Request) -> Response:
-        now = self.clock()
-        entries = self._open(now)[:LONGEST_LIST]
-        audit(request, Event.LISTED, [entry.study for entry in entries])
-        rows = [entry_row(entry, now) for entry in entries]
-        return _unless_known(request, JSONResponse(rows))
+        """The head of the list; the header ``Link`` says where it goes on (RFC 8288)."""
+        now, days = self.clock(), self.config.retention.leave_list_after_days
+        found = self.database.reading.page(now, self.ordering, days, Chosen(), limit=LONGEST_LIST)
+        audit(request, Event.LISTED, [row.entry.study for row in found.rows])
+        answer = JSONResponse([entry_row(row.entry, now) for row in found.rows])
+        if found.more:
+            answer.headers["link"] = f'<{api.PATH}/worklist?after={found.rows[-1].key}>; rel="next"'
+        return _unless_known(request, answer)
 
     def health(self, _: Request) -> Response:
         now = self.clock()
@@ -245,15 +252,6 @@ class Pages:
         html = self.templates.get_template("message.html").render(status_code=status_code, detail=detail)
         return HTMLResponse(html, status_code=status_code)
 
-    def _open(self, now: datetime) -> list[WorklistEntry]:
-        """Open studies in reading order; one more than is shown, so that the page knows of it."""
-        return self.database.worklist(
-            now,
-            self.ordering,
-            self.config.retention.leave_list_after_days,
-            limit=LONGEST_LIST + 1,
-        )
-
     def entry(self, study_instance_uid: str) -> WorklistEntry:
         entry = self.database.entry(study_instance_uid)
         if entry is None:
@@ -278,7 +276,7 @@ class Pages:
         return _unless_known(request, HTMLResponse(html))
 
     def _file_of(self, request: Request, kind: ResultKind) -> Path:
-        entry = self.entry(request.path_params["study_instance_uid"])
+        entry = with_answer(self.database, self.entry(request.path_params["study_instance_uid"]), request)
         path = self._file(entry, kind)
         if path is None:
             raise HTTPException(404, "There is no such picture of this study.")
@@ -286,7 +284,7 @@ class Pages:
         return path
 
     def _file(self, entry: WorklistEntry, kind: ResultKind) -> Path | None:
-        """A file of the newest result, if it is there and really lies in the spool."""
+        """A file of the entry's answer, if it is there and really lies in the spool."""
         path = entry.result.files.get(kind) if entry.result else None
         if path is None or not path.is_file():
             return None

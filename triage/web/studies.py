@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from triage.audit import Event
+from triage.db import Database
 from triage.domain import DeliveryState, Permission, Study, WorklistEntry
 from triage.web.access import Page, audit
 
@@ -39,6 +41,7 @@ class Studies:
     def study(self, request: Request) -> Response:
         uid, now = request.path_params["study_instance_uid"], self.pages.clock()
         entry = self.pages.entry(uid)
+        shown = with_answer(self.database, entry, request)
         priors = self.priors(entry.study)
         audit(request, Event.STUDY_SEEN, [entry.study, *(prior.study for prior in priors)])
         deliveries = self.database.deliveries(uid)
@@ -50,6 +53,7 @@ class Studies:
             "study.html",
             now,
             entry=entry,
+            shown=shown,
             claim=self.database.reading.reader(uid, now),
             verdicts=self.database.reading.verdicts(uid),
             results=self.database.results(uid),
@@ -57,7 +61,7 @@ class Studies:
             resendable=[name for name in known if name in left] if may else [],
             priors=priors,
             viewer=viewer_address(self.pages.config.web.viewer_url, entry.study),
-            ordering=self.pages.config.ordering,
+            ordering=self.pages.ordering,
         )
 
     def resend(self, request: Request) -> Response:
@@ -77,6 +81,21 @@ class Studies:
 
     def priors(self, study: Study) -> list[WorklistEntry]:
         return self.database.priors(study, MOST_PRIORS)
+
+
+def with_answer(database: Database, entry: WorklistEntry, request: Request) -> WorklistEntry:
+    """The study with the answer whose ``revision`` the address names in place of the newest one.
+
+    The newest is also meant without one, and by 0, that of a study without an answer. Raises HTTPException
+    where there is no such revision.
+    """
+    named = request.query_params.get("revision", "0")
+    if named == "0" or (entry.result is not None and named == str(entry.result.revision)):
+        return entry
+    for result in database.results(entry.study.study_instance_uid):
+        if str(result.revision) == named:
+            return replace(entry, result=result)
+    raise HTTPException(404, "There is no such revision of this study's answer.")
 
 
 def viewer_address(template: str, study: Study) -> str | None:

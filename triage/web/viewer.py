@@ -35,7 +35,9 @@ from triage.domain import (
     content_digest,
 )
 from triage.errors import Rejected
+from triage.web import words
 from triage.web.access import Page, audit
+from triage.web.studies import with_answer
 
 LESION_SEG, LUNG_SEG, MESH = ResultKind.LESION_SEG, ResultKind.LUNG_SEG, ResultKind.MESH
 BUNDLE = Path(__file__).parent / "static" / "built" / "view3d.js"
@@ -61,6 +63,8 @@ class Scan:
     """The judged series, where the images still are one."""
     files: Mapping[ResultKind, Path]
     """Masks and surfaces that were written with the answer."""
+    gone: tuple[ResultKind, ...]
+    """Masks that were written, too, and are not there any more."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,9 @@ class Viewer:
         """What images there are, and where they are found: soon, for it waits for no mask."""
         entry = self._entry(request)
         audit(request, Event.PICTURES_SEEN, [entry.study])
-        scan = self._scan(entry)
-        uid = quote(entry.study.study_instance_uid, safe="")
-        told = description(scan, entry.result, f"/studies/{uid}/viewer/{scan.key}")
+        uid = entry.study.study_instance_uid
+        scan = self._scan(uid, entry.result)
+        told = description(scan, entry.result, f"/studies/{quote(uid, safe='')}/viewer/{scan.key}")
         return JSONResponse({**told, "built": BUNDLE.is_file()})
 
     def marks(self, request: Request) -> Response:
@@ -152,11 +156,10 @@ class Viewer:
 
     def _shown(self, request: Request) -> tuple[Scan, int]:
         """The scan that an address names, and which of its images; 404 once there are other ones."""
-        key, place = request.path_params["key"], request.path_params.get("place", 0)
-        scan = self._scans.known(f"{request.path_params['study_instance_uid']} {key}")
-        if scan is None:
-            scan = self._scan(self._entry(request))
-        if scan.key != key or place >= len(scan.images):
+        uid, key = request.path_params["study_instance_uid"], request.path_params["key"]
+        place = request.path_params.get("place", 0)
+        scan = self._scans.known(f"{uid} {key}") or self._found_again(uid, key)
+        if scan is None or place >= len(scan.images):
             raise HTTPException(404, "There is no such image of this study any more.")
         return scan, place
 
@@ -164,16 +167,21 @@ class Viewer:
         entry = self.database.entry(request.path_params["study_instance_uid"])
         if entry is None:
             raise HTTPException(404)
-        return entry
+        return with_answer(self.database, entry, request)
 
-    def _scan(self, entry: WorklistEntry) -> Scan:
-        uid, result = entry.study.study_instance_uid, entry.result
+    def _found_again(self, uid: str, key: str) -> Scan | None:
+        """One that was let go, whichever of the study's answers it is of."""
+        scans = (self._scan(uid, result) for result in self.database.results(uid) or [None])
+        return next((scan for scan in scans if scan.key == key), None)
+
+    def _scan(self, uid: str, result: Result | None) -> Scan:
         images, stack = self._images(uid, result)
         wanted = {kind: self._file(result, kind) for kind in (LESION_SEG, LUNG_SEG, MESH)}
         files = {kind: path for kind, path in wanted.items() if path is not None}
+        gone = [one for one in (LESION_SEG, LUNG_SEG) if result and one in result.files and one not in files]
         facts = f"{content_digest(images)} {sorted(files.items())} {result.content_key if result else ''}"
         key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-        return self._scans.get(f"{uid} {key}", lambda: Scan(key, images, stack, files))
+        return self._scans.get(f"{uid} {key}", lambda: Scan(key, images, stack, files, tuple(gone)))
 
     def _marks_of(self, scan: Scan) -> Marks:
         return self._marks.get(scan.key, lambda: _marks(scan))
@@ -311,7 +319,7 @@ def _glb(scan: Scan, marks: Marks) -> bytes:
 def _marks(scan: Scan) -> Marks:
     """The masks that can be read, and why others cannot. Raises Retryable when the disk does not answer."""
     found: dict[ResultKind, Segmentation] = {}
-    notes: list[str] = []
+    notes = [f"{words.OBJECTS[kind]}: not here any more." for kind in scan.gone]
     for kind in (LESION_SEG, LUNG_SEG):
         try:
             read = masks.read(scan.files[kind]) if kind in scan.files else None
