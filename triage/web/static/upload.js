@@ -87,6 +87,7 @@ async function run() {
     if (!upload) {
       upload = (await ask("POST", "/uploads")).upload_id;
       history.replaceState(null, "", `/uploads/${upload}`);
+      listen();
     }
     await Promise.all(Array.from({length: AT_ONCE}, work));
     if (!missing.length) await ask("PUT", `/uploads/${upload}/complete`);
@@ -106,7 +107,7 @@ function send(files) {
   waiting.push(...fitting);
   element("wrong").hidden = true;
   if (tooLarge.length)
-    complain(`${tooLarge.map(({name}) => name).join(", ")}: more than ${largest / 2 ** 30} GB (web.upload_gb). Send it in parts.`);
+    complain(`${tooLarge.map(({name}) => name).join(", ")}: more than ${amount(largest)} (web.upload_gb). Send it in parts.`);
   if (fitting.length && !isSending) run();
 }
 
@@ -136,6 +137,11 @@ function complain(text) {
   element("wrong").textContent = `⚠ ${text}`;
 }
 
+// What becomes of the studies is shown as it happens; without this, when the page renews itself.
+function listen() {
+  new EventSource("/api/v1/worklist/events").addEventListener("message", () => document.dispatchEvent(new Event("acted")));
+}
+
 // --- begin ---------------------------------------------------------------------------------------
 
 for (const kind of ["files", "folder"]) {
@@ -160,6 +166,4 @@ addEventListener("drop", async event => {
   send(await dropped(event.dataTransfer));
 });
 addEventListener("beforeunload", event => isSending && event.preventDefault());
-
-// What becomes of the studies is shown as it happens; without this, whenever the page renews itself.
-new EventSource("/api/v1/worklist/events").addEventListener("message", () => document.dispatchEvent(new Event("acted")));
+if (upload) listen();
