@@ -4,206 +4,184 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
+from playwright.sync_api import Locator, Page, expect
 
+from tests.browser import Browse, Site, browse, chromium, order, selected, site, until
 from tests.needs import needs_chromium
-from tests.test_web_browser import Site, chromium, site
 from triage.domain import Status
 
 pytestmark = needs_chromium
-__all__ = ["chromium", "site"]
+__all__ = ["browse", "chromium", "site"]
 
 
-def press(site: Site, *keys: str) -> None:
-    webdriver.ActionChains(site.browser).send_keys(*keys).perform()
+def press(page: Page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
 
 
-def selected(site: Site) -> str:
-    uid: str = site.run("return document.activeElement.closest('tr')?.dataset.study ?? ''")
-    return uid
+def row(page: Page, uid: str) -> Locator:
+    return page.locator(f"[id='row-{uid}']")
 
 
-def row(site: Site, uid: str) -> str:
-    text: str = site.run(f"return document.getElementById('row-{uid}')?.innerText ?? ''")
-    return text
+def open_list(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("html.with-script")).to_be_attached()
 
 
-def visible(site: Site, name: str) -> str:
-    """The text of something that may be hidden."""
-    text: str = site.run(
-        f"const one = document.getElementById('{name}'); return one.hidden ? '' : one.innerText"
-    )
-    return text
-
-
-def open_list(site: Site) -> None:
-    site.browser.get(site.address)
-    site.until(lambda: site.run("return document.documentElement.classList.contains('with-script')"))
-
-
-def test_a_morning_with_the_keyboard(site: Site) -> None:
-    ward = site.ward
+def test_a_morning_with_the_keyboard(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address, "409 (Conflict)", "viewer.json")
     for number in range(6):
         ward.arrive(f"1.{number}", ago=60 - number, patient_name=f"PATIENT^{number}")
     ward.judge("1.0", affected_fraction=0.3)
     ward.database.reading.claim("1.3", "dr.lee", ward.now, ward.now + timedelta(minutes=60))
-    open_list(site)
-    press(site, "j", "j", "j", "k")
-    assert selected(site) == "1.1"
-    press(site, "c")
-    site.until(lambda: "You read it" in row(site, "1.1"))
-    assert selected(site) == "1.1"
-    assert visible(site, "said") == "You read the study of PATIENT, 1."
-    press(site, "c")
-    site.until(lambda: "You read it" not in row(site, "1.1"))
+    open_list(page)
+    press(page, "j", "j", "j", "k")
+    assert selected(page) == "1.1"
+    press(page, "c")
+    expect(row(page, "1.1")).to_contain_text("You read it")
+    assert selected(page) == "1.1"
+    expect(page.locator("#said")).to_have_text("You read the study of PATIENT, 1.")
+    press(page, "c")
+    expect(row(page, "1.1")).not_to_contain_text("You read it")
 
     ward.arrive("2.0", ago=30, stat=True, patient_name="SECRET^NAME")
-    site.until(lambda: "New critical study: STAT order; not judged yet" in visible(site, "news"))
-    site.until(lambda: "2.0" in site.order())
-    assert "SECRET" not in visible(site, "news")
-    assert selected(site) == "1.1", "what comes in disturbs nobody"
+    news = page.locator("#news")
+    expect(news).to_contain_text("New critical study: STAT order; not judged yet")
+    until(page, lambda: "2.0" in order(page))
+    expect(news).not_to_contain_text("SECRET")
+    assert selected(page) == "1.1", "what comes in disturbs nobody"
 
-    press(site, "r")
-    site.until(lambda: "1.1" not in site.order())
-    assert selected(site) == "1.2", "the one after it"
+    press(page, "r")
+    expect(row(page, "1.1")).to_have_count(0)
+    assert selected(page) == "1.2", "the one after it"
     assert ward.study("1.1").closed_reason == "read by local"
-    site.browser.find_element(By.CSS_SELECTOR, "#said button").click()
-    site.until(lambda: "1.1" in site.order())
+    page.locator("#said button").click()
+    expect(row(page, "1.1")).to_be_visible()
 
-    site.run("document.getElementById('study-1.3').focus()")
-    press(site, "c")
-    site.until(lambda: site.run("return document.getElementById('taken').open"))
-    assert "dr.lee reads the study of PATIENT, 3." in site.text()
-    press(site, Keys.ESCAPE)
-    site.until(lambda: not site.run("return document.getElementById('taken').open"))
-    assert "dr.lee reads it" in row(site, "1.3")
-    press(site, Keys.ENTER)
-    site.until(lambda: site.run("return document.getElementById('taken').open"))
-    assert site.browser.current_url == site.address + "/", "it is not opened unknowing"
-    site.browser.find_element(By.CSS_SELECTOR, "#taken [value=take]").click()
-    site.until(lambda: site.browser.current_url.endswith("/studies/1.3"))
-    site.until(lambda: "You read it" in site.text())
-    assert [line for line in site.complaints() if "409 (Conflict)" not in line] == []
+    taken = page.locator("#taken")
+    page.locator("[id='study-1.3']").focus()
+    press(page, "c")
+    expect(taken).to_contain_text("dr.lee reads the study of PATIENT, 3.")
+    press(page, "Escape")
+    expect(taken).to_be_hidden()
+    expect(row(page, "1.3")).to_contain_text("dr.lee reads it")
+    press(page, "Enter")
+    expect(taken).to_be_visible()
+    assert page.url == site.address + "/", "it is not opened unknowing"
+    taken.get_by_role("button", name="Take over").click()
+    page.wait_for_url("**/studies/1.3")
+    expect(page.locator(".reading")).to_contain_text("You read it")
 
 
-def test_opening_a_study_claims_it_and_a_verdict_takes_one_click(site: Site) -> None:
-    ward = site.ward
+def test_opening_a_study_claims_it_and_a_verdict_takes_one_click(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address, "viewer.json")  # there are no images
     ward.arrive("1.1")
     ward.judge("1.1")
-    open_list(site)
-    press(site, "j", Keys.ENTER)
-    site.until(lambda: "You read it" in site.text())
-    site.browser.find_element(By.ID, "over_called-1.1").click()
-    site.until(lambda: "Over-called (local)" in site.text())
-    site.browser.find_element(By.ID, "other-1.1").click()
-    site.run("document.getElementById('judge-grade').value = 'CT-1'")
-    site.browser.find_element(By.ID, "judge-comment").send_keys("motion <b>only</b>")
-    site.browser.find_element(By.CSS_SELECTOR, "#judge [value=save]").click()
-    site.until(lambda: "Other (local), truly CT-1" in site.text())
-    assert "motion <b>only</b>" in site.text()
-    site.browser.get(site.address)
-    site.until(lambda: "Other (local), truly CT-1" in row(site, "1.1"))
-    site.run("document.getElementById('study-1.1').focus()")
-    site.browser.find_element(By.ID, "agree-1.1").click()
-    site.until(lambda: "Agree (local)" in row(site, "1.1"))
+    open_list(page)
+    press(page, "j", "Enter")
+    reading = page.locator(".reading")
+    expect(reading).to_contain_text("You read it")
+    reading.get_by_role("button", name="Over-called").click()
+    expect(reading).to_contain_text("Over-called (local)")
+    reading.get_by_role("button", name="Other").click()
+    page.get_by_label("True grade").select_option("CT-1")
+    page.get_by_label("Comment").fill("motion <b>only</b>")
+    page.get_by_role("button", name="Record").click()
+    expect(reading).to_contain_text("Other (local), truly CT-1")
+    expect(reading).to_contain_text("motion <b>only</b>")
+    page.goto("/")
+    expect(row(page, "1.1")).to_contain_text("Other (local), truly CT-1")
+    page.locator("[id='study-1.1']").focus()
+    row(page, "1.1").get_by_role("button", name="Agree").click()
+    expect(row(page, "1.1")).to_contain_text("Agree (local)")
     assert [one.opinion for one in ward.database.reading.verdicts("1.1")] == ["agree", "other", "over_called"]
-    assert [line for line in site.complaints() if "viewer.json" not in line] == [], "there are no images"
 
 
-def test_a_study_that_somebody_reads_says_so_before_anything_else(site: Site) -> None:
+def test_a_study_that_somebody_reads_says_so_before_anything_else(site: Site, browse: Browse) -> None:
+    page = browse(site.address, "409 (Conflict)", "viewer.json")
     site.ward.arrive("1.1")
     site.ward.database.reading.claim("1.1", "dr.lee", site.ward.now, site.ward.now + timedelta(minutes=60))
-    site.browser.get(site.address + "/studies/1.1")
-    site.until(lambda: site.run("return document.getElementById('taken').open"))
-    site.browser.find_element(By.ID, "taken-look").click()
-    site.until(lambda: not site.run("return document.getElementById('taken').open"))
-    assert "dr.lee reads it" in site.text()
-    site.browser.get("about:blank")
-    site.browser.get(site.address + "/studies/1.1")
-    site.until(lambda: site.run("return document.getElementById('taken').open"))
-    press(site, Keys.ESCAPE)
-    site.until(lambda: site.browser.current_url == site.address + "/")
-    site.browser.find_element(By.ID, "study-1.1").click()
-    site.until(lambda: site.run("return document.getElementById('taken').open"))
-    site.browser.find_element(By.ID, "taken-look").click()
-    site.until(lambda: site.browser.current_url.endswith("/studies/1.1#look"))
-    assert "dr.lee reads it" in site.text()
+    page.goto("/studies/1.1")
+    taken, look = page.locator("#taken"), page.get_by_role("button", name="Only look")
+    look.click()
+    expect(taken).to_be_hidden()
+    expect(page.locator(".reading")).to_contain_text("dr.lee reads it")
+    page.goto("/studies/1.1")
+    expect(taken).to_be_visible()
+    press(page, "Escape")
+    page.wait_for_url(site.address + "/")
+    page.locator("[id='study-1.1']").click()
+    look.click()
+    page.wait_for_url("**/studies/1.1#look")
+    expect(page.locator(".reading")).to_contain_text("dr.lee reads it")
     claim = site.ward.database.reading.reader("1.1", site.ward.now)
     assert claim is not None
     assert claim.person == "dr.lee"
 
 
-def test_filters_views_and_help(site: Site) -> None:
-    ward = site.ward
+def test_filters_views_and_help(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address)
     for number in range(4):
         ward.arrive(f"1.{number}", ago=60 - number, patient_name=f"PATIENT^{number}")
     ward.judge("1.0")
     ward.judge("1.1", Status.NEGATIVE)
-    open_list(site)
-    press(site, "?")
-    site.until(lambda: site.run("return document.getElementById('help').open"))
-    press(site, Keys.ESCAPE)
-    site.until(lambda: not site.run("return document.getElementById('help').open"))
-    press(site, "f", "patient^2")
-    site.until(lambda: site.order() == ["1.2"])
-    assert site.browser.current_url == site.address + "/?text=patient%5E2"
-    press(site, Keys.ESCAPE, "j")
-    assert selected(site) == "1.2"
-    site.run("document.querySelector('[name=text]').value = ''")
+    open_list(page)
+    press(page, "?")
+    expect(page.locator("#help")).to_be_visible()
+    press(page, "Escape")
+    expect(page.locator("#help")).to_be_hidden()
+    press(page, "f")
+    page.keyboard.type("patient^2")
+    until(page, lambda: order(page) == ["1.2"])
+    assert page.url == site.address + "/?text=patient%5E2"
+    press(page, "Escape", "j")
+    assert selected(page) == "1.2"
+    page.locator("[name=text]").evaluate("one => { one.value = ''; }")
     for band in ("severe", "routine"):
-        site.browser.find_element(By.CSS_SELECTOR, f"[name=band][value={band}]").click()
-    site.until(lambda: site.order() == ["1.0", "1.1"])
-    site.browser.find_element(By.ID, "save-view").click()
-    press(site, "Mine", Keys.ENTER)
-    site.until(lambda: "Mine" in visible(site, "views"))
-    assert site.browser.current_url == site.address + "/?band=severe&band=routine"
-    assert site.run("return document.querySelector('#views [aria-current]').innerText") == "Mine"
-    assert site.order() == ["1.0", "1.1"]
+        page.locator(f"[name=band][value={band}]").check()
+    until(page, lambda: order(page) == ["1.0", "1.1"])
+    page.get_by_role("button", name="Save view").click()
+    page.keyboard.type("Mine")
+    press(page, "Enter")
+    saved = page.locator("#views")
+    expect(saved).to_contain_text("Mine")
+    assert page.url == site.address + "/?band=severe&band=routine"
+    expect(saved.locator("[aria-current]")).to_have_text("Mine")
+    assert order(page) == ["1.0", "1.1"]
     ward.arrive("1.4", ago=100)
     ward.judge("1.4")
-    site.until(lambda: site.order() == ["1.4", "1.0", "1.1"])
-    site.browser.find_element(By.CSS_SELECTOR, "[data-forget=Mine]").click()
-    site.until(lambda: "Mine" not in visible(site, "views"))
+    until(page, lambda: order(page) == ["1.4", "1.0", "1.1"])
+    page.get_by_role("button", name="Forget the view Mine").click()
+    expect(saved).not_to_contain_text("Mine")
     assert ward.database.reading.views("local") == {}
-    assert site.complaints() == []
 
 
-def test_a_long_list_is_there_only_where_it_is_looked_at(site: Site) -> None:
+def test_a_long_list_is_there_only_where_it_is_looked_at(site: Site, browse: Browse) -> None:
+    page = browse(site.address)
     for number in range(230):
         site.ward.arrive(f"1.{number:03}", ago=300 - number)
-    open_list(site)
-    last = "document.querySelector('#worklist tbody:last-of-type tr:last-child')?.dataset.study"
-    for _ in range(60):
-        site.run("window.scrollTo(0, document.body.scrollHeight)")
-        if site.run(f"return {last}") == "1.229":
-            break
-        site.run("return new Promise(done => setTimeout(done, 100))")
-    assert site.run(f"return {last}") == "1.229"
-    site.until(lambda: len(site.run("return [...document.querySelectorAll('tr[data-study]')]")) <= 150)
-    assert site.run("return [...document.querySelectorAll('.place')].at(-1).innerText") == "230"
-    height = site.run("return document.body.scrollHeight")
-    site.run("window.scrollTo(0, 0)")
-    site.until(lambda: site.order()[:2] == ["1.000", "1.001"])
-    site.until(lambda: "1.229" not in site.order())
-    assert abs(site.run("return document.body.scrollHeight") - height) < 40
+    open_list(page)
+
+    def at_the_end() -> bool:
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        return order(page)[-1:] == ["1.229"]
+
+    until(page, at_the_end)
+    until(page, lambda: len(order(page)) <= 150)
+    expect(page.locator(".place").last).to_have_text("230")
+    height = page.evaluate("document.body.scrollHeight")
+    page.evaluate("scrollTo(0, 0)")
+    until(page, lambda: order(page)[:2] == ["1.000", "1.001"])
+    until(page, lambda: "1.229" not in order(page))
+    assert abs(page.evaluate("document.body.scrollHeight") - height) < 40
     site.ward.database.close_study("1.100", "read", site.ward.now)
-    site.until(lambda: "229" in site.run("return document.querySelector('.counts').innerText"))
-    assert site.complaints() == []
+    expect(page.locator(".counts")).to_contain_text("229")
 
 
-@pytest.mark.parametrize("site", [{"refresh_seconds": 1}], indirect=True)
-def test_without_a_stream_the_list_asks(site: Site) -> None:
-    site.browser.execute_cdp_cmd("Network.enable", {})
-    site.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*worklist/events*"]})
-    try:
-        open_list(site)
-        site.ward.arrive("1.1")
-        site.until(lambda: site.order() == ["1.1"])
-        assert site.lost() == ""
-    finally:
-        site.browser.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
-        site.browser.execute_cdp_cmd("Network.disable", {})
-        site.complaints()
+def test_without_a_stream_the_list_asks(site: Site, browse: Browse) -> None:
+    page = browse(site.address, "net::ERR_FAILED")
+    page.route("**/worklist/events*", lambda route: route.abort())
+    open_list(page)
+    site.ward.arrive("1.1")
+    until(page, lambda: order(page) == ["1.1"])
+    expect(page.locator("#lost")).to_be_hidden()

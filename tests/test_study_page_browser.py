@@ -3,102 +3,71 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.wait import WebDriverWait
+from playwright.sync_api import Locator, Page, expect
 
-from tests.needs import needs_chromium
-from tests.peers import free_port
+from tests.browser import Browse, Site, browse, chromium, served
+from tests.needs import needs_chromium, needs_npm
 from tests.study_page import Judged, judged_phantom
-from tests.web_studies import Ward, configured
-from triage.web.app import serve
-from triage.web.viewer import BUNDLE
 
 pytestmark = needs_chromium
+__all__ = ["browse", "chromium"]
 
-needs_bundle = pytest.mark.skipif(not BUNDLE.is_file(), reason="needs the 3D view: deploy/install builds it")
 LUNG, MEDIASTINUM, BONE = (1500, -600), (400, 40), (2000, 300)
 BLUE, ORANGE = (86, 196, 255), (255, 146, 40)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    for argument in (
-        *("--headless=new", "--no-sandbox", "--window-size=1280,1000", "--force-device-scale-factor=1"),
-        *("--use-angle=swiftshader", "--enable-unsafe-swiftshader"),  # 3D without a graphics card
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service("/usr/bin/chromedriver"))
-    yield browser
-    browser.quit()
+READ_BACK = "willReadFrequently"
+"""Chromium's advice to who reads what is drawn: these tests do."""
 
 
 class Screen:
     """The page of one study, and what its canvases show."""
 
-    def __init__(self, browser: webdriver.Chrome, address: str, study: Judged) -> None:
-        self.browser, self.study = browser, study
-        self.address = f"{address}/studies/{study.uid}"
-        browser.get(self.address)
-        self.until(lambda: self.place() is not None)
+    def __init__(self, page: Page, study: Judged) -> None:
+        self.page, self.study = page, study
+        self.viewer = page.locator("ct-viewer")
+        self.screen = self.viewer.locator(".screen")
+        page.goto(f"/studies/{study.uid}")
+        expect(page.locator("ct-viewer[data-place]:not([data-place=''])")).to_be_visible()
 
-    def run(self, script: str, *values: Any) -> Any:
-        return self.browser.execute_script(script, *values)
-
-    def until(self, holds: Callable[[], Any]) -> None:
-        WebDriverWait(self.browser, 20, poll_frequency=0.05).until(lambda _: holds())
-
-    def place(self) -> int | None:
+    def place(self) -> int:
         """Of the image that is drawn, masks and all."""
-        told = self.run("return document.querySelector('ct-viewer').dataset.place ?? ''")
-        return int(told) if told else None
+        return int(self.viewer.get_attribute("data-place") or -1)
 
     def at(self, place: int) -> None:
-        self.until(lambda: self.place() == place)
+        expect(self.viewer).to_have_attribute("data-place", str(place))
 
     def says(self, what: str) -> str:
-        return str(self.run(f"return document.querySelector('ct-viewer .{what}').textContent"))
+        return self.viewer.locator(f".{what}").inner_text()
 
     def pixels(self, canvas: str) -> NDArray[np.uint8]:
         """RGBA, (rows, columns, 4)."""
-        width, height, coded = self.run(
-            """const canvas = document.querySelector(`ct-viewer canvas.${arguments[0]}`);
-            const {width, height} = canvas;
-            const {data} = canvas.getContext("2d").getImageData(0, 0, width, height), step = 8192;
-            let text = "";
-            for (let n = 0; n < data.length; n += step)
-                text += String.fromCharCode(...data.subarray(n, n + step));
-            return [width, height, btoa(text)];""",
-            canvas,
+        width, height, coded = self.viewer.locator(f"canvas.{canvas}").evaluate(
+            """canvas => {
+                const {width, height} = canvas, step = 8192;
+                const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
+                let text = "";
+                for (let n = 0; n < data.length; n += step)
+                    text += String.fromCharCode(...data.subarray(n, n + step));
+                return [width, height, btoa(text)];
+            }"""
         )
         return np.frombuffer(base64.b64decode(coded), np.uint8).reshape(height, width, 4)
 
     def keys(self, *keys: str) -> None:
-        self.browser.find_element(By.CSS_SELECTOR, "ct-viewer .screen").send_keys(*keys)
+        for key in keys:
+            self.screen.press(key)
 
-    def label(self, text: str) -> Any:
-        return self.browser.find_element(By.XPATH, f"//ct-viewer//label[normalize-space()='{text}']//input")
+    def label(self, text: str) -> Locator:
+        return self.viewer.get_by_label(text, exact=True)
 
     def k(self) -> int:
         """Place in the series of the image that is shown."""
-        place = self.place()
-        assert place is not None
-        return self.study.in_viewer_order[place]
+        return self.study.in_viewer_order[self.place()]
 
 
 def windowed(hu: NDArray[np.int16], window: tuple[int, int]) -> NDArray[np.uint8]:
@@ -109,24 +78,19 @@ def windowed(hu: NDArray[np.int16], window: tuple[int, int]) -> NDArray[np.uint8
 
 
 @pytest.fixture(scope="module")
-def screen(tmp_path_factory: pytest.TempPathFactory, chromium: webdriver.Chrome) -> Iterator[Screen]:
-    folder = tmp_path_factory.mktemp("screen")
-    ward = Ward(configured(folder, port=free_port(), refresh_seconds=1))
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    yield from served(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def study(site: Site) -> Judged:
     settings = {"rows": 128, "slices": 24, "slice_spacing": 8.0}
-    study = judged_phantom(ward, seed=5, classes=True, boxes=True, **settings)
-    stop = threading.Event()
-    server = threading.Thread(target=serve, args=(ward.database, ward.config, ward.clock, stop))
-    server.start()
-    while server.is_alive():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", ward.config.web.port)):
-            break
-    try:
-        yield Screen(chromium, f"http://127.0.0.1:{ward.config.web.port}", study)
-        chromium.get("about:blank")
-    finally:
-        stop.set()
-        server.join(20)
-        ward.database.close()
+    return judged_phantom(site.ward, seed=5, classes=True, boxes=True, **settings)
+
+
+@pytest.fixture
+def screen(site: Site, study: Judged, browse: Browse) -> Screen:
+    return Screen(browse(site.address, READ_BACK), study)
 
 
 def test_it_opens_where_most_lesion_is(screen: Screen) -> None:
@@ -134,39 +98,40 @@ def test_it_opens_where_most_lesion_is(screen: Screen) -> None:
     screen.at(most)
     assert screen.study.series.instances[screen.k()].instance_number == most + 1
     assert screen.says("where") == f"Image {most + 1} of 24"
-    assert [screen.says(f"edge-{edge}") for edge in ("left", "right", "top", "bottom")] == [
-        "R",
-        "L",
-        "A",
-        "P",
-    ]
+    sides = [screen.says(f"edge-{edge}") for edge in ("left", "right", "top", "bottom")]
+    assert sides == ["R", "L", "A", "P"]
 
 
 def test_greys_are_those_of_the_window(screen: Screen) -> None:
     hu = screen.study.volume.array[screen.k()]
     for name, window in (("Mediastinum", MEDIASTINUM), ("Bone", BONE), ("Lung", LUNG)):
-        screen.label(name).click()
+        screen.label(name).check()
         shown = screen.pixels("image")
         assert np.array_equal(shown, np.dstack([windowed(hu, window)] * 3 + [np.full(hu.shape, 255)])), name
-        assert screen.says("windowed") == f"W {window[0]}  L {window[1]}"
+        assert screen.viewer.locator(".windowed").text_content() == f"W {window[0]}  L {window[1]}"
 
 
 def test_a_drag_sets_the_window(screen: Screen) -> None:
-    middle = screen.browser.find_element(By.CSS_SELECTOR, "ct-viewer .screen")
-    ActionChains(screen.browser).drag_and_drop_by_offset(middle, 40, -30).perform()
+    box = screen.screen.bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    screen.page.mouse.move(x, y)
+    screen.page.mouse.down()
+    screen.page.mouse.move(x + 40, y - 30, steps=3)
+    screen.page.mouse.up()
     width, centre = (int(part) for part in screen.says("windowed").replace("W ", "").split("  L "))
     assert width > LUNG[0] + 100
     assert centre < LUNG[1] - 50
     hu = screen.study.volume.array[screen.k()]
     assert np.array_equal(screen.pixels("image")[..., 0], windowed(hu, (width, centre)))
-    assert not screen.label("Lung").is_selected()
+    expect(screen.label("Lung")).not_to_be_checked()
     screen.keys("1")
-    assert screen.label("Lung").is_selected()
+    expect(screen.label("Lung")).to_be_checked()
 
 
 def test_overlays_are_the_masks(screen: Screen) -> None:
-    screen.label("Boxes with scores").click()
-    screen.label("Fill").click()
+    screen.label("Boxes with scores").uncheck()
+    screen.label("Fill").check()
     lesions = screen.study.lesions[screen.k()]
     columns = np.arange(lesions.shape[1]) >= lesions.shape[1] // 2
     ground_glass, consolidation = lesions & ~columns, lesions & columns
@@ -175,17 +140,16 @@ def test_overlays_are_the_masks(screen: Screen) -> None:
     assert np.allclose(shown[ground_glass][:, :3], BLUE, atol=3)
     assert np.allclose(shown[consolidation][:, :3], ORANGE, atol=3)
     assert set(shown[lesions][:, 3]) == {153}, "60 % opaque"
-    screen.label("Consolidation").click()
+    screen.label("Consolidation").uncheck()
     assert np.array_equal(screen.pixels("overlay")[..., 3] > 0, ground_glass)
-    screen.label("Right lung").click()
+    screen.label("Right lung").check()
     right = screen.study.lungs[screen.k()] & ~columns
     assert np.array_equal(screen.pixels("overlay")[..., 3] > 0, ground_glass | right)
-    screen.label("Right lung").click()
-    screen.label("Consolidation").click()
 
 
 def test_contours_run_along_the_inside_of_the_border(screen: Screen) -> None:
-    screen.label("Contour").click()
+    boxes = screen.label("Boxes with scores")
+    boxes.uncheck()
     lesions = screen.study.lesions[screen.k()]
     half = lesions.shape[1] // 2
     wanted = np.zeros_like(lesions)
@@ -198,10 +162,7 @@ def test_contours_run_along_the_inside_of_the_border(screen: Screen) -> None:
     assert np.array_equal(screen.pixels("overlay")[..., 3] > 0, wanted)
     screen.keys("o")
     assert not screen.pixels("overlay").any()
-    screen.keys("o")
-    screen.label("Right lung").click()
-    screen.label("Left lung").click()
-    assert screen.label("Boxes with scores").is_selected()
+    boxes.check()
     yellow = (screen.pixels("overlay")[..., :3] == (255, 225, 77)).all(axis=2)
     top, left, bottom, right = screen.study.answer.boxes[0].box
     assert yellow[top - 1, left:right].mean() > 0.9
@@ -209,19 +170,21 @@ def test_contours_run_along_the_inside_of_the_border(screen: Screen) -> None:
 
 
 def test_the_bar_leads_to_an_image(screen: Screen) -> None:
-    bar = screen.browser.find_element(By.CSS_SELECTOR, ".lesion-bar")
-    height = bar.size["height"]
+    bar = screen.page.locator(".lesion-bar")
+    box = bar.bounding_box()
+    assert box
     for place in (2, 20):
-        offset = round((place + 0.5) / 24 * height - height / 2)
-        ActionChains(screen.browser).move_to_element_with_offset(bar, 0, offset).click().perform()
+        bar.click(position={"x": box["width"] / 2, "y": (place + 0.5) / 24 * box["height"]})
         screen.at(place)
-        assert bar.get_attribute("aria-valuenow") == str(place + 1)
+        expect(bar).to_have_attribute("aria-valuenow", str(place + 1))
         hu = screen.study.volume.array[screen.k()]
         assert np.array_equal(screen.pixels("image")[..., 0], windowed(hu, LUNG))
-    marks = screen.run(
-        """const canvas = document.querySelector(".lesion-bar canvas"), wide = [...Array(100).keys()];
-        const {data} = canvas.getContext("2d").getImageData(0, 0, 100, 24), filled = at => data[4 * at + 3];
-        return [...Array(24).keys()].map(row => wide.filter(column => filled(100 * row + column)).length);"""
+    marks = bar.locator("canvas").evaluate(
+        """canvas => {
+            const {data} = canvas.getContext("2d").getImageData(0, 0, 100, 24), wide = [...Array(100).keys()];
+            const filled = at => data[4 * at + 3];
+            return [...Array(24).keys()].map(row => wide.filter(column => filled(100 * row + column)).length);
+        }"""
     )
     areas = [screen.study.lesions[k].sum() for k in screen.study.in_viewer_order]
     assert int(np.argmax(marks)) == int(np.argmax(areas))
@@ -229,86 +192,84 @@ def test_the_bar_leads_to_an_image(screen: Screen) -> None:
 
 
 def test_the_whole_way_by_keys_and_wheel(screen: Screen) -> None:
-    screen.keys(Keys.HOME)
+    screen.keys("Home")
     screen.at(0)
-    screen.keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.PAGE_DOWN)
+    screen.keys("ArrowDown", "ArrowDown", "PageDown")
     screen.at(12)
-    screen.keys(Keys.END)
+    screen.keys("End")
     screen.at(23)
-    screen.keys(Keys.ARROW_DOWN)
+    screen.keys("ArrowDown")
     screen.at(23)
     marked = [place for place, k in enumerate(screen.study.in_viewer_order) if screen.study.lesions[k].any()]
-    screen.keys(Keys.HOME)
+    screen.keys("Home")
     screen.at(0)
     screen.keys("n")
-    screen.at(next(place for place in marked if place > 0))
-    screen.run(
-        """document.querySelector("ct-viewer .screen").dispatchEvent(
-            new WheelEvent("wheel", {deltaY: 120, bubbles: true, cancelable: true}))"""
-    )
-    screen.at(next(place for place in marked if place > 0) + 1)
+    first = next(place for place in marked if place > 0)
+    screen.at(first)
+    screen.screen.hover()
+    screen.page.mouse.wheel(0, 120)
+    screen.at(first + 1)
 
 
 def test_the_page_renews_itself_and_the_viewer_stays(screen: Screen) -> None:
-    screen.keys(Keys.HOME)
+    screen.keys("Home")
     screen.at(0)
-    screen.run(
-        "document.querySelector('ct-viewer').mine = true; document.querySelector('.why').textContent = 'old'"
-    )
-    ward_note = "return document.querySelector('.why').textContent !== 'old'"
-    screen.run(
-        """import("/static/merge.js").then(async ({merge}) => {
+    screen.viewer.evaluate("viewer => { viewer.mine = true; }")
+    why = screen.page.locator(".why")
+    said = why.inner_text()
+    why.evaluate("why => { why.textContent = 'old'; }")
+    screen.page.evaluate(
+        """async () => {
+            const {merge} = await import("/static/merge.js");
             const text = await (await fetch(location.href)).text();
             const page = new DOMParser().parseFromString(text, "text/html");
             merge(document.getElementById("live"), page.getElementById("live"));
-        })"""
+        }"""
     )
-    screen.until(lambda: screen.run(ward_note))
-    assert screen.run("return document.querySelector('ct-viewer').mine") is True
+    expect(why).to_have_text(said)
+    assert screen.viewer.evaluate("viewer => viewer.mine") is True
     assert screen.place() == 0
 
 
-@needs_bundle
+@needs_npm
 def test_lungs_and_infection_in_3d(screen: Screen) -> None:
-    button = screen.browser.find_element(By.XPATH, "//ct-viewer//button[text()='3D view']")
+    button, space = screen.viewer.get_by_role("button", name="3D view"), screen.page.locator(".space")
     button.click()
-    screen.until(lambda: screen.run("return document.querySelector('.space').dataset.shown !== undefined"))
-    drawn = """
-        const canvas = document.querySelector(".space canvas");
-        document.querySelector(".space").dispatchEvent(new KeyboardEvent("keydown", {key: arguments[0]}));
+    expect(screen.page.locator(".space[data-shown]")).to_be_visible()
+    drawn = """(space, key) => {
+        space.dispatchEvent(new KeyboardEvent("keydown", {key}));
         const copy = Object.assign(document.createElement("canvas"), {width: 200, height: 150});
         const context = copy.getContext("2d");
-        context.drawImage(canvas, 0, 0, 200, 150);
+        context.drawImage(space.querySelector("canvas"), 0, 0, 200, 150);
         const {data} = context.getImageData(0, 0, 200, 150);
         let red = 0;
         for (let n = 0; n < data.length; n += 4) red += data[n] > 1.4 * data[n + 1] && data[n] > 90;
         return red;
-    """
-    front, turned = screen.run(drawn, "Home"), screen.run(drawn, "ArrowLeft")
-    assert front > 50
-    assert turned > 50
-    assert button.get_attribute("aria-expanded") == "true"
+    }"""
+    assert space.evaluate(drawn, "Home") > 50
+    assert space.evaluate(drawn, "ArrowLeft") > 50
+    expect(button).to_have_attribute("aria-expanded", "true")
     button.click()
-    assert not screen.browser.find_element(By.CSS_SELECTOR, ".space").is_displayed()
+    expect(space).to_be_hidden()
 
 
 def test_without_the_bundle_the_page_says_so(
-    screen: Screen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    site: Site, study: Judged, browse: Browse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("triage.web.viewer.BUNDLE", tmp_path / "none.js")
-    page = Screen(screen.browser, screen.address.partition("/studies/")[0], screen.study)
-    page.browser.find_element(By.XPATH, "//ct-viewer//button[text()='3D view']").click()
-    page.until(lambda: "not part of this installation" in page.says("space"))
-    assert "deploy/install" in page.says("space")
+    screen = Screen(browse(site.address), study)
+    screen.viewer.get_by_role("button", name="3D view").click()
+    expect(screen.page.locator(".space")).to_contain_text("not part of this installation")
+    expect(screen.page.locator(".space")).to_contain_text("deploy/install")
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 900), (1280, 900), (1280, 2000), (1900, 700)])
-def test_nothing_sticks_out(screen: Screen, width: int, height: int) -> None:
-    screen.browser.set_window_size(width, height)
-    page = Screen(screen.browser, screen.address.partition("/studies/")[0], screen.study)
-    assert page.run("return document.documentElement.scrollWidth <= innerWidth")
-    film, room = page.run(
-        """return [".film", ".screen"].map(one => {
+@pytest.mark.parametrize(("width", "height"), [(400, 900), (1280, 900), (1280, 2000), (1900, 700)])
+def test_nothing_sticks_out(site: Site, study: Judged, browse: Browse, width: int, height: int) -> None:
+    page = browse(site.address, viewport={"width": width, "height": height})
+    Screen(page, study)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    film, room = page.evaluate(
+        """[".film", ".screen"].map(one => {
             const {left, right, top, bottom} = document.querySelector(one).getBoundingClientRect();
             return [left, right, top, bottom];
         })"""
@@ -318,9 +279,3 @@ def test_nothing_sticks_out(screen: Screen, width: int, height: int) -> None:
     assert film[1] <= room[1] + 0.1
     assert film[2] >= room[2] - 0.1
     assert film[3] <= room[3] + 0.1
-    screen.browser.set_window_size(1280, 1000)
-
-
-def test_the_console_is_silent(screen: Screen) -> None:
-    said = [entry["message"] for entry in screen.browser.get_log("browser")]
-    assert [one for one in said if "willReadFrequently" not in one] == []  # these tests read what is drawn
