@@ -11,7 +11,7 @@ from typing import Any
 
 from tests import peers
 from tests.boxes import Boxes
-from triage import analyze, assemble, commitment, config, deliver
+from triage import analyze, assemble, commitment, config, deliver, policies
 from triage.config import Config
 from triage.db import Database
 from triage.dicom.listener import Listener
@@ -56,6 +56,9 @@ class Hospital:
         for destination in commitment.asked(self.config):
             while commitment.step(self.db, self.config, destination, self.now):
                 pass
+
+    def requeue(self, study_instance_uid: str) -> None:
+        assert self.db.requeue(study_instance_uid, self.now, policies.pending(self.db, self.config))
 
     def entry(self, study_instance_uid: str) -> WorklistEntry:
         entry = self.db.entry(study_instance_uid)

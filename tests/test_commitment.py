@@ -224,7 +224,7 @@ def test_an_archive_that_never_commits_is_given_up_some_day(tmp_path: Path) -> N
 
 def revise(here: Hospital, folder: Path) -> list[str]:
     """Late images: there are two newer objects."""
-    here.db.requeue(STUDY, here.now)
+    here.requeue(STUDY)
     seen = here.db.quiet_study(here.now)
     assert seen is not None
     here.db.mark_ready(seen)
@@ -437,7 +437,7 @@ def test_a_silent_archive_that_cannot_be_asked_is_named_and_may_still_answer(tmp
         (row, _) = json.loads(triage(here, "deliveries", "--json"))
         assert row["state"] == "not_committed"
         assert "PACS: delivered, not committed" in triage(here, "deliveries")
-        here.db.requeue(STUDY, here.now)
+        here.requeue(STUDY)
         assert states(here) == [NOT_COMMITTED] * 2  # it has them: nothing is sent again
         assert pacs.call(here.config.listener.port) == 0x0000
         assert states(here) == [COMMITTED] * 2

@@ -217,10 +217,10 @@ def test_slices_that_come_during_the_analysis_discard_it(db: Database) -> None:
 def test_a_revision_is_written_and_sent_only_for_a_new_answer(db: Database) -> None:
     register(db, an_instance())
     judged(db, "k1")
-    db.requeue("1.2", NOW)
+    db.requeue("1.2", NOW, waiting)
     judged(db, "k1")
     assert [r.revision for r in db.results("1.2")] == [1]
-    db.requeue("1.2", NOW)
+    db.requeue("1.2", NOW, waiting)
     judged(db, "key2")
     assert [r.revision for r in db.results("1.2")] == [2, 1]
     (owed,) = db.deliveries("1.2")  # the first was never sent: it is out of date
@@ -266,7 +266,7 @@ def test_a_failed_study_is_claimed_again_only_when_its_time_has_come(db: Databas
     assert again.attempts == 2
     assert db.mark_given_up(again, an_answer(status=Status.FAILED), place(), NOW)
     assert db.claim("me", NOW + timedelta(days=1), 60) is None
-    assert db.requeue("1.2", NOW)
+    assert db.requeue("1.2", NOW, waiting)
     assert db.quiet_study(NOW) is not None
 
 
@@ -280,7 +280,7 @@ def test_deliveries_wait_are_sent_or_given_up(db: Database) -> None:
     assert (owed.attempts, owed.last_error) == (1, "refused")
     db.give_up(owed.delivery_id, "refused for days")
     assert db.due_deliveries("PACS", NOW + timedelta(days=9)) == []
-    db.requeue("1.2", NOW)
+    db.requeue("1.2", NOW, waiting)
     (owed,) = db.due_deliveries("PACS", NOW)
     db.mark_sent(owed.delivery_id, NOW)
     (done,) = db.deliveries("1.2")
@@ -318,7 +318,7 @@ def test_what_is_too_old_is_marked_and_comes_back(db: Database) -> None:
     register(db, an_instance("1.2", "1.2.2"), now)
     assert marked() == []
     assert settle(now, 2.5) == ["1.7"]
-    assert db.requeue("1.7", now)
+    assert db.requeue("1.7", now, waiting)
     assert marked() == []
 
 

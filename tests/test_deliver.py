@@ -29,7 +29,7 @@ from tests.boxes import Boxes
 from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
 from tests.objects import ct, save
-from tests.test_db import NOW, an_answer, an_instance, objects, place, register
+from tests.test_db import NOW, an_answer, an_instance, objects, place, register, waiting
 from tests.test_outgoing import (  # noqa: F401
     HOST,
     SECRET,
@@ -193,7 +193,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
 
 
 def judge(db: Database, key: str, *owed: Owed, where: Priority | None = None) -> None:
-    db.requeue("1.2", NOW)
+    db.requeue("1.2", NOW, waiting)
     seen = db.quiet_study(NOW)
     assert seen is not None
     db.mark_ready(seen)
@@ -413,7 +413,7 @@ def test_given_up_is_told_to_who_asks_for_it_and_once(tmp_path: Path, study: Pat
                 here.deliver()
                 (entry,) = here.db.worklist(here.now, "deadline", 7)
                 assert (entry.study.state, entry.result) == (StudyState.FAILED, None)
-                here.db.requeue(entry.study.study_instance_uid, here.now)
+                here.requeue(entry.study.study_instance_uid)
             here.model = Boxes()
             here.work()
     failed, *later = [json.loads(body) for _, body in posted]

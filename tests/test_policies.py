@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,13 +23,15 @@ from typer.testing import CliRunner
 from tests.test_reading import browse
 from tests.web_studies import NOON, Ward, configured
 from triage import analyze, check, cli, daemon, policies, priority, whatif
+from triage.audit import Actor
 from triage.cli import app
-from triage.config import Config, PriorityPolicy, TargetWaits
+from triage.config import Config, PriorityPolicy, TargetWaits, load
 from triage.db.policies import add, place
 from triage.domain import Band, Figures, Grade, Priority, Standing, Status, StudyState
 from triage.errors import ConfigError, Rejected
 from triage.web import words
 
+ANNA, BOB = Actor("anna"), Actor("bob")
 UIDS = [f"1.2.{number}" for number in range(12)]
 fractions = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.05, 0.2, 0.25, 0.5, 1.0]))
 minutes = st.integers(1, 600).map(float)
@@ -72,7 +75,7 @@ def some_studies(draw: st.DrawFn) -> list[Standing]:
         arrived = NOON + timedelta(minutes=draw(st.integers(0, 300)))
         answer, judged_at = None, None
         if draw(st.integers(0, 4)):
-            answer = result(draw(fractions), draw(st.none() | fractions), Config())
+            answer = result(draw(st.none() | fractions), draw(st.none() | fractions), Config())
             judged_at = arrived + timedelta(minutes=draw(st.integers(0, 60)))
         closed_at = arrived + timedelta(minutes=draw(st.integers(0, 400))) if draw(st.booleans()) else None
         state = draw(st.sampled_from([StudyState.ANALYZED, StudyState.FAILED, StudyState.RECEIVING]))
@@ -103,7 +106,7 @@ def test_the_present_policy_changes_nothing(
     studies: list[Standing], policy: PriorityPolicy, truths: dict[str, bool]
 ) -> None:
     config = Config().under(policy)
-    tried = whatif.rehearse(studies, truths, config, config, NOON + timedelta(days=1), 1)
+    tried = whatif.rehearse(studies, studies, truths, config, config, NOON + timedelta(days=1), 1)
     assert tried.present == tried.candidate
     for moves in (tried.bands, tried.places):
         assert (moves.up, moves.down, moves.examples_up, moves.examples_down) == (0, 0, (), ())
@@ -114,7 +117,7 @@ def test_waits_are_those_of_a_brute_force_replay(
     studies: list[Standing], policy: PriorityPolicy, arrival: bool
 ) -> None:
     config, now = Config().under(policy), NOON + timedelta(days=2)
-    tried = whatif.rehearse(studies, {}, config, config, now, 2)
+    tried = whatif.rehearse(studies, studies, {}, config, config, now, 2)
     ordering = "arrival" if arrival else policy.ordering
     waits = replayed(studies, config, ordering, now)
     flagged = [s.study_instance_uid for s in studies if s.result and is_flagged(s.result, policy)]
@@ -135,12 +138,12 @@ def is_flagged(answer: Figures, policy: PriorityPolicy) -> bool:
     """Said anew, from the documentation alone."""
     assert policy.positive_probability is not None
     assert policy.positive_fraction is not None
-    probability, fraction = answer.probability or 0.0, answer.affected_fraction
+    probability, fraction = answer.probability, answer.affected_fraction
     by_fraction = fraction is not None and (
         fraction >= policy.positive_fraction
         or (policy.policy != "identification" and fraction >= policy.severe_fraction)
     )
-    return probability >= policy.positive_probability or by_fraction or policy.positive_fraction == 0
+    return (probability is not None and probability >= policy.positive_probability) or by_fraction
 
 
 def replayed(studies: list[Standing], config: Config, ordering: str, now: datetime) -> dict[str, timedelta]:
@@ -169,6 +172,62 @@ def replayed(studies: list[Standing], config: Config, ordering: str, now: dateti
     return {s.study_instance_uid: read.get(s.study_instance_uid, now) - s.arrived_at for s in studies}
 
 
+@given(
+    some_studies(),
+    some_studies(),
+    st.tuples(some_policy(), some_policy()),
+    st.dictionaries(st.sampled_from(UIDS), st.booleans()),
+)
+def test_what_differs_between_two_policies_is_counted_as_by_hand(
+    studies: list[Standing],
+    listed: list[Standing],
+    tried: tuple[PriorityPolicy, PriorityPolicy],
+    truths: dict[str, bool],
+) -> None:
+    """Every figure of both sides, said anew; the list of now is not the studies of these days."""
+    configs = [Config().under(policy) for policy in tried]
+    told = whatif.rehearse(studies, listed, truths, *configs, NOON + timedelta(days=1), 1)
+    placed = []
+    for config, found in zip(configs, (told.present, told.candidate), strict=True):
+        flags = {
+            s.study_instance_uid: bool(s.result and is_flagged(s.result, config.priority)) for s in studies
+        }
+        again = {s.study_instance_uid: priority.again(s, config.priority, config.analysis) for s in studies}
+        known = [s.study_instance_uid for s in studies if s.result and s.study_instance_uid in truths]
+        hits = [flags[uid] for uid in known if truths[uid]]
+        passes = [not flags[uid] for uid in known if not truths[uid]]
+        assert found.flagged == sum(flags.values())
+        assert {band: sum(p.band is band for p in again.values()) for band in found.bands} == found.bands
+        assert sum(found.bands.values()) == len(studies)
+        assert found.sensitivity == (whatif.Rate(sum(hits), len(hits)) if hits else None)
+        assert found.specificity == (whatif.Rate(sum(passes), len(passes)) if passes else None)
+        placed.append(again)
+    changed = [
+        (placed[1][uid].band, placed[1][uid].due_at) < (was.band, was.due_at)
+        for uid, was in placed[0].items()
+        if (was.band, was.due_at) != (placed[1][uid].band, placed[1][uid].due_at)
+    ]
+    assert (told.bands.up, told.bands.down) == (sum(changed), len(changed) - sum(changed))
+    was, new = (ranks(listed, config) for config in configs)
+    assert told.places.up == sum(new[uid] < was[uid] for uid in was)
+    assert told.places.down == sum(new[uid] > was[uid] for uid in was)
+    for mover in (*told.places.examples_up, *told.places.examples_down):
+        uid = mover.study_instance_uid
+        assert (mover.before.number, mover.after.number) == (was[uid], new[uid])
+
+
+def ranks(listed: list[Standing], config: Config) -> dict[str, int]:
+    """How many stand before each study, itself counted."""
+
+    def key(study: Standing) -> tuple[Any, ...]:
+        place = priority.again(study, config.priority, config.analysis)
+        band = Band.INDETERMINATE if place.band is Band.NOT_JUDGED else place.band
+        first = (place.due_at,) if config.ordering == "deadline" else (band, -place.score)
+        return (*first, study.arrived_at, study.study_instance_uid)
+
+    return {one.study_instance_uid: sum(key(other) <= key(one) for other in listed) for one in listed}
+
+
 @given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
 def test_intervals_are_wilsons(counted: tuple[int, int]) -> None:
     known = binomtest(*counted).proportion_ci(method="wilson")
@@ -185,6 +244,9 @@ def test_intervals_are_wilsons(counted: tuple[int, int]) -> None:
         ("under_called", Status.NEGATIVE, None, True),
         ("other", Status.POSITIVE, Grade.CT0, False),
         ("wrong_organ", Status.POSITIVE, None, None),
+        ("agree", Status.NOT_ANALYSABLE, None, None),
+        ("agree", Status.FAILED, None, None),
+        ("agree", None, None, None),
     ],
 )
 def test_what_a_verdict_tells(opinion: str, status: Status, grade: Grade | None, sick: bool | None) -> None:
@@ -238,7 +300,7 @@ def order(ward: Ward) -> list[str]:
 def save(ward: Ward, policy: PriorityPolicy) -> None:
     newest = ward.database.policy()
     assert newest is not None
-    policies.save(ward.database, ward.config, policy, "anna", "to try", ward.now, newest.version)
+    policies.save(ward.database, ward.config, policy, ANNA, "to try", ward.now, newest.version)
 
 
 @settings(max_examples=8, deadline=None)
@@ -247,7 +309,7 @@ def test_a_new_order_is_the_one_from_scratch_and_the_way_back_the_earlier_one(
     tmp_path_factory: pytest.TempPathFactory, tried: list[PriorityPolicy]
 ) -> None:
     ward = Ward(configured(tmp_path_factory.mktemp("changed")))
-    first = policies.adopt(ward.database, ward.config, ward.now)
+    policies.adopt(ward.database, ward.config, ward.now)
     a_day(ward)
     before, in_order = places(ward), order(ward)
     for policy in tried:
@@ -257,7 +319,7 @@ def test_a_new_order_is_the_one_from_scratch_and_the_way_back_the_earlier_one(
     a_day(scratch)
     assert places(ward) == places(scratch)
     assert [place.band for uid, place in places(ward).items() if ward.study(uid).stat] == [Band.CRITICAL] * 2
-    policies.roll_back(ward.database, ward.config, first.version, "anna", "", ward.now, 1 + len(tried))
+    policies.roll_back(ward.database, ward.config, 1, ANNA, "", ward.now, 1 + len(tried))
     assert (places(ward), order(ward)) == (before, in_order)
     ward.database.close()
     scratch.database.close()
@@ -360,23 +422,65 @@ def test_a_raised_threshold_lowers_the_flag_but_not_below_what_the_report_says(w
 def test_config_yaml_is_the_first_version_and_a_person_goes_before_it(ward: Ward) -> None:
     db, config = ward.database, ward.config
     assert [one.author for one in db.policies(9)] == [policies.FILE]
-    assert policies.adopt(db, config, ward.now).version == 1  # a restart adds nothing
-    edited = config.under(config.priority.model_copy(update={"severe_fraction": 0.3}))
-    assert policies.adopt(db, edited, ward.now).version == 2
+    policies.adopt(db, config, ward.now)  # a restart adds nothing
+    assert [one.author for one in db.policies(9)] == [policies.FILE]
+    policies.adopt(db, edited(config), ward.now)
+    assert [one.version for one in db.policies(9)] == [2, 1]
     save(ward, config.policy)
-    newest = policies.adopt(db, edited, ward.now)
+    policies.adopt(db, edited(config), ward.now)
+    newest = db.policy()
+    assert newest is not None
     assert (newest.version, newest.author, newest.policy) == (3, "anna", config.policy)
+
+
+def edited(config: Config) -> Config:
+    """With another policy in config.yaml."""
+    return config.under(config.priority.model_copy(update={"ordering": "strict", "severe_fraction": 0.3}))
+
+
+def test_looking_never_changes_what_counts(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.yaml was edited: the daemon's next start makes it count, and moves the open studies at once."""
+    ward.arrive("1.1")
+    ward.judge("1.1", affected_fraction=0.27)
+    changed = edited(ward.config)
+    assert check._policy(changed).detail.endswith("priority in config.yaml counts from the next start on")
+    cli._open_studies(daemon.open_database(changed), changed, set())
+    assert len(ward.database.policies(9)) == 1
+    assert policies.in_force(ward.database, changed).ordering == "deadline"
+    assert places(ward)["1.1"].band is Band.SEVERE
+
+    monkeypatch.setattr(daemon, "now", ward.clock)
+    monkeypatch.setattr(daemon, "stopped_by_signals", Event)
+    monkeypatch.setattr(daemon, "ROLES", {"web": lambda *_: None})
+    daemon.run_role("web", changed, supervised=False)
+    assert [one.reason for one in ward.database.policies(9)] == ["the file was changed", "the first version"]
+    assert policies.in_force(ward.database, changed).ordering == "strict"
+    assert places(ward)["1.1"].band is Band.POSITIVE
+
+
+def test_a_requeued_study_stands_where_the_next_policy_would_put_it(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", Status.NEGATIVE)
+    assert places(ward)["1.1"].band is Band.ROUTINE
+    ward.database.requeue("1.1", ward.now, policies.pending(ward.database, ward.config))
+    requeued = places(ward)
+    assert (requeued["1.1"].band, requeued["1.1"].reason) == (
+        Band.NOT_JUDGED,
+        "looked at again on request, not judged yet",
+    )
+    policies.settle(ward.database, ward.config, ward.now, always=True)
+    assert places(ward) == requeued
 
 
 def test_who_saves_must_have_seen_the_newest_version_and_give_a_reason(ward: Ward) -> None:
     strict = ward.config.policy.model_copy(update={"ordering": "strict"})
     with pytest.raises(ConfigError, match="reason"):
-        policies.save(ward.database, ward.config, strict, "anna", " ", ward.now, 1)
+        policies.save(ward.database, ward.config, strict, ANNA, " ", ward.now, 1)
     save(ward, strict)
     with pytest.raises(Rejected, match="version 2"):
-        policies.save(ward.database, ward.config, ward.config.policy, "bob", "why", ward.now, 1)
+        policies.save(ward.database, ward.config, ward.config.policy, BOB, "why", ward.now, 1)
     with pytest.raises(ConfigError, match="no version 9"):
-        policies.roll_back(ward.database, ward.config, 9, "bob", "", ward.now, 2)
+        policies.roll_back(ward.database, ward.config, 9, BOB, "", ward.now, 2)
     assert len(ward.database.policies(9)) == 2
 
 
@@ -388,7 +492,7 @@ def test_a_refused_version_moves_no_study(ward: Ward) -> None:
             ward.database,
             ward.config,
             ward.config.policy.model_copy(update={"policy": "severity", "critical_fraction": 0.9}),
-            "bob",
+            BOB,
             "why",
             ward.now,
             7,
@@ -410,6 +514,51 @@ def test_verdicts_count_once_a_study_the_newest_one(ward: Ward) -> None:
     assert tried.present.sensitivity == tried.candidate.sensitivity == whatif.Rate(1, 1)
     assert tried.present.specificity == whatif.Rate(1, 2)
     assert tried.candidate.specificity == whatif.Rate(2, 2)
+
+
+def test_places_are_those_of_the_list_and_bands_those_of_the_days(ward: Ward) -> None:
+    ward.arrive("1.1", ago=5 * 1440)  # stands on the list since before these days
+    ward.judge("1.1", Status.NEGATIVE)
+    for uid, ago in (("1.2", 600), ("1.3", 400), ("1.4", 20)):
+        ward.arrive(uid, ago=ago)
+        ward.judge(uid, probability=0.6, affected_fraction=0.0)
+    ward.database.close_study("1.3", "read", ward.now)
+    assert order(ward) == ["1.1", "1.2", "1.4"]
+    strict = ward.config.policy.model_copy(update={"ordering": "strict", "positive_probability": 0.7})
+    tried = policies.rehearse(ward.database, ward.config, strict, ward.now, 1)
+    (down,) = tried.places.examples_down
+    assert (down.study_instance_uid, down.before.number, down.after.number) == ("1.1", 1, 3)
+    assert (tried.places.up, tried.places.down) == (2, 1)
+    assert tried.studies == tried.bands.down == 3
+    save(ward, strict)
+    assert order(ward) == ["1.2", "1.4", "1.1"]
+
+
+def test_what_left_the_list_has_no_place(ward: Ward) -> None:
+    ward.arrive("1.1", ago=20 * 1440)
+    ward.judge("1.1", Status.NEGATIVE)
+    for uid, ago in (("1.2", 600), ("1.3", 20)):
+        ward.arrive(uid, ago=ago)
+        ward.judge(uid, Status.NEGATIVE)
+    strict = ward.config.policy.model_copy(update={"ordering": "strict"})
+    tried = policies.rehearse(ward.database, ward.config, strict, ward.now, 30)
+    assert tried.studies == 3
+    assert (tried.places.up, tried.places.down) == (0, 0)
+
+
+def test_rates_are_over_the_days_that_there_are(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(days: int) -> whatif.Rehearsal:
+        return policies.rehearse(ward.database, ward.config, ward.config.policy, ward.now, days)
+
+    assert (tried(30).days, tried(30).cut) == (30, False)
+    ward.arrive("1.1", ago=60)
+    assert tried(30).days == 1  # an hour tells of no more than a day
+    ward.arrive("1.2", ago=4 * 1440)
+    assert (tried(30).days, tried(1).days) == (4, 1)
+    ward.arrive("1.3", ago=40 * 1440)
+    assert tried(30).days == 30  # few came, but they could have
+    monkeypatch.setattr(policies, "MOST", 2)
+    assert (tried(90).days, tried(90).studies, tried(90).cut) == (4, 2, True)
 
 
 def copied(ward: Ward, count: int) -> None:
@@ -447,6 +596,9 @@ def test_the_terminal_sets_and_goes_back(tmp_path: Path) -> None:
     def typed(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["--config", str(tmp_path / "config.yaml"), "policy", *arguments])
 
+    assert "# priority in config.yaml counts from the next start on" in typed("show").stdout
+    settings = load(tmp_path / "config.yaml")
+    policies.adopt(daemon.open_database(settings), settings, NOON)
     shown = typed("show").stdout
     assert "version 1 by config.yaml" in shown
     assert yaml.safe_load(shown)["severe_fraction"] == 0.3

@@ -530,7 +530,7 @@ def test_every_change_that_the_list_shows_has_a_new_version(ward: Ward) -> None:
         lambda: kept.give_verdict("1.1", "dr.lee", NOON, "agree"),
         lambda: kept.mark_read("1.1", "dr.lee", NOON),
         lambda: kept.mark_unread("1.1"),
-        lambda: ward.database.requeue("1.1", NOON),
+        lambda: ward.database.requeue("1.1", NOON, ward.waiting),
     ]
     versions = [kept.changes(0, NOON, DAYS).version]
     for step in steps:

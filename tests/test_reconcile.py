@@ -249,7 +249,7 @@ def test_a_study_that_is_looked_at_again_is_compared_again(tmp_path: Path) -> No
         take(ward, tmp_path, [ct(1)])
         assert compare(ward)
         assert assembled(ward)
-        ward.db.requeue(STUDY, ward.now)
+        ward.requeue(STUDY)
         assert remarks(ward) == ()
         quiet(ward)
         assert not assembled(ward)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from tests.test_reading import Caller, browse
 from tests.test_web import text
@@ -19,7 +23,7 @@ from tests.web_studies import Ward, configured
 from triage import drift, policies
 from triage.domain import Band, Status
 from triage.web.monitoring import bars, lines
-from triage.web.policy import FIELDS, flat
+from triage.web.policy import FIELDS, flat, read
 
 
 @pytest.fixture
@@ -142,8 +146,10 @@ def test_the_api_does_what_the_page_does(ward: Ward) -> None:
     assert send("GET", "").json()["version"] == 1
     raised = {"positive_probability": 0.7}
     tried = send("POST", "/what-if", {"policy": raised, "days": 7}).json()
-    assert (tried["now"]["flagged"], tried["then"]["flagged"]) == (1, 0)
-    assert tried["bands"]["examples_down"][0]["study_instance_uid"] == "1.1"
+    assert (tried["present"]["flagged"], tried["candidate"]["flagged"]) == (1, 0)
+    assert tried["present"]["bands"] == {"positive": 1}
+    (down,) = tried["bands"]["examples_down"]
+    assert (down["study_instance_uid"], down["after"]["band"]) == ("1.1", "indeterminate")
     saved = send("PUT", "", {"policy": raised, "reason": "quieter", "after": 1})
     assert (saved.status_code, saved.json()["version"], saved.json()["author"]) == (200, 2, "local")
     assert band(ward, "1.1") is Band.INDETERMINATE
@@ -166,6 +172,42 @@ def test_changes_and_examples_seen_are_on_record(ward: Ward) -> None:
     trail = " ".join(record.message for record in ward.database.trail.records())
     assert "P1.1" in trail
     assert b64encode(b"policy version 2: quieter").decode() in trail
+
+
+@pytest.mark.parametrize("json", [False, True])
+def test_a_change_that_cannot_be_recorded_is_not_made(ward: Ward, json: bool) -> None:
+    ward.arrive("1.1", ago=60)
+    ward.judge("1.1", Status.POSITIVE, probability=0.55, affected_fraction=0.0)
+    reader = browse(ward)
+    with closing(sqlite3.connect(ward.config.database.url.removeprefix("sqlite:///"))) as file, file:
+        file.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END")
+    if json:
+        wanted = {"policy": {"positive_probability": 0.7}, "reason": "quieter", "after": 1}
+        answer = reader.send("PUT", "/api/v1/policy", json=wanted)
+    else:
+        answer = post(reader, "/policy", **form(ward, positive_probability="0.7", reason="quieter"))
+    assert answer.status_code == 503
+    assert len(ward.database.policies(9)) == 1
+    assert band(ward, "1.1") is Band.POSITIVE
+
+
+def test_the_page_says_over_what_its_rates_are(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        ward.arrive(f"1.{number}", ago=2 * 1440)
+        ward.judge(f"1.{number}")
+    reader, changed = browse(ward), {"positive_probability": "0.7"}
+    tried = text(reader.get("/policy", params=changed))
+    assert "2.0 a day 4 studies" in tried
+    assert "There were none before: rates are over 2.0 days." in tried
+    monkeypatch.setattr(policies, "MOST", 4)
+    assert "only the newest 4 are looked at, those of 2.0 days." in text(
+        reader.get("/policy", params=changed)
+    )
+
+
+def test_a_form_keeps_every_figure(ward: Ward) -> None:
+    fine = ward.config.policy.model_copy(update={"positive_probability": 0.51234567})
+    assert read(flat(fine)) == fine
 
 
 # --- monitoring ------------------------------------------------------------------------------------
@@ -222,7 +264,49 @@ def test_the_index_is_the_textbooks() -> None:
     found = drift.measure("all", [0.1] * 400 + [0.9] * 600, [0.1] * 600 + [0.9] * 400)
     assert found.index == pytest.approx(0.1622, abs=5e-4)
     assert not found.alarm
-    assert drift.measure("all", [0.1] * 5, [0.9] * 5).index is None  # chance alone could do that
+    assert drift.measure("all", [0.1] * 2, [0.9] * 2).index is None  # chance alone could do that
+    assert drift.measure("all", [], [0.9] * 100).index is None
+
+
+@pytest.mark.parametrize("spread", [(1, 1), (0.5, 0.5), (0.4, 2), (2, 5), (0.1, 0.1)])
+@pytest.mark.parametrize("count", [20, 30, 50, 75, 100])
+def test_chance_alone_seldom_alarms(count: int, spread: tuple[float, float]) -> None:
+    """Scores of both periods from one distribution, two thousand times: at most 2 % alarms."""
+    chance = np.random.default_rng(7)
+    periods = chance.beta(*spread, size=(2000, 2, count))
+    assert sum(drift.measure("all", before, now).alarm for before, now in periods) <= 40
+
+
+@given(st.integers(1, 9))
+def test_the_limit_of_chance_is_the_quantile_of_chi_squared(degrees: int) -> None:
+    assert drift._chi_squared(degrees) == pytest.approx(chi2.ppf(0.99, degrees), rel=0.01)
+
+
+def test_only_one_network_and_the_newest_answers_are_compared(ward: Ward) -> None:
+    """Another network before, and studies judged again, are no drift of this network's scores."""
+    now = ward.now
+    for number in range(24):
+        ward.now = now - timedelta(days=20)
+        ward.arrive(f"1.{number}")
+        ward.judge(f"1.{number}", probability=0.95, model_version="older")
+        if number < 12:
+            ward.judge(f"1.{number}", probability=0.15, model_version="newer")
+        ward.now = now - timedelta(days=2)
+        if number < 4:
+            ward.arrive(f"1.{number}", 2)
+            ward.judge(f"1.{number}", probability=0.15, model_version="newer")
+        ward.arrive(f"2.{number}")
+        ward.judge(f"2.{number}", probability=0.15, model_version="newer")
+    ward.now = now
+    reader = browse(ward)
+    told = reader.get("/api/v1/monitoring", params={"days": 7}).json()
+    (found,) = told["drifts"]["all studies"]
+    assert told["model"] == "multitask newer"
+    assert (sum(found["baseline"]), sum(found["recent"])) == (8, 28)
+    assert found["baseline"][9] == 0
+    assert "Only answers of multitask newer, which judged last, are compared" in text(
+        reader.get("/monitoring")
+    )
 
 
 def test_shapes_of_charts() -> None:

@@ -90,7 +90,7 @@ def test_not_analysable_is_reported_once_and_replaced_when_the_images_come(
     assert here.entry(uid_of(study)).study.state is StudyState.REJECTED
     (report,) = [instance.path for instance in pacs]
     assert told(report) == ("not-analysable", "111245")
-    here.db.requeue(uid_of(study), here.now)
+    here.requeue(uid_of(study))
     here.work()
     assert len(pacs) == 1
     assert len(here.db.results(uid_of(study))) == 1
@@ -120,7 +120,7 @@ def test_given_up_is_reported_and_replaced_when_the_fault_is_mended(ward: Ward, 
     assert b"ZeroDivisionError" in report.read_bytes()
 
     here.model = sound
-    here.db.requeue(uid_of(study), here.now)
+    here.requeue(uid_of(study))
     here.work()
     assert here.entry(uid_of(study)).study.state is StudyState.ANALYZED
     first, second = reports(pacs)
@@ -147,7 +147,7 @@ def test_a_judged_study_that_loses_its_answer_replaces_that(ward: Ward, study: P
     here.work()
     strict = here.config.assemble.model_copy(update={"minimum_slices": 100})
     here.config = here.config.model_copy(update={"assemble": strict})
-    here.db.requeue(uid_of(study), here.now)
+    here.requeue(uid_of(study))
     here.work()
     _, judged, last = reports(pacs)
     assert told(last)[0] == "not-analysable"

@@ -25,14 +25,9 @@ def register(db: Database, config: Config, received: Instance, now: datetime) ->
     """Put a stored instance on record. Only CT images reopen a study: our own results, dose reports and
     pictures that a PACS routes along are filed and nothing more. Raises Retryable.
     """
-
-    policy = policies.in_force(db, config).priority
-
-    def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, policy)
-
     stat = received.requested_procedure_priority == priority.STAT
     judgeable = series.is_ct_image(received)
+    pending = policies.pending(db, config)
     db.register(received, now, judgeable=judgeable, stat=stat, pending=pending)
 
 

@@ -90,17 +90,15 @@ def _database(config: Config) -> Check:
 
 
 def _policy(config: Config) -> Check:
-    """Which version counts, and whether config.yaml still does."""
+    """Which version counts, and whether config.yaml does, or will."""
     try:
         database = daemon.open_database(config)
-        newest = policies.adopt(database, config, daemon.now())
+        newest = database.policy()
         database.close()
     except TriageError as error:
         return Check("policy", False, str(error))
-    detail = f"version {newest.version} by {newest.author} counts: {newest.reason}"
-    if newest.author != policies.FILE and newest.policy != config.policy:
-        detail += "; priority in config.yaml is another one and does not count"
-    return Check("policy", True, detail)
+    counts = f"version {newest.version} by {newest.author} counts: {newest.reason}" if newest else ""
+    return Check("policy", True, "; ".join(filter(None, [counts, policies.of_the_file(newest, config)])))
 
 
 def _model(config: Config) -> Iterator[Check]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
@@ -387,9 +386,13 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command()
 def requeue(context: typer.Context, study_uid: StudyUid) -> None:
     """Assemble and judge a study again, and try its undelivered results anew."""
+    from triage import policies
+
     with _plain_errors():
-        database = _database(configuration.load(context.obj))
-        _known(database.requeue(study_uid, datetime.now(UTC)), study_uid)
+        settings = configuration.load(context.obj)
+        database = _database(settings)
+        pending = policies.pending(database, settings)
+        _known(database.requeue(study_uid, datetime.now(UTC), pending), study_uid)
         _record(database, Event.REQUEUED, study_uid)
     out.print(
         f"{study_uid} will be looked at again; the same images, weights and settings keep their answer",
@@ -575,15 +578,20 @@ def show_policy(
     from triage import policies
 
     with _plain_errors():
-        versions = _database(configuration.load(context.obj)).policies(1000 if history else 1)
+        settings = configuration.load(context.obj)
+        versions = _database(settings).policies(1000 if history else 1)
+    newest = versions[0] if versions else None
     if as_json:
         typer.echo(json.dumps([policies.row(one) for one in versions], indent=2, ensure_ascii=False))
         return
-    for one in versions:
-        said = f"version {one.version} by {one.author}, {one.created_at:%Y-%m-%d %H:%M} UTC: {one.reason}"
-        out.print(f"# {said}", markup=False, highlight=False, soft_wrap=True)
+    said = [
+        f"version {one.version} by {one.author}, {one.created_at:%Y-%m-%d %H:%M} UTC: {one.reason}"
+        for one in versions
+    ]
+    for line in filter(None, [*said, policies.of_the_file(newest, settings)]):
+        out.print(f"# {line}", markup=False, highlight=False, soft_wrap=True)
     if not history:
-        typer.echo(configuration.written(versions[0].policy), nl=False)
+        typer.echo(configuration.written(newest.policy if newest else settings.policy), nl=False)
 
 
 @policy.command(name="set")
@@ -619,9 +627,9 @@ def roll_back_policy(
     out.print(CHANGED.format(new.version), soft_wrap=True)
 
 
-def _who() -> str:
+def _who() -> Actor:
     """Whose account this is: the author of what is set from the terminal."""
-    return f"{getpass.getuser()} (terminal)"
+    return Actor(f"{getuser()} (terminal)", process="triage/cli")
 
 
 def _newest(database: Database) -> int:

@@ -49,7 +49,7 @@ def take(db: Database, config: Config, report: Report, now: datetime) -> bool:
     transaction's UID is random: besides us, that destination alone knows it.
     """
     name = db.destination_of_commitment(report.transaction_uid)
-    if report.ae_title not in (one.ae_title for one in asked(config) if one.name == name):
+    if report.ae_title not in (one.ae_title for one in wanted(config) if one.name == name):
         return False
     failed = {key: f"destination {name} does not commit itself: {why}" for key, why in report.failed.items()}
     settled = db.settle_commitment(
@@ -59,9 +59,14 @@ def take(db: Database, config: Config, report: Report, now: datetime) -> bool:
     return True
 
 
-def asked(config: Config) -> list[Destination]:
-    """The destinations whose commitment is wanted."""
+def wanted(config: Config) -> list[Destination]:
+    """The destinations whose commitment is wanted; their answers count whenever they come."""
     return [one for one in config.delivery.destinations if isinstance(one, Destination) and one.commitment]
+
+
+def asked(config: Config) -> list[Destination]:
+    """Those of them that are asked now: in shadow mode live ones hear nothing of us."""
+    return [one for one in wanted(config) if one in config.destinations]
 
 
 def _ask(

@@ -59,7 +59,6 @@ def now() -> datetime:
 def open_database(config: Config) -> Database:
     database = Database(config.database.url)
     database.migrate()
-    policies.adopt(database, config, now())
     return database
 
 
@@ -83,7 +82,7 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         has_room=lambda: has_room(config.storage),
         on_conflict=db.note_conflict,
         worklist=_lists(db, config) if config.lists.serve else None,
-        commitments=_reports(db, config) if commitment.asked(config) else None,
+        commitments=_reports(db, config) if commitment.wanted(config) else None,
     )
     try:
         listener.start()
@@ -146,7 +145,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
     db = open_database(config)
     db.restart_quiet_periods(now())
     db.restart_waits(now())
-    db.waive_commitments([one.name for one in commitment.asked(config)])
+    db.waive_commitments([one.name for one in commitment.wanted(config)])
     policies.settle(db, config, now(), always=True)
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
         **{
@@ -261,7 +260,9 @@ def run_role(name: str, config: Config, *, supervised: bool) -> None:
     if supervised:
         threading.Thread(target=_stop_at_end_of, args=(sys.stdin.buffer.fileno(), stop), daemon=True).start()
     log.info("%s starts", name)
-    with trail.lifetime(open_database(config), name, now):
+    database = open_database(config)
+    with trail.lifetime(database, name, now):
+        policies.adopt(database, config, now())
         ROLES[name](config, stop)
     log.info("%s stops", name)
 

@@ -88,6 +88,10 @@ class Status(StrEnum):
     FAILED = "failed"
 
 
+JUDGED = (Status.POSITIVE, Status.NEGATIVE)
+"""Of the four, those that are said of the patient."""
+
+
 class Band(IntEnum):
     """Urgency of a study on the worklist; a smaller number is read earlier."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import log, sqrt
 
 BINS = 10
 """Tenths of the score, from 0 to 1."""
 ALARM = 0.2
 """From here on a distribution counts as changed, as is usual in credit scoring, where the index is from."""
-BY_CHANCE = 0.1
-"""An index that chance alone makes as large as this says nothing: there are too few studies."""
+Z99 = 2.326348
+"""Of a hundred indices without any change, chance alone makes one as large as the 99 % quantile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,21 @@ def _histogram(scores: Iterable[float]) -> tuple[int, ...]:
 def _index(baseline: Sequence[int], recent: Sequence[int]) -> float | None:
     """Sum of (q − p) ln(q / p) over the tenths that hold any study; half a study is added to each.
 
-    Without any change it is expected at (tenths − 1)(1/n + 1/m), the mean of the chi-squared distribution
-    that it then follows.
+    Without any change it follows 1/n + 1/m times chi squared with tenths − 1 degrees of freedom. Where
+    chance alone might reach the alarm, only an index that is larger than chance makes it says anything.
     """
     used = [(a, b) for a, b in zip(baseline, recent, strict=True) if a or b]
     n, m = sum(baseline), sum(recent)
-    if not n or not m or (len(used) - 1) * (1 / n + 1 / m) > BY_CHANCE:
+    if not n or not m:
         return None
     half = len(used) / 2
     shares = [((a + 0.5) / (n + half), (b + 0.5) / (m + half)) for a, b in used]
-    return sum((q - p) * log(q / p) for p, q in shares)
+    index = sum((q - p) * log(q / p) for p, q in shares)
+    by_chance = _chi_squared(len(used) - 1) * (1 / n + 1 / m)
+    return None if by_chance > ALARM and index <= by_chance else index
+
+
+def _chi_squared(degrees: int) -> float:
+    """The 99 % quantile, as Wilson and Hilferty (1931) have it."""
+    part = 2 / (9 * max(degrees, 1))
+    return degrees * (1 - part + Z99 * sqrt(part)) ** 3

@@ -13,7 +13,7 @@ from triage import policies, priority
 from triage.config import Config, Peer
 from triage.db import Database
 from triage.dicom import asking
-from triage.domain import News, Ordered, Priority
+from triage.domain import News, Ordered
 from triage.errors import Rejected, Retryable, traced
 from triage.incoming import messages
 from triage.incoming.messages import NotTaken
@@ -42,12 +42,7 @@ def receive(db: Database, config: Config, raw: bytes, now: datetime) -> bytes:
 
 
 def _hear(db: Database, config: Config, news: Sequence[News], now: datetime) -> None:
-    policy = policies.in_force(db, config).priority
-
-    def pending(arrived_at: datetime, stat: bool) -> Priority:
-        return priority.pending(arrived_at, stat, policy)
-
-    for uid, change in db.hear(news, pending, now):
+    for uid, change in db.hear(news, policies.pending(db, config), now):
         log.info("study %s %s", uid, change)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from triage.config import AnyDestination, Destination, DicomWeb, Only
-from triage.domain import Band, Owed, Priority, Result, ResultObject, Status
+from triage.domain import JUDGED, Band, Owed, Priority, Result, ResultObject, Status
 
 AT_LEAST: dict[Only, Band] = {
     "positive": Band.ROUTINE,
@@ -13,8 +13,6 @@ AT_LEAST: dict[Only, Band] = {
     "critical": Band.CRITICAL,
 }
 """Of ``only``: the least urgent band in which a positive study passes."""
-
-JUDGED = (Status.POSITIVE, Status.NEGATIVE)
 
 
 def owed(

@@ -74,9 +74,14 @@ def _by_findings(result: Judged, policy: PriorityPolicy, analysis: Analysis) -> 
     """
     band, score = _RULES[policy.policy](result, policy, analysis)
     by_probability, by_fraction = _positive_from(policy, analysis)
-    if (result.probability or 0) >= by_probability or (result.affected_fraction or 0) >= by_fraction:
+    if _reaches(result.probability, by_probability) or _reaches(result.affected_fraction, by_fraction):
         return min(band, Band.POSITIVE), score
     return (min(band, Band.INDETERMINATE) if result.status is Status.POSITIVE else band), score
+
+
+def _reaches(figure: float | None, limit: float) -> bool:
+    """What is unknown reaches no limit, not even 0."""
+    return figure is not None and figure >= limit
 
 
 def _positive_from(policy: PriorityPolicy, analysis: Analysis) -> tuple[float, float]:

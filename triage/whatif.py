@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nlargest
 from math import sqrt
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, computed_field
 
 from triage import priority
 from triage.config import Config
@@ -22,6 +24,8 @@ from triage.domain import Band, Grade, Priority, Standing, Status
 EXAMPLES = 10
 """Studies named of those that would move up, and of those that would move down."""
 Z95 = 1.959964
+BandName = Annotated[Band, PlainSerializer(lambda band: band.label, return_type=str)]
+"""A band that JSON calls by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,12 @@ class Rate:
     count: int
     total: int
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def share(self) -> float:
         return self.count / self.total
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def interval(self) -> tuple[float, float]:
         n, p, z = self.total, self.share, Z95
@@ -59,7 +65,7 @@ class Outcome:
     """What one policy makes of the days."""
 
     flagged: int
-    bands: Mapping[Band, int]
+    bands: Mapping[BandName, int]
     sensitivity: Rate | None
     """Of the studies that readers' verdicts make positive, those flagged; None without any."""
     specificity: Rate | None
@@ -68,13 +74,24 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Mover:
-    """A study whose place would be another one; ``places`` on the list, first is 1, where it is unread."""
+class Place:
+    """``number`` on the list, the first is 1; None where the list is not what is looked at."""
 
-    study: Standing
-    before: Priority
-    after: Priority
-    places: tuple[int, int] | None = None
+    band: BandName
+    due_at: datetime
+    number: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mover:
+    """A study whose place would be another one, and the sentence that explains it."""
+
+    study_instance_uid: str
+    patient_name: str
+    accession_number: str
+    reason: str
+    before: Place
+    after: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,9 @@ class Rehearsal:
     """The present policy and another one over the same days."""
 
     days: float
+    """What the studies came in: less than was asked for where there were none before, or where ``cut``."""
+    cut: bool
+    """Only the newest were looked at."""
     studies: int
     judged: int
     verdicts: int
@@ -102,30 +122,35 @@ class Rehearsal:
     bands: Moves
     """Studies of the days that would have another band or due time."""
     places: Moves
-    """Unread studies that would have another place on the list."""
+    """Studies that stand on the list now and would have another place there."""
 
 
 def rehearse(
     studies: Sequence[Standing],
+    listed: Sequence[Standing],
     truths: Mapping[str, bool],
     present: Config,
     candidate: Config,
     now: datetime,
     days: float,
+    *,
+    cut: bool = False,
 ) -> Rehearsal:
-    """Both policies over the studies that arrived in the last ``days``; ``truths`` by Study Instance UID."""
-    before, after = _places(studies, present), _places(studies, candidate)
+    """Both policies over the studies that arrived in the last ``days``, and those that are ``listed`` now,
+    from whenever they are; ``truths`` by Study Instance UID.
+    """
     known = {study.study_instance_uid for study in studies if study.result is not None}
     return Rehearsal(
         days=days,
+        cut=cut,
         studies=len(studies),
         judged=len(known),
         verdicts=len(known & truths.keys()),
         present=_outcome(studies, truths, present, present.priority.ordering, now),
         candidate=_outcome(studies, truths, candidate, candidate.priority.ordering, now),
         by_arrival=_waits(studies, present, "arrival", now),
-        bands=_band_moves(studies, before, after),
-        places=_place_moves(studies, before, after, present, candidate),
+        bands=_band_moves(studies, present, candidate),
+        places=_place_moves(listed, present, candidate),
     )
 
 
@@ -137,7 +162,7 @@ def truth(opinion: str, status: Status | None, true_grade: Grade | None) -> bool
     if true_grade is not None:
         return true_grade is not Grade.CT0
     if opinion == "agree":
-        return None if status is None else status is Status.POSITIVE
+        return None if status is None else {Status.POSITIVE: True, Status.NEGATIVE: False}.get(status)
     return {"over_called": False, "under_called": True}.get(opinion)
 
 
@@ -260,50 +285,55 @@ def _events(studies: Sequence[Standing]) -> list[tuple[datetime, int, int]]:
     return sorted(events)
 
 
-def _band_moves(studies: Sequence[Standing], before: Sequence[Priority], after: Sequence[Priority]) -> Moves:
-    def farther(mover: Mover) -> tuple[int, timedelta]:
-        return (
-            abs(mover.after.band - mover.before.band),
-            abs(mover.after.due_at - mover.before.due_at),
-        )
-
-    up: list[Mover] = []
-    down: list[Mover] = []
-    for study, was, new in zip(studies, before, after, strict=True):
+def _band_moves(studies: Sequence[Standing], present: Config, candidate: Config) -> Moves:
+    moved: list[Mover] = []
+    for study, was, new in zip(studies, _places(studies, present), _places(studies, candidate), strict=True):
         if (new.band, new.due_at) != (was.band, was.due_at):
-            (up if (new.band, new.due_at) < (was.band, was.due_at) else down).append(Mover(study, was, new))
-    return _moves(up, down, farther)
+            moved.append(_mover(study, Place(was.band, was.due_at), Place(new.band, new.due_at)))
+    return _moves(
+        moved,
+        is_up=lambda one: (one.after.band, one.after.due_at) < (one.before.band, one.before.due_at),
+        distance=lambda one: (
+            abs(one.after.band - one.before.band),
+            abs(one.after.due_at - one.before.due_at),
+        ),
+    )
 
 
-def _place_moves(
-    studies: Sequence[Standing],
-    before: Sequence[Priority],
-    after: Sequence[Priority],
-    present: Config,
-    candidate: Config,
-) -> Moves:
-    def ranks(places: Sequence[Priority], ordering: str) -> dict[str, int]:
-        key = order(ordering)
-        unread = [pair for pair in zip(studies, places, strict=True) if pair[0].closed_at is None]
-        ordered = sorted(unread, key=lambda pair: key(*pair))
-        return {study.study_instance_uid: place for place, (study, _) in enumerate(ordered, 1)}
-
-    def farther(mover: Mover) -> int:
-        return abs(mover.places[1] - mover.places[0]) if mover.places else 0
-
-    was_at, is_at = ranks(before, present.priority.ordering), ranks(after, candidate.priority.ordering)
-    up: list[Mover] = []
-    down: list[Mover] = []
-    for study, was, new in zip(studies, before, after, strict=True):
-        uid = study.study_instance_uid
-        if was_at.get(uid) != is_at.get(uid):
-            moved = Mover(study, was, new, (was_at[uid], is_at[uid]))
-            (up if is_at[uid] < was_at[uid] else down).append(moved)
-    return _moves(up, down, farther)
+def _place_moves(listed: Sequence[Standing], present: Config, candidate: Config) -> Moves:
+    moved: list[Mover] = []
+    for study, was, new in zip(listed, _numbered(listed, present), _numbered(listed, candidate), strict=True):
+        if new.number != was.number:
+            moved.append(_mover(study, was, new))
+    return _moves(
+        moved,
+        is_up=lambda one: (one.after.number or 0) < (one.before.number or 0),
+        distance=lambda one: abs((one.after.number or 0) - (one.before.number or 0)),
+    )
 
 
-def _moves(up: list[Mover], down: list[Mover], farther: Callable[[Mover], Any]) -> Moves:
-    def examples(movers: list[Mover]) -> tuple[Mover, ...]:
-        return tuple(sorted(movers, key=farther, reverse=True)[:EXAMPLES])
+def _numbered(listed: Sequence[Standing], config: Config) -> list[Place]:
+    """The place of each study on the list as this policy orders it."""
+    places, key = _places(listed, config), order(config.priority.ordering)
+    in_order = sorted(range(len(listed)), key=lambda index: key(listed[index], places[index]))
+    numbers = {index: number for number, index in enumerate(in_order, 1)}
+    return [Place(place.band, place.due_at, numbers[index]) for index, place in enumerate(places)]
 
+
+def _mover(study: Standing, before: Place, after: Place) -> Mover:
+    return Mover(
+        study_instance_uid=study.study_instance_uid,
+        patient_name=study.patient_name,
+        accession_number=study.accession_number,
+        reason=study.priority.reason,
+        before=before,
+        after=after,
+    )
+
+
+def _moves(moved: Sequence[Mover], is_up: Callable[[Mover], bool], distance: Callable[[Mover], Any]) -> Moves:
+    def examples(movers: Sequence[Mover]) -> tuple[Mover, ...]:
+        return tuple(nlargest(EXAMPLES, movers, key=distance))
+
+    up, down = [one for one in moved if is_up(one)], [one for one in moved if not is_up(one)]
     return Moves(len(up), len(down), examples(up), examples(down))

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from triage.config import PriorityPolicy
 from triage.db import commitments, intake, orders, policies, records, studies
-from triage.db.audit import Trail
+from triage.db.audit import Trail, append
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
 from triage.db.monitoring import Monitoring
@@ -429,20 +429,22 @@ class Database:
 
     # --- what people do ----------------------------------------------------------------------
 
-    def requeue(self, study_instance_uid: str, now: datetime) -> bool:
+    def requeue(self, study_instance_uid: str, now: datetime, pending: Pending) -> bool:
         """Assemble and judge the study again, and try its undelivered objects anew."""
         with self._write() as connection:
-            changed = connection.execute(
-                update(study)
-                .where(study.c.study_instance_uid == study_instance_uid)
-                .values(**intake.ANEW, last_received_at=now, priority_reason="looked at again on request")
-            ).rowcount
+            before = connection.execute(select(study).where(chosen)).mappings().first()
+            if before is None:
+                return False
+            place = intake.place_again(before, pending, "looked at again on request")
+            connection.execute(
+                update(study).where(chosen).values(**intake.ANEW, **place, last_received_at=now)
+            )
             connection.execute(
                 update(delivery)
                 .where(delivery.c.study_instance_uid == study_instance_uid, delivery.c.state.in_(UNSENT))
                 .values(**_anew(now))
             )
-            return changed > 0
+            return True
 
     def close_study(self, study_instance_uid: str, reason: str, now: datetime) -> bool:
         """Take the study off the list (it was read, or need not be); it stays searchable."""
@@ -610,7 +612,8 @@ class Database:
         after: int,
         placed: Sequence[Placed],
     ) -> PolicyVersion:
-        """Save a version and the places that open studies have under it, at once.
+        messages: Sequence[str],
+        """Save a version, the places that open studies have under it and its audit messages, at once.
 
         Raises Rejected when version ``after`` is not the newest any more.
         """
@@ -618,6 +621,7 @@ class Database:
             number = policies.add(connection, new, author, reason, now, after)
             policies.place(connection, placed)
         return PolicyVersion(version=number, author=author, reason=reason, created_at=now, policy=new)
+            append(connection, messages)
 
     def place(self, placed: Sequence[Placed]) -> None:
         """Give studies their new places, but those that got another one since they were read."""
@@ -642,6 +646,12 @@ class Database:
             return list(policies.opinions(connection, since))
 
     def arrived_since(self, since: datetime, limit: int) -> list[Standing]:
+    def first_arrival(self) -> datetime | None:
+        """When the first study came that is on record."""
+        with self._read() as connection:
+            first: datetime | None = connection.execute(select(func.min(study.c.arrived_at))).scalar()
+            return first
+
         """Studies that arrived since then, open or not; of more than ``limit`` the newest, newest first."""
         with self._read() as connection:
             newest_first = [study.c.arrived_at.desc(), study.c.study_instance_uid]

@@ -28,6 +28,7 @@ ANEW: dict[str, Any] = {
 }
 """What begins again when a study is looked at again, for new images or on request."""
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
+OTHER_PATIENT_NOTE = "images of another patient ID came with this study's UID"
 
 
 def register(
@@ -109,23 +110,29 @@ def _complete(
         values |= records.priority_values(records.priority_of(before).ordered_stat(due_at))
     if values:
         _update(connection, before["study_instance_uid"], **values)
+    if known["patient_id"] and before["patient_id"] not in ("", known["patient_id"]):
+        add_note(connection, before["study_instance_uid"], OTHER_PATIENT_NOTE)
 
 
 def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: Pending) -> None:
-    """New content: what was concluded is out of date; a closed study comes back to the list.
-
-    It keeps its place or moves up to where the studies wait that nobody has judged.
-    """
+    """New content: what was concluded is out of date; a closed study comes back to the list."""
     values: dict[str, Any] = {}
     if before["state"] in CONCLUDED:
-        place = pending(before["arrived_at"], before["stat"])
-        place = replace(place, reason=f"new images came, {place.reason}")
-        values = records.priority_values(records.priority_of(before).or_sooner(place))
+        values = place_again(before, pending, "new images came")
     _update(
         connection,
         before["study_instance_uid"],
         **{**ANEW, **values, "last_received_at": now, "reason": ""},
     )
+
+
+def place_again(before: RowMapping, pending: Pending, why: str) -> dict[str, Any]:
+    """A study that is looked at again keeps its place, or moves up to where those wait that nobody has
+    judged.
+    """
+    place = pending(before["arrived_at"], before["stat"])
+    place = replace(place, reason=f"{why}, {place.reason}")
+    return records.priority_values(records.priority_of(before).or_sooner(place))
 
 
 def _study(connection: Connection, uid: str) -> RowMapping | None:

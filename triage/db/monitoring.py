@@ -10,11 +10,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, exists, func, select
 
-from triage.db.policies import JUDGED
 from triage.db.tables import delivery, instance, result, study
-from triage.domain import DeliveryState, Status, StudyState
+from triage.domain import JUDGED, DeliveryState, Status, StudyState
 
 MOST_TIMES = 20_000
 """Answers and deliveries whose times are looked at, the newest."""
@@ -83,7 +82,7 @@ class Monitoring:
 
     def failures(self, since: datetime) -> list[Failure]:
         """Why studies were not analysable, or were given up; the most frequent reasons first."""
-        reason, count = result.c.document["reason"].as_string(), func.count()
+        reason, count = _said("reason"), func.count()
         query = (
             select(result.c.status, reason, count)
             .where(result.c.created_at >= since, result.c.status.not_in(JUDGED))
@@ -135,13 +134,34 @@ class Monitoring:
                 found.setdefault(destination, []).append(sent - owed)
         return found
 
-    def scores(self, since: datetime, until: datetime) -> list[Scored]:
-        """Of the newest answers of a period, each with one image of the series that was judged."""
+    def newest_model(self) -> tuple[str, str]:
+        """Name and version of the network that judged last; empty before that."""
+        query = (
+            select(_said("model"), _said("model_version"))
+            .where(result.c.status.in_(JUDGED))
+            .order_by(result.c.created_at.desc())
+            .limit(1)
+        )
+        with self._read() as connection:
+            name, version = connection.execute(query).first() or ("", "")
+            return name or "", version or ""
+
+    def scores(self, since: datetime, until: datetime, model: str, version: str) -> list[Scored]:
+        """Of the newest answers of a period by one network, each with one image of the series it judged.
+
+        Of each study only its newest answer counts.
+        """
+        newer = result.alias()
+        is_newest = ~exists().where(
+            newer.c.study_instance_uid == result.c.study_instance_uid,
+            newer.c.revision > result.c.revision,
+            newer.c.status.in_(JUDGED),
+        )
         facts = (
             select(instance.c.facts)
             .where(
                 instance.c.study_instance_uid == result.c.study_instance_uid,
-                instance.c.series_instance_uid == result.c.document["series_instance_uid"].as_string(),
+                instance.c.series_instance_uid == _said("series_instance_uid"),
             )
             .limit(1)
             .scalar_subquery()
@@ -154,6 +174,9 @@ class Monitoring:
                 result.c.created_at < until,
                 result.c.status.in_(JUDGED),
                 probability.is_not(None),
+                func.coalesce(_said("model"), "") == model,
+                func.coalesce(_said("model_version"), "") == version,
+                is_newest,
             )
             .order_by(result.c.created_at.desc())
             .limit(MOST_SCORES)
@@ -168,3 +191,9 @@ class Monitoring:
                 )
                 for score, known in connection.execute(query)
             ]
+
+
+def _said(name: str) -> ColumnElement[str]:
+    """A text of the answer."""
+    said: ColumnElement[str] = result.c.document[name].as_string()
+    return said

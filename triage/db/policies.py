@@ -11,10 +11,9 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select
 
 from triage.config import PriorityPolicy
 from triage.db.tables import NEXT_CHANGE, policy, study, verdict
-from triage.domain import Band, Figures, Grade, Priority, Result, Standing, Status, StudyState
+from triage.domain import JUDGED, Band, Figures, Grade, Priority, Result, Standing, Status, StudyState
 from triage.errors import Rejected
 
-JUDGED = (Status.POSITIVE, Status.NEGATIVE)
 Placed = tuple[int, float, str, str, int, float]
 """New band, score and due time of a study; then its UID, and the band and score that it was read with.
 

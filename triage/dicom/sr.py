@@ -47,6 +47,7 @@ from triage.dicom.header import parse, read_bytes, split
 from triage.dicom.series import CT_IMAGE, MULTI_FRAME_CT
 from triage.dicom.uids import derive
 from triage.domain import (
+    JUDGED,
     Instance,
     ModelInfo,
     Result,
@@ -64,7 +65,6 @@ SOP_CLASSES = {
     "comprehensive": ComprehensiveSR,
     "enhanced": EnhancedSR,
 }
-JUDGED = (Status.POSITIVE, Status.NEGATIVE)
 PREDECESSOR = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 CAUSE_UNKNOWN = "The network cannot tell COVID-19 from other causes of the same findings."
 MUST_READ = f"{objects.DISCLAIMER}. The study must be read whatever this report says."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from statistics import quantiles
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
@@ -28,6 +27,7 @@ from triage.web import words
 from triage.web.access import Page
 from triage.web.api import READER
 from triage.web.health import GIGABYTE
+from triage.whatif import quantile
 
 if TYPE_CHECKING:
     from triage.web.app import Pages
@@ -84,6 +84,8 @@ class Monitored(BaseModel):
     failures: list[Failure]
     retried: list[Failure]
     destinations: list[Destination]
+    model: str
+    """Name and version of the network that judged last: ``drifts`` are of its answers alone."""
     drifts: dict[str, list[Drift]]
     machine: list[tuple[str, str]]
 
@@ -135,6 +137,7 @@ class MonitoringPage:
         midnight = now.astimezone().replace(hour=0, minute=0, second=0, microsecond=0)
         since = midnight - timedelta(days=days - 1)
         baseline = since - timedelta(days=days * BASELINE)
+        model = self.figures.newest_model()
         return Monitored(
             days=days,
             baseline_days=days * BASELINE,
@@ -144,7 +147,10 @@ class MonitoringPage:
             failures=self.figures.failures(since),
             retried=self.figures.retried(),
             destinations=self._destinations(since),
-            drifts=_drifts(self.figures.scores(baseline, since), self.figures.scores(since, now)),
+            model=" ".join(model),
+            drifts=_drifts(
+                self.figures.scores(baseline, since, *model), self.figures.scores(since, now, *model)
+            ),
             machine=list(self._machine()),
         )
 
@@ -205,9 +211,8 @@ def _day(date: str, counts: Counter[StudyState], times: Sequence[timedelta]) -> 
 def _times(lengths: Sequence[timedelta]) -> Times | None:
     if not lengths:
         return None
-    seconds = [length.total_seconds() for length in lengths]
-    cuts = quantiles(seconds, n=20, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 19
-    return Times(len(seconds), timedelta(seconds=cuts[9]), timedelta(seconds=cuts[18]))
+    ordered = sorted(lengths)
+    return Times(len(ordered), quantile(ordered, 0.5), quantile(ordered, 0.95))
 
 
 def _drifts(baseline: Sequence[Scored], recent: Sequence[Scored]) -> dict[str, list[Drift]]:

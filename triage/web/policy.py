@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from triage import policies
-from triage.audit import Event
+from triage.audit import Actor, Event
 from triage.config import PriorityPolicy
 from triage.db.policies import PolicyVersion
 from triage.domain import Band, Permission
@@ -115,6 +115,7 @@ class PolicyPages:
             days=days,
             all_days=DAYS,
             tried=tried,
+            most=policies.MOST,
             table=_table(tried) if tried else [],
             changes=changes(present, candidate),
             wrong=wrong,
@@ -126,11 +127,10 @@ class PolicyPages:
         """What a policy would have done; that its examples are seen is recorded before they are shown."""
         complete = self.config.under(candidate).policy
         tried = policies.rehearse(self.database, self.config, complete, self.pages.clock(), days)
-        moves = (tried.bands, tried.places)
         shown = {
-            mover.study.study_instance_uid
-            for one in moves
-            for mover in (*one.examples_up, *one.examples_down)
+            mover.study_instance_uid
+            for moves in (tried.bands, tried.places)
+            for mover in (*moves.examples_up, *moves.examples_down)
         }
         entries = [self.database.entry(uid) for uid in sorted(shown)]
         audit(request, Event.LISTED, [entry.study for entry in entries if entry], "what-if of a policy")
@@ -139,27 +139,26 @@ class PolicyPages:
     def save(self, request: Request, form: Form) -> Response:
         """A new version, in force from this moment."""
         policy = _understood({field.name: form.one(field.name) for field in FIELDS})
-        who, now, reason = request.state.person.who, self.pages.clock(), form.one("reason")[:LONGEST_REASON]
-        try:
-            new = policies.save(self.database, self.config, policy, who, reason, now, _number(form, "after"))
-        except (ConfigError, Rejected) as error:
-            raise HTTPException(409, _sentence(error)) from error
-        self.record(request, new)
-        return RedirectResponse("/policy", status_code=303)
+        return self._then(request, form, policy)
 
     def roll_back(self, request: Request, form: Form) -> Response:
         """A new version that is equal to an old one."""
-        who, now, reason = request.state.person.who, self.pages.clock(), form.one("reason")[:LONGEST_REASON]
-        version, after = _number(form, "version"), _number(form, "after")
+        return self._then(request, form, _number(form, "version"))
+
+    def _then(self, request: Request, form: Form, wanted: PriorityPolicy | int) -> Response:
         try:
-            new = policies.roll_back(self.database, self.config, version, who, reason, now, after)
+            self.keep(request, wanted, form.one("reason")[:LONGEST_REASON], _number(form, "after"))
         except (ConfigError, Rejected) as error:
             raise HTTPException(409, _sentence(error)) from error
-        self.record(request, new)
         return RedirectResponse("/policy", status_code=303)
 
-    def record(self, request: Request, new: PolicyVersion) -> None:
-        audit(request, Event.POLICY_CHANGED, (), f"policy version {new.version}: {new.reason}")
+    def keep(self, request: Request, wanted: PriorityPolicy | int, reason: str, after: int) -> PolicyVersion:
+        """Let a policy count from now on, or the version of this number; raises as ``policies`` does."""
+        author = Actor(request.state.person.who, request.state.address)
+        rest = (author, reason, self.pages.clock(), after)
+        if isinstance(wanted, int):
+            return policies.roll_back(self.database, self.config, wanted, *rest)
+        return policies.save(self.database, self.config, wanted, *rest)
 
 
 def read(given: Mapping[str, str]) -> PriorityPolicy:
@@ -186,7 +185,9 @@ def flat(policy: PriorityPolicy) -> dict[str, str]:
     plain = policy.model_dump(mode="json")
     waits = plain.pop("target_wait_minutes")
     values = {**plain, **{f"target_wait_minutes.{name}": minutes for name, minutes in waits.items()}}
-    return {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return {
+        name: f"{value:.12g}" if isinstance(value, float) else str(value) for name, value in values.items()
+    }
 
 
 def changes(before: PriorityPolicy, after: PriorityPolicy) -> list[str]:

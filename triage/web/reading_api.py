@@ -302,7 +302,10 @@ class ReadingApi:
 
     def _changes(self, since: int) -> ChangesOut:
         reading = self.reading
-        return ChangesOut.of(self.kept.changes(since, reading.now(), reading.leave_after_days))
+        told = ChangesOut.of(self.kept.changes(since, reading.now(), reading.leave_after_days))
+        if reading.pages.config.shadow:  # nobody's work changes: nothing calls
+            told.critical = []
+        return told
 
     def study(self, request: Request, study_instance_uid: Uid, _: Person = READER) -> EntryOut:
         """One study, on the list or off it."""
