@@ -431,6 +431,7 @@ class Database:
 
     def requeue(self, study_instance_uid: str, now: datetime, pending: Pending) -> bool:
         """Assemble and judge the study again, and try its undelivered objects anew."""
+        chosen = study.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
             before = connection.execute(select(study).where(chosen)).mappings().first()
             if before is None:
@@ -611,8 +612,8 @@ class Database:
         now: datetime,
         after: int,
         placed: Sequence[Placed],
-    ) -> PolicyVersion:
         messages: Sequence[str],
+    ) -> PolicyVersion:
         """Save a version, the places that open studies have under it and its audit messages, at once.
 
         Raises Rejected when version ``after`` is not the newest any more.
@@ -620,8 +621,8 @@ class Database:
         with self._write() as connection:
             number = policies.add(connection, new, author, reason, now, after)
             policies.place(connection, placed)
-        return PolicyVersion(version=number, author=author, reason=reason, created_at=now, policy=new)
             append(connection, messages)
+        return PolicyVersion(version=number, author=author, reason=reason, created_at=now, policy=new)
 
     def place(self, placed: Sequence[Placed]) -> None:
         """Give studies their new places, but those that got another one since they were read."""
@@ -645,13 +646,13 @@ class Database:
         with self._read() as connection:
             return list(policies.opinions(connection, since))
 
-    def arrived_since(self, since: datetime, limit: int) -> list[Standing]:
     def first_arrival(self) -> datetime | None:
         """When the first study came that is on record."""
         with self._read() as connection:
             first: datetime | None = connection.execute(select(func.min(study.c.arrived_at))).scalar()
             return first
 
+    def arrived_since(self, since: datetime, limit: int) -> list[Standing]:
         """Studies that arrived since then, open or not; of more than ``limit`` the newest, newest first."""
         with self._read() as connection:
             newest_first = [study.c.arrived_at.desc(), study.c.study_instance_uid]
