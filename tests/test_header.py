@@ -20,6 +20,7 @@ from pydicom.uid import (
 )
 
 from tests.needs import DATA, needs_data
+from triage.dicom import header
 from triage.dicom.header import find_instances, instance_of, parse, read_instance, split
 from triage.dicom.phantom import write_study
 from triage.errors import Rejected, Retryable
@@ -186,6 +187,15 @@ def test_every_encoding_of_a_data_set(tmp_path: Path, transfer_syntax_uid: str) 
     assert found.transfer_syntax_uid == transfer_syntax_uid
     assert found.image_orientation_patient == (1, 0, 0, 0, 1, 0)
     assert found.rows == 64
+
+
+def test_a_deflated_data_set_does_not_blow_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syntax = DeflatedExplicitVRLittleEndian
+    path = write_study(tmp_path, seed=7, slices=2, rows=64, transfer_syntax_uid=syntax)[0]
+    _, body = split(path.read_bytes())
+    monkeypatch.setattr(header, "LARGEST_INFLATED", 64 * 64 * 2)
+    with pytest.raises(Rejected, match="unpacks to more than any image has"):
+        parse(body, syntax)
 
 
 def test_a_wrong_transfer_syntax_in_the_file_meta_is_seen_through(phantom: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_zip_of_several_studies_is_judged_at_once_without_a_script(site: Site,
         answer = reader.post("/upload", files=sent(("cd.zip", archive.read_bytes())))
         assert (answer.status_code, answer.headers["location"]) == (303, "/uploads/1")
         page = reader.get("/uploads/1")
-        assert "2 studies 60 images 2 receiving" in text(page)
+        assert "2 studies 60 images 2 pending" in text(page)
         assert "1 file was passed over cd.zip/cd/README : not a DICOM file" in text(page)
         site.judge()
         page = reader.get("/uploads/1")

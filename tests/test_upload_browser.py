@@ -53,7 +53,7 @@ def test_dropped_folders_are_judged_before_the_eyes(site: Site, browse: Browse, 
     expect(page).to_have_url(f"{site.address}/uploads/1")
     expect(page.get_by_role("heading", level=1)).to_have_text("Upload 1")
     counts = page.locator("#so-far .counts")
-    expect(counts).to_have_text("2 studies60 images2 receiving")
+    expect(counts).to_have_text("2 studies60 images2 pending")
     page.get_by_text("1 file was passed over").click()
     expect(page.locator("#passed-over li")).to_have_text("in/notes.txt: not a DICOM file")
     site.judge()
@@ -86,7 +86,7 @@ def test_what_did_not_arrive_is_sent_again(site: Site, browse: Browse, tmp_path:
     page.get_by_role("button", name="Send again").press("Enter")
     expect(page.locator("#told")).to_have_text("All has come.")
     expect(page.locator("#wrong")).to_be_hidden()
-    expect(page.locator("#so-far .counts")).to_have_text("1 study30 images1 receiving")
+    expect(page.locator("#so-far .counts")).to_have_text("1 study30 images1 pending")
     site.judge()
     expect(page.locator("#so-far .counts")).to_have_text("1 study30 images1 positive")
     large = tmp_path / "large.zip"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 
-from triage.db.tables import study, upload, upload_study
+from triage.db.tables import instance, study, upload, upload_study
 from triage.db.worklist import ORDERINGS, entries
-from triage.domain import WorklistEntry
+from triage.domain import Status, WorklistEntry
 
 Connecting = Callable[[], AbstractContextManager[Connection]]
 EXAMPLES = 20
@@ -32,6 +32,16 @@ class Upload:
     """Files that were no images."""
     examples: tuple[tuple[str, str], ...]
     """Names of some of them, each with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the studies of an upload have come."""
+
+    studies: int
+    images: int
+    answers: Mapping[Status | None, int]
+    """How many have which answer; None is pending."""
 
 
 class Uploads:
@@ -81,12 +91,26 @@ class Uploads:
         with self._write() as connection:
             connection.execute(update(upload).where(upload.c.upload_id == upload_id).values(completed_at=now))
 
+    def progress(self, upload_id: int) -> Progress:
+        answers = (
+            select(study.c.status, func.count())
+            .where(study.c.study_instance_uid.in_(_came(upload_id)))
+            .group_by(study.c.status)
+        )
+        images = (
+            select(func.count())
+            .select_from(instance)
+            .where(instance.c.study_instance_uid.in_(_came(upload_id)), instance.c.judgeable)
+        )
+        with self._read() as connection:
+            found = {Status(said) if said else None: count for said, count in connection.execute(answers)}
+            return Progress(sum(found.values()), connection.execute(images).scalar_one(), found)
+
     def entries(self, upload_id: int, ordering: str, limit: int | None = None) -> list[WorklistEntry]:
         """Its studies, open or closed, in reading order."""
-        came = select(upload_study.c.study_instance_uid).where(upload_study.c.upload_id == upload_id)
         query = (
             select(study)
-            .where(study.c.study_instance_uid.in_(came))
+            .where(study.c.study_instance_uid.in_(_came(upload_id)))
             .order_by(*ORDERINGS[ordering])
             .limit(limit)
         )
@@ -94,6 +118,10 @@ class Uploads:
             found = connection.execute(query).mappings().all()
             pieces = (found[begin : begin + PIECE] for begin in range(0, len(found), PIECE))
             return [entry for piece in pieces for entry in entries(connection, piece)]
+
+
+def _came(upload_id: int) -> Select[tuple[str]]:
+    return select(upload_study.c.study_instance_uid).where(upload_study.c.upload_id == upload_id)
 
 
 def is_whole() -> ColumnElement[bool]:

@@ -48,6 +48,7 @@ UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 
 HEAD = 132
 """Bytes after which it shows whether a file may be DICOM."""
+LARGEST_INFLATED = 2 * 1024**3
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 SCANNER = ("Manufacturer", "ManufacturerModelName")
@@ -170,7 +171,7 @@ def parse(
     Stops before the pixel data unless ``pixels``. Raises Rejected for bytes that are no data set.
     """
     try:
-        plain = zlib.decompress(body, -15) if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else body
+        plain = _inflated(body) if transfer_syntax_uid == DeflatedExplicitVRLittleEndian else body
         little = transfer_syntax_uid != ExplicitVRBigEndian
         # Mislabelled files exist; the first element says the truth for little endian.
         implicit = little and not _is_explicit(plain)
@@ -182,6 +183,17 @@ def parse(
     except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
     return dataset
+
+
+def _inflated(body: bytes | memoryview) -> bytes:
+    """A deflated data set, as far as one fits into memory: what a few bytes blow up to is refused."""
+    inflater = zlib.decompressobj(-15)
+    plain = inflater.decompress(body, LARGEST_INFLATED)
+    if inflater.unconsumed_tail:
+        raise Rejected("deflated data set unpacks to more than any image has")
+    if not inflater.eof:
+        raise zlib.error("incomplete stream")
+    return plain
 
 
 def _at_pixels(tag: int, _vr: str | None, _length: int) -> bool:

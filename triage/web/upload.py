@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from python_multipart import MultipartParser
@@ -19,7 +17,6 @@ from triage.audit import Event
 from triage.db.uploads import Upload
 from triage.domain import Permission, WorklistEntry
 from triage.upload import Intake
-from triage.web import words
 from triage.web.access import Page, audit
 from triage.web.export import as_csv
 from triage.web.health import GIGABYTE
@@ -30,21 +27,6 @@ if TYPE_CHECKING:
 MOST_SHOWN = 200
 LATEST = 5
 LARGEST_NUMBER = 2**63 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an upload's studies have come."""
-
-    studies: int
-    images: int
-    answers: Counter[str]
-    """How many have which answer, in words."""
-
-    @classmethod
-    def of(cls, entries: list[WorklistEntry]) -> Progress:
-        said = Counter(words.answer(entry).title for entry in entries)
-        return cls(len(entries), sum(entry.images for entry in entries), said)
 
 
 class UploadPages:
@@ -91,13 +73,14 @@ class UploadPages:
     def _render(self, request: Request, upload: Upload | None) -> Response:
         now, person = self.pages.clock(), request.state.person.who
         entries = self.entries(request, upload.upload_id) if upload else []
+        progress = self.kept.progress(upload.upload_id) if upload else None
         return self.pages.render(
             request,
             "upload.html",
             now,
             upload=upload,
-            rows=self.database.reading.beside(entries[:MOST_SHOWN], now),
-            progress=Progress.of(entries),
+            rows=self.database.reading.beside(entries, now),
+            progress=progress,
             latest=[] if upload else self.kept.latest(person, LATEST),
             largest=int(self.config.web.upload_gb * GIGABYTE),
             quiet=self.config.assemble.quiet_seconds,
@@ -119,8 +102,8 @@ class UploadPages:
         return found
 
     def entries(self, request: Request, upload_id: int) -> list[WorklistEntry]:
-        """Studies of the upload in reading order; that they are seen is put on record."""
-        found = self.kept.entries(upload_id, self.pages.ordering)
+        """The first studies of the upload in reading order; that they are seen is put on record."""
+        found = self.kept.entries(upload_id, self.pages.ordering, MOST_SHOWN)
         audit(request, Event.LISTED, [entry.study for entry in found])
         return found
 

@@ -13,7 +13,7 @@ from triage.db.uploads import EXAMPLES, Upload
 from triage.domain import Person
 from triage.web.api import NOT_FOUND, READER, WORKER, Problem
 from triage.web.reading_api import EntryOut, ReadingApi
-from triage.web.upload import LARGEST_NUMBER, MOST_SHOWN, UploadPages
+from triage.web.upload import LARGEST_NUMBER, UploadPages
 
 UploadId = Annotated[int, Path(ge=1, le=LARGEST_NUMBER, description="Number of the upload")]
 _FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
@@ -112,11 +112,12 @@ class UploadApi:
 
     def _out(self, request: Request, upload: Upload) -> UploadOut:
         entries, now = self.uploads.entries(request, upload.upload_id), self.uploads.pages.clock()
-        rows = self.uploads.database.reading.beside(entries[:MOST_SHOWN], now)
+        progress = self.uploads.kept.progress(upload.upload_id)
+        rows = self.uploads.database.reading.beside(entries, now)
         examples = [PassedOver(file=file, reason=reason) for file, reason in upload.examples]
         return UploadOut(
             **{**asdict(upload), "examples": examples},
-            studies=len(entries),
-            images=sum(entry.images for entry in entries),
+            studies=progress.studies,
+            images=progress.images,
             rows=[self.reading.entry(row, now) for row in rows],
         )
