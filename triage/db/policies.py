@@ -115,11 +115,18 @@ def placed(study: Standing, new: Priority) -> Placed:
 
 def place(connection: Connection, rows: Sequence[Placed]) -> None:
     """Give studies their new places, but those whose place has changed since it was read: that is newer."""
+    if not rows:
+        return
     number = int(connection.execute(select(NEXT_CHANGE)).scalar_one())
-    if rows:
+    connection.exec_driver_sql(f"PRAGMA cache_size = {-LARGE_CACHE_KIB}")
+    try:
         connection.exec_driver_sql(_PLACE.format(number), list(rows))
+    finally:
+        connection.exec_driver_sql(f"PRAGMA cache_size = {-CACHE_KIB}")
 
 
+CACHE_KIB, LARGE_CACHE_KIB = 2_000, 256_000
+"""SQLite's own, and one for the pages of a hundred thousand studies: each is written once, at the end."""
 _PLACE = """
 UPDATE study SET band = ?, score = ?, due_at = ?, changed = {}
 WHERE study_instance_uid = ? AND band = ? AND score = ?
