@@ -13,8 +13,19 @@ settings.load_profile("triage")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--every-series", action="store_true", help="tests/test_gates.py: every network on every series"
+        "--every-series",
+        action="store_true",
+        help="try every network: on all series, in the daemon",
     )
+
+
+SLOWEST = ("test_kill", "test_demo", "test_daemon", "test_orthanc", "test_training", "test_cli", "test_gates")
+"""A file is one worker's: those that take minutes begin first, so that no worker is left alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {name: place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(SLOWEST)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,4 @@
-"""The daemon's roles in one process that kills itself, hard, at a named point of a study's way.
-
-Run as ``python -m tests.killed CONFIG [POINT]``; without a point it works until it is told to stop.
-"""
+"""The daemon's roles in one process that kills itself, hard, at a named point of a study's way."""
 
 from __future__ import annotations
 
@@ -64,11 +61,14 @@ def kill_at(point: str) -> None:
     setattr(where, name, killing)
 
 
-def main() -> None:
-    settings = config.load(Path(sys.argv[1]), {})
+def work(path: Path, log: Path, point: str | None) -> None:
+    """In a process of its own. Without a point it works until it is told to stop."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    settings = config.load(path, {})
     models.load = lambda _analysis: Boxes()
-    if len(sys.argv) > 2:
-        kill_at(sys.argv[2])
+    if point is not None:
+        kill_at(point)
     threading.excepthook = lambda _arguments: os._exit(1)
     stop = daemon.stopped_by_signals()
     listener, *others = (
@@ -86,6 +86,3 @@ def main() -> None:
 
 assert analyze.seg is seg  # the patched modules are the ones the steps look into
 assert deliver.sender is sender
-
-if __name__ == "__main__":
-    main()

@@ -134,7 +134,7 @@ def test_an_answer_on_the_same_association(tmp_path: Path) -> None:
         assert deliver.reach(here.config.delivery.destinations[0], here.config) is None
         here.deliver()
         assert shown(here) == "… 2 delivered, 0 committed"
-        assert "PACS: delivered, commitment awaited, tried 1 times" in triage(here, "deliveries")
+        assert "PACS: delivered, commitment awaited, tried 1 time" in triage(here, "deliveries")
         here.commit()
         peers.wait_until(lambda: len(pacs.told) == 1)
         assert pacs.told == [0x0000]

@@ -400,11 +400,11 @@ def test_an_image_that_an_archive_cannot_send_holds_up_no_other(
             (study,) = pull.look(ward.db, asked, Query(study_instance_uid=STUDY))
             assert sum(pull.fetch(ward.db, asked, study, receiver(ward))) == 5
         assert (study.new, study.missing) == (5, 1)
-        assert "could not send 1 images" in study.error
+        assert "could not send 1 image" in study.error
 
 
 @pytest.mark.parametrize(
-    "fault", ["refused: cannot understand the object (0xC514)", "could not send 1 images"]
+    "fault", ["refused: cannot understand the object (0xC514)", "could not send 1 image"]
 )
 def test_an_archive_that_fails_to_reach_us_is_told_with_what_to_look_at(tmp_path: Path, fault: str) -> None:
     """By C-MOVE while nobody listens here."""

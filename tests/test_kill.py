@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
 from tests import peers
-from tests.killed import POINTS
+from tests.killed import POINTS, work
 from triage import config
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import phantom, sender
 from triage.domain import DeliveryState, StudyState, WorklistEntry
 
-ROOT = Path(__file__).parents[1]
 SLICES = 30
 SEG, SR, PICTURE = (
     "1.2.840.10008.5.1.4.1.1.66.4",
@@ -29,26 +28,27 @@ SEG, SR, PICTURE = (
 )
 
 
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.killed"])  # the libraries are read once for all of them
+
+
 @contextmanager
-def roles(path: Path, log: Path, *point: str) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killed", str(path), *point], cwd=ROOT, stderr=file
-        )
+def roles(path: Path, log: Path, point: str | None = None) -> Iterator[ForkServerProcess]:
+    process = PROCESSES.Process(target=work, args=(path, log, point))
+    process.start()
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+        process.terminate()
+        process.join(60)
 
 
-def send_as_often_as_it_takes(study: Path, settings: Config, process: subprocess.Popen[bytes]) -> None:
+def send_as_often_as_it_takes(study: Path, settings: Config, process: ForkServerProcess) -> None:
     """A scanner keeps sending what was not acknowledged; here until all is, or the daemon is dead."""
     files = sorted(study.iterdir())
     peer = peers.destination(settings)
-    while files and process.poll() is None:
-        peers.wait_until(lambda: process.poll() is not None or peers.answers(peer))
+    while files and process.is_alive():
+        peers.wait_until(lambda: not process.is_alive() or peers.answers(peer))
         outcomes = sender.send(files, peer, calling_ae_title="SCANNER", timeout_seconds=5)
         files = [outcome.path for outcome in outcomes if not outcome.sent]
 
@@ -82,10 +82,11 @@ def test_the_list_and_the_pacs_end_the_same(tmp_path: Path, point: str) -> None:
         settings = config.load(path, {})
         with roles(path, log, point) as process:
             send_as_often_as_it_takes(study, settings, process)
-            assert process.wait(60) == -signal.SIGKILL, log.read_text()
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL, log.read_text()
         with roles(path, log) as process:
             send_as_often_as_it_takes(study, settings, process)
-            peers.wait_until(lambda: is_delivered(settings), process, log)
+            peers.wait_until(lambda: is_delivered(settings), log=log)
     entry = entry_of(settings)
     assert entry is not None
     assert entry.images == SLICES

@@ -180,7 +180,7 @@ def test_images_too_odd_for_a_report_are_told_without(ward: Ward, study: Path, r
     assert pacs == []
 
 
-def test_the_same_report_has_the_same_uids(study: Path, rest: Path, tmp_path: Path) -> None:
+def test_the_same_report_has_the_same_uids_and_bytes(study: Path, rest: Path, tmp_path: Path) -> None:
     instances, _ = find_instances([study])
     answer = assemble.not_analysable(instances, "missing slices")
 
@@ -192,6 +192,7 @@ def test_the_same_report_has_the_same_uids(study: Path, rest: Path, tmp_path: Pa
         return {dataset.SOPInstanceUID, dataset.SeriesInstanceUID}
 
     assert uids("a") == uids("b")
+    assert (tmp_path / "a" / "sr.dcm").read_bytes() == (tmp_path / "b" / "sr.dcm").read_bytes()
     assert not uids("a") & uids("c", reason="another reason")
 
 

@@ -412,8 +412,9 @@ def deliveries(context: typer.Context, as_json: AsJson = False) -> None:
     if not unfinished:
         out.print("everything has been sent")
     for one in unfinished:
-        state = f"{DELIVERIES[one.state]}, tried {one.attempts} times"
-        out.print(Text.assemble((f"{one.destination}: {state}\n", "bold"), f"  {one.name}"), soft_wrap=True)
+        state = f"{DELIVERIES[one.state]}, tried {_count(one.attempts, 'time')}"
+        what = f"{one.path.name} {one.name} of {one.study_instance_uid}" if one.path else one.name
+        out.print(Text.assemble((f"{one.destination}: {state}\n", "bold"), f"  {what}"), soft_wrap=True)
         if one.last_error:
             out.print(f"  {one.last_error}", markup=False, highlight=False, soft_wrap=True)
 

@@ -142,6 +142,9 @@ class Tls(Section):
 
     def context(self) -> ssl.SSLContext:
         """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
+        for path in (self.ca, self.certificate, self.key):
+            if path is not None:
+                path.open("rb").close()  # its error names the file, ssl's does not
         made = ssl.create_default_context(cafile=self.ca)
         made.minimum_version = ssl.TLSVersion.TLSv1_2
         if self.certificate is not None:

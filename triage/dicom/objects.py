@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import highdicom
 from pydicom.charset import convert_encodings, default_encoding
 from pydicom.dataset import Dataset
 from pydicom.filewriter import correct_ambiguous_vr
@@ -20,7 +21,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, DT, TM
 
 from triage import __version__
 from triage.dicom.files import write_durably
@@ -95,6 +96,9 @@ def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, no
     moment = now.astimezone()
     dataset.InstanceCreationDate = DA(moment.date())
     dataset.InstanceCreationTime = TM(moment.time().replace(tzinfo=None))
+    for part in dataset.get("ContributingEquipmentSequence", ()):
+        if part.get("ManufacturerModelName") == highdicom.__name__:  # it looks at the clock itself
+            part.ContributionDateTime = DT(moment.replace(tzinfo=None))
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = BytesIO()

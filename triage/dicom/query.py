@@ -208,7 +208,8 @@ class Pacs:
                     )
                 failed += yield from self._until_done(responses, doubt)
         if failed:
-            raise Retryable(f"{self._named} could not send {failed} images{doubt or '; see its log'}")
+            images = f"{failed} image{'s' if failed > 1 else ''}"
+            raise Retryable(f"{self._named} could not send {images}{doubt or '; see its log'}")
 
     @property
     def _ways(self) -> tuple[str, ...]:

@@ -224,7 +224,7 @@ def associated(
             ],
         )
     except OSError as error:
-        raise Gone(f"{_named(destination)} cannot be found: {error}") from error
+        raise Gone(f"{_named(destination)} cannot be found: {error.strerror or error}") from error
     try:
         if not association.is_established:
             why = _why_not(association, bool(connected), timeout, tls is not None)

@@ -60,5 +60,6 @@ def why(error: Exception, timeout: float) -> str:
     if isinstance(cause, FileNotFoundError):
         return "was not called: a file that its tls names is not there"
     if isinstance(cause, OSError):
-        return f"cannot be reached: {cause.strerror or cause}"
+        refused = isinstance(cause, ConnectionRefusedError)  # its own text names no more than the address
+        return f"cannot be reached: {'connection refused' if refused else cause.strerror or cause}"
     return "ended the connection, or did not keep to the protocol"
