@@ -29,6 +29,7 @@ class Problem(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "What was sent cannot be read"},
     401: {"model": Problem, "description": "Log in, or send a token"},
     403: {"model": Problem, "description": "This person or token may not do this"},
     422: {"model": Problem, "description": "Something that was sent is wrong"},

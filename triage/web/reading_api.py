@@ -59,10 +59,10 @@ class ClaimOut(BaseModel):
 
 
 class Claimed(BaseModel):
-    """Somebody else reads this study."""
+    """Why it was not done: somebody else reads this study, or, without a claim, something else."""
 
     error: str
-    claim: ClaimOut
+    claim: ClaimOut | None = None
 
 
 class VerdictIn(BaseModel):
@@ -216,7 +216,7 @@ class ReadingApi:
         made = APIRouter()
         add = made.add_api_route
         claimed: dict[int | str, dict[str, Any]] = {409: {"model": Claimed, "description": "Taken, or read"}}
-        add("/worklist", self.worklist, tags=["worklist"])
+        add("/worklist", self.worklist, tags=["worklist"], responses=CONFLICT)
         add("/worklist/counts", self.counts, tags=["worklist"])
         add("/worklist/changes", self.changes, tags=["worklist"])
         add("/worklist/events", self.events, tags=["worklist"], response_class=EventStream)
