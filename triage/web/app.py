@@ -200,7 +200,7 @@ class Pages:
         except HTTPException:
             return self.picture(request)
         png = BytesIO()
-        Image.fromarray(read_capture(path)).save(png, "PNG")
+        Image.fromarray(read_capture(path)).save(png, "PNG", compress_level=1)
         return Response(png.getvalue(), media_type="image/png")
 
     def key_slices(self, request: Request) -> Response:

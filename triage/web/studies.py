@@ -84,16 +84,16 @@ class Studies:
 
 
 def with_answer(database: Database, entry: WorklistEntry, request: Request) -> WorklistEntry:
-    """The study with the answer whose ``revision`` the address names in place of the newest one.
+    """The study with the earlier answer whose ``revision`` the address names in place of the one that counts.
 
-    The newest is also meant without one, and by 0, that of a study without an answer. Raises HTTPException
-    where there is no such revision.
+    That one is also meant without a revision, and by 0, of a study without an answer. Raises HTTPException
+    where there is no such answer.
     """
-    named = request.query_params.get("revision", "0")
-    if named == "0" or (entry.result is not None and named == str(entry.result.revision)):
+    named, counts = request.query_params.get("revision", "0"), entry.result.revision if entry.result else 0
+    if named in ("0", str(counts)):
         return entry
     for result in database.results(entry.study.study_instance_uid):
-        if str(result.revision) == named:
+        if str(result.revision) == named and result.revision < counts:
             return replace(entry, result=result)
     raise HTTPException(404, "There is no such revision of this study's answer.")
 

@@ -6,6 +6,11 @@ const MOST_BYTES = 200e6;   // of images kept here
 const AT_ONCE = 4;          // requests
 const PATIENCE = 300;       // milliseconds that the first image waits for what is marked
 const UNPACKED = 2, LABEL = 1;  // bytes a pixel
+const LARGEST = 12;         // times
+const STEP = 40;            // pixels that a key moves the image
+
+const KEYS = ["Wheel, ↑ ↓, Page ↑ ↓, one finger: images", "n, p: next, previous with lesion", "drag, Shift + arrows: window", "1, 2, 3: lung, mediastinum, bone", "o: overlay",
+  "+ −, Ctrl + wheel, two fingers: zoom", "Ctrl + arrows, Ctrl or middle button + drag: move", "0, double click: whole image"];
 
 const make = (tag, values = {}, ...children) => {
   const node = Object.assign(document.createElement(tag), values);
@@ -18,6 +23,8 @@ const json = async address => {
   return response.json();
 };
 const NOTHING = {segments: [], areas: [], notes: [], start: 0, surfaces: false};
+const lines = event => event.deltaMode ? event.deltaY * 40 : event.deltaY;
+const within = (least, value, most) => Math.min(most, Math.max(least, value));
 const colour = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
 
 class Images {
@@ -77,7 +84,7 @@ class Viewer extends HTMLElement {
       return;
     }
     const middle = this.scan.numbers.length >> 1;
-    this.shown = {place: middle, window: PRESETS.Lung, fill: false, opacity: .6, boxes: true, hidden: new Set()};
+    this.shown = {place: middle, window: PRESETS.Lung, fill: false, opacity: .6, boxes: true, hidden: new Set(), zoom: 1, shift: [0, 0]};
     const marked = this.mark();
     this.images = new Images(this.scan, marked, place => place === this.shown.place && this.draw());
     const soon = await Promise.race([marked, new Promise(late => setTimeout(late, PATIENCE))]);
@@ -108,18 +115,17 @@ class Viewer extends HTMLElement {
     this.where = make("output", {className: "where"});
     this.windowed = make("output", {className: "windowed"});
     this.marked = make("output", {className: "marked"});
-    const film = make("div", {className: "film"}, this.canvas, this.overlay);
-    film.style.setProperty("--shape", columns * spacing[1] / (rows * spacing[0]));
-    film.append(...Object.entries(edges).map(([edge, textContent]) => make("span", {className: `edge edge-${edge}`, textContent})));
-    this.screen = make("div", {className: "screen", tabIndex: 0}, film, this.where, this.windowed, this.marked);
+    this.film = make("div", {className: "film"}, this.canvas, this.overlay);
+    this.film.style.setProperty("--shape", columns * spacing[1] / (rows * spacing[0]));
+    const letters = Object.entries(edges).map(([edge, textContent]) => make("span", {className: `edge edge-${edge}`, textContent}));
+    this.screen = make("div", {className: "screen", tabIndex: 0}, this.film, ...letters, this.where, this.windowed, this.marked);
     this.screen.setAttribute("role", "application");
     this.screen.setAttribute("aria-roledescription", "CT images");
     this.screen.setAttribute("aria-describedby", "viewer-keys");
     this.bar = this.lesionBar();
     const top = make("div", {className: "bench"}, this.screen, this.bar);
     const notes = this.scan.notes.map(textContent => make("p", {className: "fine", textContent}));
-    const keys = make("p", {className: "fine keys", id: "viewer-keys",
-      textContent: "Wheel, ↑ ↓, Page ↑ ↓: images · n, p: next, previous with lesion · drag, Shift + arrows: window · 1, 2, 3: lung, mediastinum, bone · o: overlay"});
+    const keys = make("p", {className: "fine keys", id: "viewer-keys"}, ...KEYS.map(text => make("span", {textContent: text})));
     this.space = make("div", {className: "space", hidden: true, tabIndex: 0});
     for (const [name, value] of Object.entries({role: "application", "aria-roledescription": "3D view", "aria-label": "Lungs, with the infection in red; arrows turn it"}))
       this.space.setAttribute(name, value);
@@ -228,37 +234,57 @@ class Viewer extends HTMLElement {
   listen(total) {
     const touches = new Map();
     let turned = 0;
+    const middle = () => {
+      const [a, b = a] = touches.values();
+      return {x: (a.x + b.x) / 2, y: (a.y + b.y) / 2, apart: Math.hypot(a.x - b.x, a.y - b.y) || 1};
+    };
+    const begin = () => touches.forEach(touch => Object.assign(touch, {begun: touch.y, place: this.shown.place}));
     this.screen.addEventListener("wheel", event => {
       event.preventDefault();
-      turned += event.deltaMode ? event.deltaY * 40 : event.deltaY;
+      if (event.ctrlKey || event.metaKey) return this.look(Math.exp(-lines(event) / 400), event);  // a trackpad's pinch, too
+      turned += lines(event);
       const steps = Math.trunc(turned / 40);
       turned -= 40 * steps;
       if (steps) this.go(this.shown.place + Math.sign(steps) * Math.min(Math.abs(steps), event.deltaMode || Math.abs(event.deltaY) >= 100 ? 1 : 10));
     }, {passive: false});
+    this.screen.addEventListener("contextmenu", event => event.preventDefault());  // the right button sets the window, too
+    this.screen.addEventListener("mousedown", event => event.button === 1 && event.preventDefault());  // no scrolling by itself
+    this.screen.addEventListener("dblclick", () => this.look(0));
     this.screen.addEventListener("pointerdown", event => {
       this.screen.setPointerCapture(event.pointerId);
-      touches.set(event.pointerId, [event.clientX, event.clientY, this.shown.place]);
+      touches.set(event.pointerId, {x: event.x, y: event.y});
+      begin();
     });
-    for (const kind of ["pointerup", "pointercancel"]) this.screen.addEventListener(kind, event => touches.delete(event.pointerId));
+    for (const kind of ["pointerup", "pointercancel"]) this.screen.addEventListener(kind, event => {
+      touches.delete(event.pointerId);
+      begin();
+    });
     this.screen.addEventListener("pointermove", event => {
-      const from = touches.get(event.pointerId);
-      if (!from) return;
-      if (event.pointerType === "touch" && touches.size === 1)  // one finger goes through the images, two set the window
-        return this.go(from[2] + Math.round((event.clientY - from[1]) / this.screen.clientHeight * Math.min(total, 120)));
-      const [width, centre] = this.shown.window, speed = Math.max(1, width / 400);
-      this.set({window: [width + speed * (event.clientX - from[0]), centre + speed * (event.clientY - from[1])]});
-      touches.set(event.pointerId, [event.clientX, event.clientY, this.shown.place]);
+      const touch = touches.get(event.pointerId);
+      if (!touch) return;
+      const before = middle(), [width, centre] = this.shown.window, speed = Math.max(1, width / 400);
+      Object.assign(touch, {x: event.x, y: event.y});
+      const after = middle();
+      if (touches.size > 1) this.look(after.apart / before.apart, before, after);
+      else if (event.pointerType === "touch") this.go(touch.place + Math.round((touch.y - touch.begun) / this.screen.clientHeight * Math.min(total, 120)));
+      else if (event.ctrlKey || event.metaKey || event.buttons & 4) this.look(1, before, after);
+      else this.set({window: [width + speed * (after.x - before.x), centre + speed * (after.y - before.y)]});
     });
     this.addEventListener("keydown", event => this.key(event));
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input") || this.space.contains(event.target)) return;
+    if (event.altKey || event.target.matches("input") || this.space.contains(event.target)) return;
     const {place, window: [width, centre]} = this.shown, last = this.scan.numbers.length - 1, presets = Object.values(PRESETS);
-    const keys = event.shiftKey ? {
+    const magnify = {"+": () => this.look(1.25), "=": () => this.look(1.25), "-": () => this.look(.8), 0: () => this.look(0)};
+    const keys = event.ctrlKey || event.metaKey ? {
+      ArrowUp: () => this.move(0, STEP), ArrowDown: () => this.move(0, -STEP), ArrowLeft: () => this.move(STEP, 0), ArrowRight: () => this.move(-STEP, 0),
+    } : event.shiftKey ? {
+      ...magnify,
       ArrowUp: () => this.set({window: [width, centre + 20]}), ArrowDown: () => this.set({window: [width, centre - 20]}),
       ArrowRight: () => this.set({window: [width + 50, centre]}), ArrowLeft: () => this.set({window: [width - 50, centre]}),
     } : {
+      ...magnify,
       ArrowUp: () => this.go(place - 1), ArrowDown: () => this.go(place + 1), ArrowLeft: () => this.go(place - 1), ArrowRight: () => this.go(place + 1),
       PageUp: () => this.go(place - 10), PageDown: () => this.go(place + 10), Home: () => this.go(0), End: () => this.go(last),
       n: () => this.next(1), p: () => this.next(-1), o: () => this.overlays(),
@@ -282,24 +308,44 @@ class Viewer extends HTMLElement {
   }
 
   go(place) {
-    this.shown.place = Math.min(this.scan.numbers.length - 1, Math.max(0, place));
+    this.shown.place = within(0, place, this.scan.numbers.length - 1);
     this.draw();
+  }
+
+  // So many times as large; what lay at one point then lies at the other. A shift is counted in images.
+  look(times, from = this.centre(), to = from) {
+    const {zoom, shift} = this.shown, centre = this.centre(), size = [this.film.offsetWidth, this.film.offsetHeight];
+    this.shown.zoom = within(1, zoom * times, LARGEST);
+    const grown = this.shown.zoom / zoom, reach = (this.shown.zoom - 1) / 2;
+    this.shown.shift = ["x", "y"].map((axis, n) => within(-reach, (to[axis] - centre[axis] - (from[axis] - centre[axis]) * grown) / size[n] + shift[n] * grown, reach));
+    this.draw();
+  }
+
+  move(x, y) {
+    const from = this.centre();
+    this.look(1, from, {x: from.x + x, y: from.y + y});
+  }
+
+  centre() {
+    const {left, top, width, height} = this.screen.getBoundingClientRect();
+    return {x: left + width / 2, y: top + height / 2};
   }
 
   set(changes) {
     Object.assign(this.shown, changes);
     const [width, centre] = this.shown.window;
-    this.shown.window = [Math.min(8000, Math.max(2, Math.round(width))), Math.min(4000, Math.max(-2000, Math.round(centre)))];
+    this.shown.window = [within(2, Math.round(width), 8000), within(-2000, Math.round(centre), 4000)];
     const known = Object.values(PRESETS).findIndex(preset => preset.join() === this.shown.window.join());
     this.presets.querySelectorAll("input").forEach((input, n) => { input.checked = n === known; });
     this.draw();
   }
 
   draw() {
-    const {place, window: [width, centre]} = this.shown, {numbers, areas, segments} = this.scan, total = numbers.length;
+    const {place, window: [width, centre], zoom, shift: [x, y]} = this.shown, {numbers, areas, segments} = this.scan, total = numbers.length;
     const image = this.images.at(place), name = `Image ${numbers[place]}`;
     this.where.textContent = numbers[place] === place + 1 ? `${name} of ${total}` : `${name} · ${place + 1} of ${total}`;
-    this.windowed.textContent = `W ${width}  L ${centre}`;
+    this.windowed.textContent = `W ${width}  L ${centre}${zoom > 1 ? `  × ${zoom.toFixed(1)}` : ""}`;
+    this.film.style.transform = zoom > 1 ? `translate(${100 * x}%, ${100 * y}%) scale(${zoom})` : "";
     const found = segments.flatMap((one, n) => one.kind === "lesion" && areas[place]?.[n] ? [`${one.label} ${areas[place][n] < 100 ? "<1" : Math.round(areas[place][n] / 100)} cm²`] : []);
     this.marked.textContent = this.images.failed.has(place) ? "This image cannot be read." : found.join(" · ");
     this.bar.setAttribute("aria-valuenow", place + 1);
