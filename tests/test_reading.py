@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
-from starlette.routing import Mount
 
 from tests.peers import free_port
-from tests.test_web import Reader, row
+from tests.test_web import Reader, row, text
 from tests.web_studies import NOON, Ward, configured
 from triage.db import Database
+from triage.db.intake import OTHER_PATIENT_NOTE
 from triage.db.reading import Claim
 from triage.db.worklist import Chosen
 from triage.domain import Band, Grade, Instance, Permission, Priority, Status, StudyState
@@ -103,7 +102,8 @@ class List:
 
     def order_stat(self, uid: str) -> None:
         critical = Priority(Band.CRITICAL, 0.0, NOON, "")
-        self.database.order(f"A{uid[2:]}", True, lambda *_: critical, NOON)
+        (moved,) = self.database.hear([Ordered(f"A{uid[2:]}", True)], lambda *_: critical, NOON)
+        assert moved == (uid, "was ordered STAT")
 
     def whole(self, ordering: str) -> list[str]:
         return [one.study.study_instance_uid for one in self.database.worklist(NOON, ordering, DAYS)]
@@ -159,7 +159,7 @@ def test_no_study_that_stays_is_lost_or_doubled_while_others_come_and_go(
     listed = List(tmp_path_factory.mktemp("db"))
     for place in places:
         listed.arrive(place)
-    before, touched, shown = listed.whole(ordering), set(), []
+    before, touched, ordered, shown = listed.whole(ordering), set(), set(), []
     changes = itertools.chain(between, itertools.repeat([]))
     for found, _ in listed.pages(ordering, limit):
         shown += found
@@ -168,11 +168,12 @@ def test_no_study_that_stays_is_lost_or_doubled_while_others_come_and_go(
                 listed.arrive(which)
                 continue
             uid = f"1.{which % listed.count}"
-            touched.add(uid)
             if what == "close":
                 listed.database.close_study(uid, "read", NOON)
-            else:
+            elif uid not in ordered:
                 listed.order_stat(uid)
+                ordered.add(uid)
+            touched.add(uid)
     stayed = [uid for uid in before if uid not in touched]
     assert [uid for uid in shown if uid in stayed] == stayed
     listed.database.close()
@@ -324,7 +325,9 @@ def test_filters_leave_the_order_and_everything_else_out(ward: Ward) -> None:
         assert found == [uid for uid in whole if uid in wanted], query
         page = reader.get(f"/?{query}")
         assert all((f'id="row-{uid}"' in page.text) is (uid in wanted) for uid in whole), query
-    assert "No open study is like this" in reader.get("/?text=nobody").text
+    nobody = reader.get("/?text=nobody").text
+    assert 'id="none-like-this">No open study is like this' in nobody
+    assert 'id="none-at-all" hidden' in nobody
     assert reader.get(f"{API}/worklist?band=green").status_code == 422
     assert reader.get("/?band=green").status_code == 400
 
@@ -351,7 +354,10 @@ def test_the_second_reader_sees_who_reads_and_takes_over_only_knowingly(ward: Wa
         assert refused.json()["error"] == "dr.lee reads this study"
         assert refused.json()["claim"]["until"] == "2026-03-02T13:00:00Z"
     assert send("DELETE", reader, "/studies/1.1/claim").status_code == 404, "another's claim stays"
-    taken = send("PUT", reader, "/studies/1.1/claim", {"take_over": True})
+    for what in ("claim", "read"):
+        other = send("PUT", reader, f"/studies/1.1/{what}", {"take_over": "dr.who"})
+        assert (other.status_code, other.json()["claim"]["person"]) == (409, "dr.lee"), "not whom was shown"
+    taken = send("PUT", reader, "/studies/1.1/claim", {"take_over": "dr.lee"})
     assert (taken.status_code, taken.json()["person"]) == (200, "local")
     standing = ward.database.reading.claim("1.1", "dr.lee", NOON, NOON + timedelta(minutes=60))
     assert standing is not None
@@ -420,7 +426,7 @@ def test_what_is_not_there_is_said(ward: Ward) -> None:
         ("DELETE", "/studies/9.9/claim", None),
         ("PUT", "/studies/9.9/read", {}),
         ("DELETE", "/studies/9.9/read", None),
-        ("POST", "/studies/9.9/verdicts", {"opinion": "agree"}),
+        ("POST", "/studies/9.9/verdicts", {"opinion": "agree", "revision": 1}),
         ("GET", "/studies/9.9/verdicts", None),
         ("DELETE", "/views/mine", None),
         ("GET", "/nothing", None),
@@ -430,20 +436,84 @@ def test_what_is_not_there_is_said(ward: Ward) -> None:
         assert answer.json().keys() == {"error"}
 
 
+def test_what_nobody_has_seen_is_not_marked_read(ward: Ward) -> None:
+    ward.arrive("1.1", slices=2)
+    ward.judge("1.1", Status.NEGATIVE)
+    reader = browse(ward)
+    assert 'data-revision="1" data-images="2"' in reader.get("/").text
+    seen = {"revision": 1, "images": 2}
+    ward.arrive("1.1")
+    late = send("PUT", reader, "/studies/1.1/read", seen)
+    assert (late.status_code, "images have come" in late.json()["error"]) == (409, True)
+    ward.judge("1.1")
+    late = send("PUT", reader, "/studies/1.1/read", {**seen, "images": 3})
+    assert (late.status_code, "there is a newer answer" in late.json()["error"]) == (409, True)
+    assert ward.study("1.1").closed_at is None
+    assert send("PUT", reader, "/studies/1.1/read", {"revision": 2, "images": 3}).status_code == 204
+    ward.arrive("1.2")
+    assert 'data-revision="0" data-images="1"' in reader.get("/").text
+    assert send("PUT", reader, "/studies/1.2/read", {"revision": 0, "images": 1}).status_code == 204
+
+
+def test_a_closed_study_whose_answer_is_more_urgent_comes_back(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", Status.NEGATIVE)
+    for status, fraction in ((Status.NEGATIVE, 0.0), (Status.POSITIVE, 0.8)):
+        ward.arrive("1.1")
+        ward.database.reading.mark_read("1.1", "dr.lee", NOON)
+        ward.judge("1.1", status, affected_fraction=fraction, affected_right=fraction)
+        is_open = ward.study("1.1").closed_at is None
+        assert is_open is (status is Status.POSITIVE)
+    assert "closed before this answer came, right lung 80 % affected" in row(browse(ward).get("/"), "1.1")
+    assert ward.study("1.1").closed_reason == ""
+
+
+def test_that_somebody_had_a_study_is_on_record_where_it_was_so(ward: Ward) -> None:
+    reader, until = browse(ward), NOON + timedelta(minutes=60)
+    for uid in ("1.1", "1.2", "1.3"):
+        ward.arrive(uid)
+    ward.database.reading.claim("1.1", "dr.lee", NOON, until)
+    ward.database.reading.claim("1.2", "dr.lee", NOON, until)
+    send("PUT", reader, "/studies/1.1/claim", {"take_over": "dr.lee"})
+    ward.now += timedelta(minutes=5)
+    send("PUT", reader, "/studies/1.1/claim", {"take_over": "dr.lee"})
+    send("PUT", reader, "/studies/1.2/read", {"take_over": "dr.lee"})
+    send("PUT", reader, "/studies/1.3/read", {"take_over": "dr.lee"})
+    taken = base64.b64encode(b"taken over from dr.lee").decode()
+    done = [one.message for one in ward.database.trail.records()]
+    assert [
+        ("claimed" in one, taken in one) for one in done if "claimed" in one or 'csd-code="read"' in one
+    ] == [
+        (True, True),
+        (False, True),
+        (False, False),
+    ]
+
+
+def test_images_of_another_patient_are_told(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.arrive("1.1", patient_id="")
+    assert ward.study("1.1").notes == ()
+    for _ in range(2):
+        ward.arrive("1.1", patient_id="SOMEBODY ELSE")
+    assert ward.study("1.1").notes == (OTHER_PATIENT_NOTE,)
+    assert OTHER_PATIENT_NOTE in text(browse(ward).get("/"))
+
+
 # --- verdicts ------------------------------------------------------------------------------------
 
 
 def test_a_verdict_keeps_what_it_was_said_of(ward: Ward) -> None:
     ward.arrive("1.1")
     reader = browse(ward)
-    early = send("POST", reader, "/studies/1.1/verdicts", {"opinion": "agree"})
+    early = send("POST", reader, "/studies/1.1/verdicts", {"opinion": "agree", "revision": 1})
     assert (early.status_code, "no answer yet" in early.json()["error"]) == (409, True)
     ward.judge("1.1")
     given = send(
         "POST",
         reader,
         "/studies/1.1/verdicts",
-        {"opinion": "over_called", "comment": " motion ", "true_grade": "CT-1"},
+        {"opinion": "over_called", "comment": " motion ", "true_grade": "CT-1", "revision": 1},
     )
     assert given.status_code == 201
     assert given.json() == {
@@ -461,7 +531,7 @@ def test_a_verdict_keeps_what_it_was_said_of(ward: Ward) -> None:
         "model_version": "a1b2c3d4",
         "policy_version": None,
     }
-    send("POST", reader, "/studies/1.1/verdicts", {"opinion": "agree"})
+    send("POST", reader, "/studies/1.1/verdicts", {"opinion": "agree", "revision": 1})
     assert [one["opinion"] for one in reader.get(f"{API}/studies/1.1/verdicts").json()] == [
         "agree",
         "over_called",
@@ -475,19 +545,30 @@ def test_a_verdict_keeps_what_it_was_said_of(ward: Ward) -> None:
     ward.arrive("1.1")
     ward.judge("1.1", Status.NEGATIVE)
     assert "✓ Agree (local), of an earlier answer" in row(reader.get("/"), "1.1")
+    late = send("POST", reader, "/studies/1.1/verdicts", {"opinion": "agree", "revision": 1})
+    assert (late.status_code, "there is a newer answer" in late.json()["error"]) == (409, True)
+    assert len(ward.database.reading.verdicts("1.1")) == 2
 
 
 def test_a_verdict_names_the_policy_that_ordered(ward: Ward) -> None:
     ward.arrive("1.1")
     ward.judge("1.1")
     version = ward.database.add_policy(ward.config.policy, "ada", "first", NOON, 0, ())
-    given = send("POST", browse(ward), "/studies/1.1/verdicts", {"opinion": "wrong_organ"}).json()
+    given = send(
+        "POST", browse(ward), "/studies/1.1/verdicts", {"opinion": "wrong_organ", "revision": 1}
+    ).json()
     assert given["policy_version"] == version.version
 
 
 @pytest.mark.parametrize(
     "said",
-    [{}, {"opinion": "maybe"}, {"opinion": "agree", "true_grade": "CT-9"}, {"opinion": "agree", "x": 1}],
+    [
+        {"revision": 1},
+        {"opinion": "agree"},
+        {"opinion": "maybe", "revision": 1},
+        {"opinion": "agree", "revision": 1, "true_grade": "CT-9"},
+        {"opinion": "agree", "revision": 1, "x": 1},
+    ],
 )
 def test_a_verdict_that_says_nothing_known_is_refused(ward: Ward, said: dict[str, Any]) -> None:
     ward.arrive("1.1")
@@ -585,12 +666,7 @@ def api_routes(ward: Ward) -> list[APIRoute]:
     return [one for one in api.app.routes if isinstance(one, APIRoute)]  # type: ignore[attr-defined]
 
 
-def test_every_route_of_the_api_needs_a_permission(ward: Ward) -> None:
-    for route in api_routes(ward):
-        needs = [one.call.needs for one in route.dependant.dependencies if isinstance(one.call, Needs)]
-        assert len(needs) == 1, route.path
-        if route.methods != {"GET"} and not route.path.startswith("/views"):
-            assert needs == [Permission.WORKLIST], route.path
+# --- the API as a whole --------------------------------------------------------------------------
 
 
 def test_the_api_describes_itself_and_has_no_page_of_other_hosts(ward: Ward) -> None:
@@ -608,7 +684,7 @@ def test_the_api_gives_the_list_with_what_its_page_shows(ward: Ward) -> None:
     expected = {
         "band": "severe",
         "waited_minutes": 30.0,
-        "overdue": False,
+        "overdue": True,
         "due_at": "2026-03-02T12:00:00Z",
         "patient_name": "DOE^JANE",
         "accession_number": "ACC-9",
@@ -634,3 +710,26 @@ def test_the_list_goes_on_where_the_page_ends(ward: Ward, monkeypatch: pytest.Mo
         following = page.split('rel="next" href="')[1].split('"')[0]
         address = following if 'id="more" class="more" hidden' not in page else ""
     assert seen == [["1.0", "1.1"], ["1.2", "1.3"], ["1.4"]]
+
+
+def test_the_plain_list_says_where_it_goes_on(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triage.web.app.LONGEST_LIST", 2)
+    for number in range(3):
+        ward.arrive(f"1.{number}", ago=10 - number)
+    head = browse(ward).get("/api/worklist")
+    assert [one["study_instance_uid"] for one in head.json()] == ["1.0", "1.1"]
+    assert uids(browse(ward).get(head.links["next"]["url"])) == ["1.2"]
+    ward.database.close_study("1.2", "read", NOON)
+    assert browse(ward).get("/api/worklist").links == {}
+
+
+def test_what_is_overdue_is_so_everywhere(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.now = ward.study("1.1").arrived_at + timedelta(
+        minutes=ward.config.priority.target_wait_minutes.not_judged
+    )
+    reader = browse(ward)
+    assert uids(reader.get(f"{API}/worklist?overdue=true")) == ["1.1"]
+    assert reader.get(f"{API}/studies/1.1").json()["overdue"] is True
+    ward.database.close_study("1.1", "read", ward.now)
+    assert reader.get(f"{API}/studies/1.1").json()["overdue"] is False

@@ -60,7 +60,7 @@ def entry_row(entry: WorklistEntry, now: datetime) -> dict[str, Any]:
     """One study of the worklist; the figures are those of its latest revision, null when there is none.
 
     ``reason`` is the sentence that explains the place; ``status`` is null while an answer is pending, also
-    when an earlier revision has figures. ``overdue`` is whether ``due_at`` has passed at ``now``. A failed
+    when an earlier revision has figures. ``overdue``: its ``due_at`` has come while it is open. A failed
     study is tried again at ``retry_at``; null there means that it was given up.
     """
     study = entry.study
@@ -81,7 +81,7 @@ def entry_row(entry: WorklistEntry, now: datetime) -> dict[str, Any]:
         "retry_at": _iso(study.not_before) if study.state is StudyState.FAILED else None,
         "band": entry.priority.band.label,
         "due_at": _iso(entry.priority.due_at),
-        "overdue": entry.priority.due_at < now,
+        "overdue": study.closed_at is None and entry.priority.due_at <= now,
         "reason": entry.priority.reason,
         "arrived_at": _iso(study.arrived_at),
         "accession_number": study.accession_number,

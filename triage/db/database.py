@@ -709,9 +709,14 @@ def _settle(
 ) -> bool:
     """Change the state with an answer: result row and outbox rows, unless it is the answer already.
 
+    A closed study that is more urgent than it was when it was closed comes back: nobody has seen this answer.
     False, and nothing written, when late slices reopened the study meanwhile.
     """
     place = orders.place_values(connection, seen, priority)
+    closed = (study.c.study_instance_uid == seen.study_instance_uid) & study.c.closed_at.is_not(None)
+    if connection.execute(select(study.c.band).where(closed, study.c.band > place["band"])).first():
+        why = f"closed before this answer came, {place['priority_reason']}"
+        place |= {"closed_at": None, "closed_reason": "", "priority_reason": why}
     is_new = not _is_current(connection, answer)
     figures = policies.figures(answer, now) if is_new else {}
     values = {**place, **figures, "reason": reason, "attempts": 0, "not_before": None}

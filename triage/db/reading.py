@@ -27,6 +27,7 @@ from triage.domain import Band, Grade, Status, WorklistEntry
 from triage.errors import Rejected
 
 Opinion = Literal["agree", "over_called", "under_called", "wrong_organ", "other"]
+NEWER_ANSWER = "there is a newer answer than the one that was seen: look at the study again"
 Connecting = Callable[[], AbstractContextManager[Connection]]
 
 
@@ -189,9 +190,9 @@ class Reading:
     # --- who reads what --------------------------------------------------------------------------
 
     def claim(
-        self, study_instance_uid: str, person: str, now: datetime, until: datetime, *, take_over: bool = False
+        self, study_instance_uid: str, person: str, now: datetime, until: datetime, *, take_over: str = ""
     ) -> Claim | None:
-        """Who has the study afterwards: the person, or whoever had it, unless it is taken over knowingly.
+        """Who has the study afterwards: the person, or whoever had it, unless ``take_over`` names just them.
 
         None when there is no such study; raises Rejected when it is read already.
         """
@@ -199,7 +200,7 @@ class Reading:
             if not _is_there(connection, study_instance_uid):
                 return None
             standing = _claims(connection, [study_instance_uid], now).get(study_instance_uid)
-            if standing and standing.person != person and not take_over:
+            if standing and standing.person not in (person, take_over):
                 return standing
             mine = standing and standing.person == person
             begun = standing.claimed_at if standing and mine else now
@@ -230,18 +231,27 @@ class Reading:
             return gone > 0
 
     def mark_read(
-        self, study_instance_uid: str, person: str, now: datetime, *, take_over: bool = False
+        self,
+        study_instance_uid: str,
+        person: str,
+        now: datetime,
+        *,
+        take_over: str = "",
+        revision: int | None = None,
+        images: int | None = None,
     ) -> Claim | bool:
         """Take the study off the list; the claim that speaks against it when somebody else reads it.
 
-        False when there is no such study; raises Rejected when it is read already.
+        ``revision`` (0 without an answer) and ``images`` are those that the reader saw. False when there is
+        no such study; raises Rejected when it is read already, or is not any more what the reader saw.
         """
         with self._write() as connection:
             if not _is_there(connection, study_instance_uid):
                 return False
             standing = _claims(connection, [study_instance_uid], now).get(study_instance_uid)
-            if standing and standing.person != person and not take_over:
+            if standing and standing.person not in (person, take_over):
                 return standing
+            _be_as_seen(connection, study_instance_uid, revision, images)
             connection.execute(delete(claim).where(claim.c.study_instance_uid == study_instance_uid))
             connection.execute(
                 update(study)
@@ -273,11 +283,12 @@ class Reading:
         *,
         comment: str = "",
         true_grade: Grade | None = None,
+        revision: int | None = None,
     ) -> Verdict | None:
         """Keep what a reader says, with the answer and the policy it is said of; None: no such study.
 
-        Raises Rejected while there is no answer. Nothing is overwritten: of a reader's verdicts on one
-        revision the newest counts.
+        Raises Rejected while there is no answer, or when ``revision``, the one that the reader saw, is not
+        the newest. Nothing is overwritten: of a reader's verdicts on one revision the newest counts.
         """
         query = select(study).where(study.c.study_instance_uid == study_instance_uid)
         with self._write() as connection:
@@ -287,6 +298,8 @@ class Reading:
             answer, place = found[0].result, found[0].priority
             if answer is None:
                 raise Rejected("there is no answer yet that a verdict could be on")
+            if revision not in (None, answer.revision):
+                raise Rejected(NEWER_ANSWER)
             given = Verdict(
                 study_instance_uid=study_instance_uid,
                 person=person,
@@ -400,6 +413,15 @@ def _is_there(connection: Connection, uid: str) -> bool:
     if row is not None and row.closed_at is not None:
         raise Rejected(f"this study is off the list: {row.closed_reason or 'closed'}")
     return row is not None
+
+
+def _be_as_seen(connection: Connection, uid: str, revision: int | None, images: int | None) -> None:
+    query = select(study).where(study.c.study_instance_uid == uid)
+    (found,) = entries(connection, connection.execute(query).mappings().all())
+    if images not in (None, found.images):
+        raise Rejected("images have come that were not seen: look at the study again")
+    if revision not in (None, found.result.revision if found.result else 0):
+        raise Rejected(NEWER_ANSWER)
 
 
 def _touch(connection: Connection, uid: str) -> None:

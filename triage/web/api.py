@@ -6,9 +6,9 @@ What it can do is described by /api/v1/openapi.json. Errors are ``{"error": sent
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
@@ -55,6 +55,7 @@ class Needs:
 
 READER = Depends(Needs(Permission.READ))
 WORKER = Depends(Needs(Permission.WORKLIST))
+Uid = Annotated[str, Path(description="Study Instance UID", min_length=1, max_length=64)]
 
 
 def create_api(*routers: APIRouter) -> FastAPI:

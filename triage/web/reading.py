@@ -38,14 +38,7 @@ LONGEST_TEXT = 256
 
 BandName = Literal["critical", "severe", "positive", "indeterminate", "not-judged", "routine"]
 StatusName = Literal["positive", "negative", "not_analysable", "failed", "pending"]
-BANDS: dict[BandName, Band] = {
-    "critical": Band.CRITICAL,
-    "severe": Band.SEVERE,
-    "positive": Band.POSITIVE,
-    "indeterminate": Band.INDETERMINATE,
-    "not-judged": Band.NOT_JUDGED,
-    "routine": Band.ROUTINE,
-}
+BANDS = {band.label: band for band in Band}
 
 
 class Filters(BaseModel):

@@ -21,7 +21,7 @@ from triage.domain import Grade, Person, Status, StudyState
 from triage.errors import Retryable
 from triage.rows import entry_row
 from triage.web.access import audit
-from triage.web.api import CONFLICT, NOT_FOUND, READER, WORKER
+from triage.web.api import CONFLICT, NOT_FOUND, READER, WORKER, Uid
 from triage.web.reading import LONGEST_PAGE, PIECE, Filters, ReadingList, filters_of
 
 LONGEST_COMMENT = 2000
@@ -41,7 +41,6 @@ class EventStream(StreamingResponse):
 
 
 _NOTHING: dict[str, Any] = {"status_code": 204, "response_class": Response, "responses": NOT_FOUND}
-Uid = Annotated[str, Path(description="Study Instance UID", min_length=1, max_length=64)]
 Since = Annotated[int, Query(ge=0, le=LARGEST_NUMBER)]
 ViewName = Annotated[str, Path(min_length=1, max_length=64)]
 
@@ -65,7 +64,7 @@ class Claimed(BaseModel):
     claim: ClaimOut | None = None
 
 
-class VerdictIn(BaseModel):
+class Said(BaseModel):
     """What a reader says of an answer."""
 
     model_config = ConfigDict(extra="forbid")
@@ -75,7 +74,13 @@ class VerdictIn(BaseModel):
     true_grade: Grade | None = None
 
 
-class VerdictOut(VerdictIn):
+class VerdictIn(Said):
+    """What a reader says of the answer with this revision: the one that was looked at."""
+
+    revision: int = Field(ge=1, le=LARGEST_NUMBER)
+
+
+class VerdictOut(Said):
     """A verdict, beside the figures of the answer that it was said of."""
 
     person: str
@@ -183,11 +188,18 @@ class ChangesOut(BaseModel):
 
 
 class TakeOver(BaseModel):
-    """``take_over``: also when somebody else reads the study, who is then told so by the list."""
+    """``take_over``: also from this person, who was seen to read the study, and is then told by the list."""
 
     model_config = ConfigDict(extra="forbid")
 
-    take_over: bool = False
+    take_over: str = ""
+
+
+class ReadIn(TakeOver):
+    """What was seen of the study that was read: the revision of its answer, 0 for none, and its images."""
+
+    revision: int | None = Field(None, ge=0, le=LARGEST_NUMBER)
+    images: int | None = Field(None, ge=0, le=LARGEST_NUMBER)
 
 
 class ViewIn(BaseModel):
@@ -318,7 +330,9 @@ class ReadingApi:
     def claim(
         self, request: Request, study_instance_uid: Uid, wish: TakeOver, person: Person = WORKER
     ) -> Any:
-        """Begin to read a study, or go on with it. 409 says who reads it already."""
+        """Begin to read a study, or go on with it. 409 says who reads it already, also when that is not whom
+        it was to be taken over from.
+        """
         row, now = self._row(study_instance_uid), self.reading.now()
         until = now + self.reading.claim_time
         claim = self.kept.claim(study_instance_uid, person.who, now, until, take_over=wish.take_over)
@@ -326,7 +340,8 @@ class ReadingApi:
             raise HTTPException(404)
         if claim.person != person.who:
             return _taken(claim)
-        audit(request, Event.CLAIMED, [row.entry.study], "taken over" if wish.take_over else "")
+        if claim.claimed_at == now:
+            audit(request, Event.CLAIMED, [row.entry.study], _taken_over(row, person))
         return ClaimOut.of(claim)
 
     def release(self, request: Request, study_instance_uid: Uid, person: Person = WORKER) -> None:
@@ -337,14 +352,14 @@ class ReadingApi:
         audit(request, Event.RELEASED, [study])
 
     def read(
-        self, request: Request, study_instance_uid: Uid, wish: TakeOver, person: Person = WORKER
+        self, request: Request, study_instance_uid: Uid, wish: ReadIn, person: Person = WORKER
     ) -> Response:
-        """The study was read: it leaves the list. 409 says who reads it."""
-        study, now = self._row(study_instance_uid).entry.study, self.reading.now()
-        done = self.kept.mark_read(study_instance_uid, person.who, now, take_over=wish.take_over)
+        """The study was read: it leaves the list. 409 says who reads it, or what came since it was seen."""
+        row, now = self._row(study_instance_uid), self.reading.now()
+        done = self.kept.mark_read(study_instance_uid, person.who, now, **wish.model_dump())
         if isinstance(done, Claim):
             return _taken(done)
-        audit(request, Event.MARKED_READ, [study], "taken over" if wish.take_over else "")
+        audit(request, Event.MARKED_READ, [row.entry.study], _taken_over(row, person))
         return Response(status_code=204)
 
     def unread(self, request: Request, study_instance_uid: Uid, _: Person = WORKER) -> None:
@@ -364,7 +379,7 @@ class ReadingApi:
     def give_verdict(
         self, request: Request, study_instance_uid: Uid, said: VerdictIn, person: Person = WORKER
     ) -> VerdictOut:
-        """Say whether the newest answer is right. 409 while there is none."""
+        """Say whether an answer is right. 409 while there is none, or once there is a newer one."""
         study, now = self._row(study_instance_uid).entry.study, self.reading.now()
         given = self.kept.give_verdict(
             study_instance_uid,
@@ -374,6 +389,7 @@ class ReadingApi:
             comment=said.comment.strip(),
             true_grade=said.true_grade,
         )
+            revision=said.revision,
         if given is None:
             raise HTTPException(404)
         audit(request, Event.VERDICT_GIVEN, [study], said.opinion)
@@ -426,4 +442,8 @@ def _taken(claim: Claim) -> JSONResponse:
 
 
 def _view(name: str, filters: Filters) -> ViewOut:
+def _taken_over(row: Row, person: Person) -> str:
+    return f"taken over from {row.claim.person}" if row.claim and row.claim.person != person.who else ""
+
+
     return ViewOut(name=name, query=filters.query(), filters=filters)

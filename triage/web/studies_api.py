@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from triage.audit import Event
 from triage.domain import Delivery, DeliveryState, Grade, Permission, Person, Result, Status, WorklistEntry
 from triage.rows import status
 from triage.web.access import audit
-from triage.web.api import NOT_FOUND, READER, Needs
+from triage.web.api import NOT_FOUND, READER, Needs, Uid
 from triage.web.studies import Studies
-from triage.web.words import object_name
+from triage.web.words import object_name, other_name
 
 ADMIN = Depends(Needs(Permission.ADMIN))
-Uid = Annotated[str, Path(description="Study Instance UID", min_length=1, max_length=64)]
 
 
 class RevisionOut(BaseModel):
@@ -71,13 +70,16 @@ class DeliveryOut(BaseModel):
 
 
 class PriorOut(BaseModel):
-    """An earlier study of the same patient; ``change`` is from it to the one asked for; null is unknown."""
+    """An earlier study with the same patient ID; ``change`` is from it to the one asked for; null is unknown,
+    and always so of one with ``other_name``.
+    """
 
     study_instance_uid: str
     study_date: str
     study_description: str
     status: Status | None
     affected_fraction: float | None
+    other_name: bool
     change: float | None
     model: str | None
 
@@ -85,13 +87,15 @@ class PriorOut(BaseModel):
     def of(cls, prior: WorklistEntry, shown: WorklistEntry) -> PriorOut:
         before = prior.result.affected_fraction if prior.result else None
         now = shown.result.affected_fraction if shown.result else None
+        other = other_name(shown.study.patient_name, prior.study.patient_name)
         return cls(
             study_instance_uid=prior.study.study_instance_uid,
             study_date=prior.study.study_date,
             study_description=prior.study.study_description,
             status=status(prior),
             affected_fraction=before,
-            change=None if now is None or before is None else now - before,
+            other_name=other,
+            change=None if now is None or before is None or other else now - before,
             model=prior.result.model if prior.result else None,
         )
 

@@ -65,6 +65,8 @@ class Scan:
     """Masks and surfaces that were written with the answer."""
     gone: tuple[ResultKind, ...]
     """Masks that were written, too, and are not there any more."""
+    others: bool
+    """There are images of another patient ID, too, which are left out."""
 
 
 @dataclass(frozen=True)
@@ -175,24 +177,35 @@ class Viewer:
         return next((scan for scan in scans if scan.key == key), None)
 
     def _scan(self, uid: str, result: Result | None) -> Scan:
-        images, stack = self._images(uid, result)
+        found, others = self._found(uid)
+        images, stack = self._images(found, result)
         wanted = {kind: self._file(result, kind) for kind in (LESION_SEG, LUNG_SEG, MESH)}
         files = {kind: path for kind, path in wanted.items() if path is not None}
         gone = [one for one in (LESION_SEG, LUNG_SEG) if result and one in result.files and one not in files]
-        facts = f"{content_digest(images)} {sorted(files.items())} {result.content_key if result else ''}"
+        answer = result.content_key if result else ""
+        facts = f"{content_digest(images)} {sorted(files.items())} {answer} {others}"
         key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-        return self._scans.get(f"{uid} {key}", lambda: Scan(key, images, stack, files, tuple(gone)))
+        return self._scans.get(f"{uid} {key}", lambda: Scan(key, images, stack, files, tuple(gone), others))
 
     def _marks_of(self, scan: Scan) -> Marks:
         return self._marks.get(scan.key, lambda: _marks(scan))
 
-    def _images(self, uid: str, result: Result | None) -> tuple[tuple[Instance, ...], Series | None]:
-        """Those of the judged series, or of the longest one, as a viewer numbers them."""
+    def _found(self, uid: str) -> tuple[list[Instance], bool]:
+        """The images that can be shown, and whether there are others whose patient ID is not the study's."""
         found = [
             one for one in self.database.instances(uid) if _may_be_shown(one) and self._is_ours(one.path)
         ]
-        if not found:
+        entry = self.database.entry(uid)
+        patient = entry.study.patient_id if entry else ""
+        same = [one for one in found if not (one.patient_id and patient) or one.patient_id == patient]
+        if not same:
             raise HTTPException(404, "There are no images of this study to show.")
+        return same, len(same) < len(found)
+
+    def _images(
+        self, found: list[Instance], result: Result | None
+    ) -> tuple[tuple[Instance, ...], Series | None]:
+        """Those of the judged series, or of the longest one, as a viewer numbers them."""
         judged = result.series_instance_uid if result else None
         chosen = judged or Counter(one.series_instance_uid for one in found).most_common(1)[0][0]
         images = [one for one in found if one.series_instance_uid == chosen] or found
@@ -320,6 +333,8 @@ def _marks(scan: Scan) -> Marks:
     """The masks that can be read, and why others cannot. Raises Retryable when the disk does not answer."""
     found: dict[ResultKind, Segmentation] = {}
     notes = [f"{words.OBJECTS[kind]}: not here any more." for kind in scan.gone]
+    if scan.others:
+        notes.insert(0, "Images of another patient ID came with this study's UID: they are left out.")
     for kind in (LESION_SEG, LUNG_SEG):
         try:
             read = masks.read(scan.files[kind]) if kind in scan.files else None

@@ -142,6 +142,12 @@ def person(name: str) -> str:
     return f"{shown[0]} ({shown[1]})" if len(shown) == 2 else "".join(shown)
 
 
+def other_name(one: str, other: str) -> bool:
+    """Whether two studies with one patient ID name two people: no way of writing one name is the other's."""
+    ways = [{_person_group(group).casefold() for group in name.split("=")} - {""} for name in (one, other)]
+    return all(ways) and not ways[0] & ways[1]
+
+
 def _person_group(group: str) -> str:
     family, *given = (part.strip() for part in group.split("^")[:3])
     return ", ".join(part for part in (family, " ".join(filter(None, given))) if part)

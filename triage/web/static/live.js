@@ -20,7 +20,7 @@ async function refresh() {
     }
     lost.hidden = true;
   } catch {
-    lost.textContent = `Connection lost since ${document.getElementById("as-of").textContent}. This page may be out of date.`;
+    if (lost.hidden) lost.textContent = `Connection lost since ${document.getElementById("as-of").textContent}. This page may be out of date.`;
     lost.hidden = false;
   }
   document.title = lost.hidden ? title : "⚠ Connection lost";

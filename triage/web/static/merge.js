@@ -6,7 +6,8 @@ export function merge(shown, fresh) {
   if (shown.isEqualNode(fresh) || isOwn(shown, fresh)) return;
   if (shown.tagName !== fresh.tagName || !["MAIN", "SECTION", "DIV", "TABLE", "TBODY", "TR"].includes(fresh.tagName))
     return shown.replaceWith(fresh);
-  shown.className = fresh.className;
+  for (const {name} of [...shown.attributes]) if (!fresh.hasAttribute(name)) shown.removeAttribute(name);
+  for (const {name, value} of fresh.attributes) if (shown.getAttribute(name) !== value) shown.setAttribute(name, value);
   const keyed = parent => new Map([...parent.children].map((child, place) => [child.id || place, child]));
   const known = keyed(shown), wanted = keyed(fresh);
   for (const [key, child] of known) if (!wanted.has(key)) child.remove();

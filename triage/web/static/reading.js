@@ -1,12 +1,15 @@
 // The list: pieces of it come and go as they are looked at, follow what changes, and are read with few keys.
 import {unattended} from "/static/touched.js";
-import {act, ask, call, say, warn} from "/static/acts.js";
+import {act, ask, call, say, send, warn} from "/static/acts.js";
 import {merge} from "/static/merge.js";
 
 const element = id => document.getElementById(id), live = element("live"), lost = element("lost");
 const table = element("worklist"), more = element("more"), form = element("filters");
 const RENEW = 30000; // times on the page grow old by themselves
-let pieces = [], title = document.title, renewed = Date.now(), busy = Promise.resolve(), wanted = false, last = null;
+const PAUSE = 3000; // a busy list changes all the time
+const SURPRISE = 1500; // so long no key does anything to a study that nobody chose
+let pieces = [], title = document.title, renewed = 0, busy = Promise.resolve(), wanted = false, later = 0;
+let last = null, acted = "", moved = {row: null, at: 0};
 
 // --- pieces ------------------------------------------------------------------------------------
 // A piece is a range of keys: from the end of the one before to its own. Whatever comes, goes or moves meanwhile,
@@ -54,8 +57,10 @@ async function keep(job) {
   await job();
   if (!row || document.activeElement !== document.body) return;
   const same = element(focused.id) ?? element(row.id)?.querySelector("a.open");
-  if (same) same.focus({preventScroll: true});
-  else select(before.slice(before.indexOf(row)).map(one => element(one.id)).find(Boolean) ?? rows().at(-1));
+  if (same) return same.focus({preventScroll: true});
+  moved = {row: before.slice(before.indexOf(row)).map(one => element(one.id)).find(Boolean) ?? rows().at(-1), at: performance.now()};
+  select(moved.row);
+  if (row.dataset.study !== acted) say(`No longer here: ${row.dataset.name}.`);
 }
 
 async function get(address) {
@@ -88,6 +93,7 @@ async function renew(piece) {
     add(document.createElement("tbody"), following, piece.following, place + 1).open = false;
   piece.following = following;
   show(piece, body);
+  if (!piece.body.rows.length && pieces.length > 1) drop(piece);
   const bar = fresh.getElementById("bar"), troubles = [...fresh.querySelectorAll(".trouble")];
   merge(element("bar"), bar);
   const shown = [...live.querySelectorAll(".trouble")];
@@ -99,6 +105,20 @@ async function renew(piece) {
   const end = pieces.at(-1);
   more.hidden = !end.following;
   element("none").hidden = Boolean(table.querySelector("tbody tr"));
+  element("none-like-this").hidden = !applied.size;
+  element("none-at-all").hidden = applied.size;
+}
+
+// Its range is the next one's then, or that of the one before where none follows.
+function drop(piece) {
+  const at = pieces.indexOf(piece), next = pieces[at + 1];
+  next ? next.after = piece.after : pieces[at - 1].following = "";
+  remove(...pieces.splice(at, 1));
+}
+
+function remove({body}) {
+  seen.unobserve(body);
+  body.remove();
 }
 
 function show(piece, body) {
@@ -116,9 +136,13 @@ async function renewAll() {
   for (const piece of pieces.filter(one => one.open)) await renew(piece);
   await fill();
   found();
+  if (Date.now() - recalled > RENEW) await recall();
 }
 
-function changed() {
+function changed(now = false) {
+  clearTimeout(later);
+  const wait = renewed + PAUSE - Date.now();
+  if (!now && wait > 0) return later = setTimeout(changed, wait, true);
   if (!wanted) queue(renewAll);
   wanted = true;
 }
@@ -141,10 +165,7 @@ function restart() {
   for (const link of document.querySelectorAll("#views a"))
     sorted(new URL(link.href).searchParams) === sorted(applied) ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   queue(async () => {
-    for (const piece of pieces.splice(1)) {
-      seen.unobserve(piece.body);
-      piece.body.remove();
-    }
+    pieces.splice(1).forEach(remove);
     Object.assign(pieces[0], {after: "", following: "", open: true});
     await renew(pieces[0]);
     await fill();
@@ -155,29 +176,38 @@ const sorted = query => [...query].map(pair => pair.join("=")).sort().join("&");
 
 // --- what changes ------------------------------------------------------------------------------
 
-let version = 0, stream = null;
-const critical = new Set();
+let version = 0, stream = null, critical = null, recalled = Date.now();
 
-function told(changes, first) {
-  const fresh = changes.critical.filter(one => !critical.has(one.study_instance_uid));
-  for (const one of fresh) critical.add(one.study_instance_uid);
+// What is critical already when the page begins is no news.
+function told(changes) {
+  const fresh = changes.critical.filter(uid => critical && !critical.has(uid));
+  critical = new Set([...critical ?? [], ...changes.critical]);
   if (changes.version === version) return;
   version = changes.version;
-  if (first) return;
-  if (fresh.length) announce(fresh);
-  changed();
+  changed(fresh.length > 0);
+  if (fresh.length) alarm(fresh);
 }
 
+// A study that has left is news when it comes back.
+async function recall() {
+  recalled = Date.now();
+  const open = new Set((await (await get("/api/v1/worklist/changes")).json()).critical);
+  critical = new Set([...critical ?? open].filter(uid => open.has(uid)));
+}
+
+// A browser holds six connections to a host (HTTP/1.1): pages that nobody looks at ask now and then.
 function listen() {
+  stream?.close();
+  if (document.hidden) return;
   stream = new EventSource(`/api/v1/worklist/events?since=${version}`);
   stream.addEventListener("message", event => told(JSON.parse(event.data)));
 }
 
 // While there is no stream, it is asked for changes instead.
 async function tick() {
-  if (stream.readyState !== EventSource.OPEN)
-    await get(`/api/v1/worklist/changes?since=${version}`).then(response => response.json()).then(changes => told(changes)).catch(() => {});
-  if (stream.readyState === EventSource.CLOSED && lost.hidden) listen();
+  if (stream?.readyState !== EventSource.OPEN)
+    await get(`/api/v1/worklist/changes?since=${version}`).then(response => response.json()).then(told).catch(() => {});
+  if (stream?.readyState === EventSource.CLOSED && lost.hidden) listen();
   if (Date.now() - renewed > RENEW || !lost.hidden) changed();
   setTimeout(tick, live.dataset.refresh * 1000);
 }
@@ -188,6 +218,7 @@ function found() {
 }
 
 function missed() {
+  if (!lost.hidden) return;
   lost.textContent = `Connection lost since ${element("as-of").textContent}. This page may be out of date.`;
   lost.hidden = false;
   document.title = "⚠ Connection lost";
@@ -198,29 +229,54 @@ function missed() {
 const news = element("news"), switches = {sound: element("sound"), notify: element("notify")};
 const isOn = name => switches[name].getAttribute("aria-pressed") === "true";
 
+function alarm(fresh) {
+  queue(() => announce(fresh)); // once the list has them: it says why they are critical
+  try {
+    if (isOn("sound")) beep();
+    if (isOn("notify")) new Notification("Chest CT worklist", {body: count(fresh), tag: "critical", renotify: true});
+  } catch (error) {
+    console.warn(error);
+  }
+}
+
+const count = fresh => fresh.length > 1 ? `${fresh.length} new critical studies` : "New critical study";
+
 function announce(fresh) {
-  const many = fresh.length > 1, what = many ? `${fresh.length} new critical studies` : `New critical study: ${fresh[0].reason}`;
+  const why = fresh.length === 1 && element(`row-${fresh[0]}`)?.querySelector(".why").firstChild.textContent.trim();
   const show = document.createElement("button"), hide = document.createElement("button");
   [show.textContent, hide.textContent] = ["Show", "Dismiss"];
   show.addEventListener("click", () => {
     news.hidden = true;
-    const row = element(`row-${fresh[0].study_instance_uid}`);
+    const row = element(`row-${fresh[0]}`);
     row ? select(row) : scrollTo(0, 0);
   });
   hide.addEventListener("click", () => { news.hidden = true; });
-  news.replaceChildren(`▲▲ ${what} `, show, " ", hide);
+  news.replaceChildren(`▲▲ ${count(fresh)}${why ? `: ${why}` : ""} `, show, " ", hide);
   news.hidden = false;
-  if (isOn("sound")) beep();
-  if (isOn("notify") && Notification.permission === "granted") new Notification("Chest CT worklist", {body: what, tag: "critical"});
+}
+
+// Browsers play nothing in a page that nobody has touched yet.
+let audio = null;
+
+async function wake() {
+  if (isOn("sound")) {
+    audio ??= Object.assign(new AudioContext(), {onstatechange: tell});
+    await audio.resume();
+  }
+  tell();
+}
+
+function tell() {
+  switches.sound.textContent = isOn("sound") && audio?.state !== "running" ? "Sound (click once)" : "Sound";
 }
 
 function beep() {
-  const context = new AudioContext();
+  if (audio?.state !== "running") return;
   for (const [pitch, at] of [[660, 0], [880, 0.18]]) {
-    const tone = new OscillatorNode(context, {frequency: pitch}), loud = new GainNode(context, {gain: 0.15});
-    tone.connect(loud).connect(context.destination);
-    tone.start(context.currentTime + at);
-    tone.stop(context.currentTime + at + 0.15);
+    const tone = new OscillatorNode(audio, {frequency: pitch}), loud = new GainNode(audio, {gain: 0.15});
+    tone.connect(loud).connect(audio.destination);
+    tone.start(audio.currentTime + at);
+    tone.stop(audio.currentTime + at + 0.15);
   }
 }
 
@@ -235,9 +291,12 @@ for (const [name, button] of Object.entries(switches)) {
     if (name === "notify" && !isOn(name) && await Notification.requestPermission() !== "granted")
       return say("This browser does not allow notifications of this page.");
     turn(name, !isOn(name));
+    if (name === "sound") await wake();
     if (name === "sound" && isOn(name)) beep();
   });
 }
+tell();
+for (const kind of ["pointerup", "keydown"]) addEventListener(kind, wake, {capture: true});
 
 // --- keys ------------------------------------------------------------------------------------------
 
@@ -256,8 +315,8 @@ function step(by) {
 }
 
 function press(what) {
-  const button = current()?.querySelector(what);
-  if (button) act(button);
+  const row = document.activeElement.closest("tr[data-study]"), button = row?.querySelector(what);
+  if (button && (row !== moved.row || performance.now() - moved.at > SURPRISE)) act(button);
 }
 
 const help = element("help"), keysOn = element("keys-on");
@@ -276,6 +335,7 @@ document.addEventListener("keydown", event => {
   const typed = event.target.closest("input:not([type=checkbox]), select, textarea, dialog");
   if (typed && event.key === "Escape" && !typed.matches("dialog")) return typed.blur();
   if (typed || event.ctrlKey || event.altKey || event.metaKey || !keysOn.checked || !keys[event.key]) return;
+  if (event.repeat && !"jk".includes(event.key)) return;
   event.preventDefault();
   keys[event.key]();
 });
@@ -287,8 +347,9 @@ table.addEventListener("click", async event => {
   const claim = row?.querySelector(".claim:not(.mine)");
   if (!claim) return;
   event.preventDefault();
-  const {study, name} = row.dataset, answer = await warn(claim.dataset.person, name, true);
-  if (answer === "take" && !(await call("PUT", `/studies/${encodeURIComponent(study)}/claim`, {take_over: true})).ok) return changed();
+  const {study, name} = row.dataset, take_over = claim.dataset.person, answer = await warn(take_over, name, true);
+  const taken = answer === "take" && await send("PUT", study, "claim", {take_over});
+  if (taken && !taken.ok) return say(taken.error);
   if (answer) location.href = answer === "look" ? `${link.href}#look` : link.href;
 });
 
@@ -326,11 +387,14 @@ element("views").addEventListener("click", async event => {
 
 const first = table.tBodies[0], asOfAddress = new URLSearchParams(location.search).get("after") ?? "";
 add(first, asOfAddress, first.dataset.following);
-document.addEventListener("acted", changed);
+document.addEventListener("acted", event => {
+  acted = event.detail;
+  changed(true);
+});
+document.addEventListener("visibilitychange", () => document.hidden ? stream?.close() : listen());
 addEventListener("scroll", () => isShort() && queue(fill), {passive: true});
 more.addEventListener("click", event => event.preventDefault());
 queue(fill);
-await get("/api/v1/worklist/changes").then(response => response.json()).then(changes => told(changes, true)).catch(() => {});
+await get("/api/v1/worklist/changes").then(response => response.json()).then(told).catch(() => {});
 listen();
-changed();
 setTimeout(tick, live.dataset.refresh * 1000);

@@ -4,4 +4,5 @@ let touched = -Infinity;
 for (const kind of ["pointerdown", "keydown", "wheel"])
   addEventListener(kind, () => touched = performance.now(), {capture: true, passive: true});
 
-export const unattended = () => performance.now() - touched > RECENT ? {"X-Background": "1"} : {};
+export const attended = () => performance.now() - touched <= RECENT;
+export const unattended = () => attended() ? {} : {"X-Background": "1"};
