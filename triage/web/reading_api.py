@@ -388,8 +388,8 @@ class ReadingApi:
             said.opinion,
             comment=said.comment.strip(),
             true_grade=said.true_grade,
-        )
             revision=said.revision,
+        )
         if given is None:
             raise HTTPException(404)
         audit(request, Event.VERDICT_GIVEN, [study], said.opinion)
@@ -441,9 +441,9 @@ def _taken(claim: Claim) -> JSONResponse:
     return JSONResponse(taken.model_dump(mode="json"), status_code=409)
 
 
-def _view(name: str, filters: Filters) -> ViewOut:
 def _taken_over(row: Row, person: Person) -> str:
     return f"taken over from {row.claim.person}" if row.claim and row.claim.person != person.who else ""
 
 
+def _view(name: str, filters: Filters) -> ViewOut:
     return ViewOut(name=name, query=filters.query(), filters=filters)
