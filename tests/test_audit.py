@@ -8,7 +8,7 @@ import socket
 import sqlite3
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,16 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.objects import STUDY, ct, save
 from tests.peers import free_port
 from tests.test_outgoing import certificate, server_context  # noqa: F401
 from tests.test_web import Reader
 from tests.web_studies import NOON, Ward, configured
 from triage import cli, trail
+from triage import config as configuration
 from triage.audit import ACCESSED, ALERT, Actor, Event, Outcome, messages
 from triage.config import Audit, Syslog, Tls
 from triage.domain import Study, StudyState
 from triage.errors import Retryable
 from triage.outgoing import syslog
+from triage.web import access
 
 JANE = Actor("jane", "10.1.2.3")
 
@@ -225,6 +228,15 @@ def test_what_cannot_be_recorded_is_not_shown(ward: Ward) -> None:
         assert (page.status_code, "NAME" in page.text) == (503, False), address
 
 
+def test_sights_in_memory_are_bounded(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "MOST_REMEMBERED", 5)
+    auditor = access.Auditor(ward.database.trail, ward.clock, timedelta(hours=1))
+    for number in range(20):
+        auditor.record(Event.STUDY_SEEN, JANE, [study(f"1.{number}", "P1")], "", Outcome.SUCCESS)
+    assert len(auditor._seen) <= 6
+    assert len(kinds(ward)) == 20
+
+
 # --- the chain ----------------------------------------------------------------------------------
 
 
@@ -276,6 +288,8 @@ CHANGES = {
     "INSERT INTO audit VALUES (0, 'm', 'h')": "row 0 was inserted",
     "UPDATE audit SET number = 20 WHERE number = 8": "rows 8 to 19 were removed",
 }
+APPENDED_AFTER = {"DELETE FROM audit WHERE number > 6": "rows 7 to 8 were removed"}
+"""What would go unseen if the next row took the number of one that was removed."""
 
 
 @pytest.mark.parametrize("statement", CHANGES)
@@ -283,6 +297,14 @@ def test_whatever_is_done_to_a_row_is_found(ward: Ward, statement: str) -> None:
     filled(ward)
     found = tampered(ward, statement)
     assert any(one.startswith(CHANGES[statement]) for one in found), found
+
+
+@pytest.mark.parametrize("statement", APPENDED_AFTER)
+def test_what_is_done_to_a_row_stays_found_when_others_follow(ward: Ward, statement: str) -> None:
+    filled(ward)
+    tampered(ward, statement)
+    filled(ward, 3)
+    assert list(ward.database.trail.faults()) == [APPENDED_AFTER[statement]]
 
 
 def test_rows_that_changed_places_are_found(ward: Ward) -> None:
@@ -310,10 +332,74 @@ def test_a_chain_that_was_written_anew_differs_from_the_file(ward: Ward, tmp_pat
     ward.database.trail.append([other.replace("jane", "joan")])
     assert list(ward.database.trail.faults()) == []
     found = list(trail.faults(ward.database, settings))
-    assert found[0] == f"row 4 stands in {tmp_path}/audit.log with another hash"
+    assert found[0] == f"row 4 stands in {tmp_path}/audit.log in other words"
     assert found[1:] == [
         f"row {number} stands in {tmp_path}/audit.log, but not in the database" for number in range(5, 9)
     ]
+
+
+def handed_on(ward: Ward, path: Path, rows: int = 8) -> Audit:
+    filled(ward, rows)
+    settings = Audit(file=path)
+    assert trail.step(ward.database, "file", trail.sinks(settings)["file"])
+    return settings
+
+
+FILE_CHANGES: dict[str, tuple[Callable[[list[str]], list[str]], list[str]]] = {
+    "a message": (
+        lambda lines: [one.replace("NA==", "NQ==") for one in lines],
+        ["row 5 stands in FILE in other words"],
+    ),
+    "a line missing": (lambda lines: lines[:3] + lines[4:], ["row 4 was removed from FILE"]),
+    "the end missing": (lambda lines: lines[:-2], ["rows 7 to 8 were removed from FILE"]),
+    "no line at all": (lambda lines: [*lines[:4], "x\n", *lines[4:]], ["line 5 of FILE cannot be read"]),
+    "a line that was cut": (
+        lambda lines: [*lines[:3], lines[3][:90] + "\n", *lines[4:]],
+        ["row 4 was removed from FILE"],
+    ),
+    "a row that never was": (
+        lambda lines: [*lines[:4], "99" + lines[4], *lines[4:]],
+        ["rows 5 to 994 were removed from FILE", "row 995 stands in FILE, but not in the database"],
+    ),
+    "the beginning put away": (lambda lines: lines[3:], []),
+    "written twice": (lambda lines: [*lines, *lines[5:]], []),
+    "cut off, then whole": (lambda lines: [*lines[:5], lines[5][:80] + "\n", *lines[5:]], []),
+    "cut off in its number": (lambda lines: [*lines, "1"], []),
+}
+"""What happens to the lines of the file, and what is said of it."""
+
+
+@pytest.mark.parametrize("change", FILE_CHANGES)
+def test_what_is_done_to_the_file_is_found_and_what_a_crash_leaves_is_no_fault(
+    ward: Ward, tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "audit.log"
+    settings = handed_on(ward, path)
+    happens, said = FILE_CHANGES[change]
+    path.write_text("".join(happens(path.read_text().splitlines(keepends=True))))
+    found = list(trail.faults(ward.database, settings))
+    assert found == [one.replace("FILE", str(path)) for one in said]
+
+
+def test_a_file_of_many_lines_is_compared_to_its_end(ward: Ward, tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    settings = handed_on(ward, path, 1000)
+    handed_on(ward, path, 200)
+    assert list(trail.faults(ward.database, settings)) == []
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:1100], *lines[1101:]]))
+    assert list(trail.faults(ward.database, settings)) == [f"row 1101 was removed from {path}"]
+
+
+def test_who_was_killed_while_writing_writes_on_below(ward: Ward, tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    handed_on(ward, path, 3)
+    filled(ward, 2)
+    with path.open("a") as file:
+        file.write(trail._line(ward.database.trail.owed("file")[0])[:70])
+    settings = handed_on(ward, path, 1)
+    assert len(path.read_text().splitlines()) == 7
+    assert list(trail.faults(ward.database, settings)) == []
 
 
 # --- to the file and to a collector -----------------------------------------------------------------
@@ -461,6 +547,38 @@ def test_what_is_typed_at_the_terminal_is_recorded(ward: Ward, tmp_path: Path) -
     assert typed(ward, tmp_path, "close", "1.1")[0] == 0
     assert kinds(ward) == ["LISTED", "REQUEUED", "MARKED_READ"]
     assert [uids(message) for message in recorded(ward)] == [["1.1"]] * 3
+
+
+def test_what_is_sent_again_and_imported_at_the_terminal_is_recorded(ward: Ward, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        f"database: {{url: 'sqlite:///{tmp_path}/here.db'}}\nstorage: {{spool: '{tmp_path}/here'}}\n"
+        "delivery:\n  destinations:\n"
+        "    - {name: PACS, ae_title: PACS, host: 127.0.0.1, port: 104}\n"
+    )
+    here = Ward(configuration.load(path))
+    for uid in ("1.1", "1.2", "1.3"):
+        here.arrive(uid)
+    here.judge("1.1", to=("PACS",))
+    here.judge("1.2", to=("PACS",))
+    for number in range(2):
+        save(ct(number), tmp_path / "in" / f"{number}.dcm")
+    for words in (
+        ["resend", "PACS"],
+        ["resend", "PACS", "--study", "1.2"],
+        ["resend", "PACS", "--study", "9.9"],
+        ["import", str(tmp_path / "in"), "--dry-run"],
+        ["import", str(tmp_path / "in")],
+    ):
+        CliRunner().invoke(cli.app, ["--config", str(path), *words])
+    found = [(kind, uids(message)) for kind, message in zip(kinds(here), recorded(here), strict=True)]
+    here.database.close()
+    assert found == [
+        ("RESENT", ["1.1"]),
+        ("RESENT", ["1.2"]),
+        ("RESENT", ["1.2"]),
+        ("UPLOADED", [STUDY]),
+    ]
 
 
 def test_verify_says_what_it_found(ward: Ward, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "commitment": {*BASE, "db", "dicom", "deliver"},
     "incoming": BASE,
     "orders": {*BASE, "db", "policies", "dicom", "incoming", "priority"},
-    "pull": {*BASE, "db", "dicom", "assemble"},
+    "pull": {*BASE, "audit", "db", "dicom", "assemble"},
     "upload": {*BASE, "db", "dicom", "pull"},
 }
 READING = {"capture", "header", "series", "volume", "phantom", "masks", "mesh"}

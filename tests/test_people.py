@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,20 @@ from starlette.staticfiles import StaticFiles
 
 from tests.test_web import Reader, text
 from tests.web_studies import NOON, Ward, configured
-from triage import first, passwords
+from triage import first, passwords, policies
 from triage.audit import Event
-from triage.db.people import FIRST_WAIT_SECONDS, LONGEST_WAIT, _locked
+from triage.db.people import FIRST_WAIT_SECONDS, LONGEST_WAIT, LONGEST_WAIT_OF_ALL, _locked
 from triage.domain import Permission, Role
 from triage.passwords import token_hash
-from triage.web.access import MAY, SCOPES, Page
+from triage.web import people
+from triage.web.access import AT_THIS_MACHINE, MAY, NOBODY, SCOPES, Page
 from triage.web.api import Needs
 from triage.web.app import create_app
 
 PASSWORD = "correct horse battery"
 KEPT = passwords.hashed(PASSWORD)
 TOKEN = "a-token-of-the-reading-room"
+HERE = "127.0.0.1"
 
 
 @pytest.fixture
@@ -131,36 +134,37 @@ def test_roles_may_what_the_table_says(ward: Ward) -> None:
     }
 
 
-@pytest.mark.parametrize("role", [None, *Role])
-def test_each_route_lets_in_whom_it_names_and_nobody_else(ward: Ward, role: Role | None) -> None:
-    """Refused are 401 and 403; what else the made-up address gives is no matter here."""
-    user(ward, "boss", Role.ADMIN)
-    reader = Reader(ward)
-    if role is not None:
-        user(ward, "somebody", role)
-        reader = entered(ward, "somebody")
-    may = MAY[role] if role else {Permission.OPEN}
+ENDLESS = "/api/v1/worklist/events"
+
+
+def check_routes(ward: Ward, reader: Reader, may: Collection[Permission], refused: int, **sent: Any) -> None:
+    """Every route says ``refused`` to who may not; to who may, whatever else it says of a made-up address."""
     for method, path, route in everything(ward):
         need = needs(route)
-        if need is None or path in ("/login", "/logout", "/api/v1/worklist/events"):
-            continue
-        if need in may and (method, need) != ("GET", Permission.OPEN):
-            continue  # what one may do is tried by the tests of each part
-        status = send(reader, method, path)
-        refused = {401} if role is None else {403}
-        assert (status in refused) is (need not in may), f"{role} {method} {path}: {status}"
+        if need is None or path == "/logout" or (method, path) == ("POST", "/login"):
+            continue  # open to all; these end who asks, and refuse who has no password
+        if path == ENDLESS and need in may:
+            continue  # tests of the list open it
+        status = send(reader, method, path, **sent)
+        assert (status == refused) is (need not in may), f"{method} {path}: {status}"
+        assert status < 500, f"{method} {path}"
+
+
+@pytest.mark.parametrize("role", [None, *Role])
+def test_each_route_lets_in_whom_it_names_and_nobody_else(ward: Ward, role: Role | None) -> None:
+    user(ward, "boss", Role.ADMIN)
+    if role is None:
+        check_routes(ward, Reader(ward), {Permission.OPEN}, 401)
+    else:
+        user(ward, "somebody", role)
+        check_routes(ward, entered(ward, "somebody"), MAY[role], 403)
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_token_is_good_for_its_scope_alone(ward: Ward, scope: Permission) -> None:
     user(ward, "boss", Role.ADMIN)
-    token(ward, "t", {scope})
-    for method, path, route in everything(ward):
-        need = needs(route)
-        if need in (None, Permission.OPEN, scope):
-            continue
-        status = send(Reader(ward), method, path, headers={"Authorization": "Bearer t" + "x" * 20})
-        assert status == 403, f"{scope} {method} {path}"
+    bearer = {"Authorization": f"Bearer {token(ward, 't', {scope})}"}
+    check_routes(ward, Reader(ward), {Permission.OPEN, scope}, 403, headers=bearer)
 
 
 def token(ward: Ward, name: str, scopes: set[Permission], until: timedelta | None = None) -> str:
@@ -189,6 +193,26 @@ def test_without_users_nobody_else_is_let_in(ward: Ward, web: dict[str, str]) ->
     assert Reader(ward).get("/api/worklist").status_code == 401
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Proto", "Forwarded", "X-Real-IP"])
+def test_without_users_nobody_is_let_in_through_a_proxy(ward: Ward, header: str) -> None:
+    ward.arrive("1.1")
+    assert Reader(ward).get("/api/worklist", headers={header: "10.9.8.7"}).status_code == 401
+    assert Reader(ward).get("/studies/1.1", headers={header: ""}).status_code == 401
+
+
+def test_without_users_nobody_is_let_in_from_another_machine(ward: Ward) -> None:
+    app = create_app(ward.database, ward.config, ward.clock)
+    transport = httpx.ASGITransport(app, client=("10.1.2.3", 4711))
+    client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
+    assert asyncio.run(client.get("/api/worklist")).status_code == 401
+
+
+@pytest.mark.parametrize("told", [{}, {"X-Remote-User": ""}, {"X-Remote-User": "jane"}])
+def test_without_users_nobody_is_let_in_by_a_proxy_that_names_them(ward: Ward, told: dict[str, str]) -> None:
+    asked(ward, proxy={"user_header": "X-Remote-User"})
+    assert Reader(ward).get("/api/worklist", headers=told).status_code == 401
+
+
 def test_the_first_link_makes_one_admin_and_is_used_up(ward: Ward) -> None:
     link = first.link(ward.database, ward.config, ward.now)
     other = first.link(ward.database, ward.config, ward.now)
@@ -214,6 +238,24 @@ def test_the_first_link_makes_one_admin_and_is_used_up(ward: Ward) -> None:
     assert Reader(ward).post("/first-admin", data={**form, "name": "eve"}).status_code == 410
     assert [one.name for one in ward.database.people.users()] == ["jane"]
     assert first.link(ward.database, ward.config, ward.now) is None
+
+
+def test_the_first_link_ends_with_the_first_user_whoever_made_it(ward: Ward) -> None:
+    link = first.link(ward.database, ward.config, ward.now)
+    assert link is not None
+    user(ward, "jane", Role.ADMIN)
+    form = {"key": link.partition("key=")[2], "name": "eve", "password": PASSWORD, "again": PASSWORD}
+    assert Reader(ward).get(link).status_code == 410
+    assert Reader(ward).post("/first-admin", data=form).status_code == 410
+
+
+def test_without_the_link_no_password_is_hashed(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(passwords, "hashed", hashed.append)
+    form = {"key": "guess", "name": "eve", "password": PASSWORD, "again": PASSWORD}
+    assert Reader(ward).post("/first-admin", data=form).status_code == 410
+    assert Reader(ward).post("/first-admin", data={**form, "name": "<b>"}).status_code == 410
+    assert hashed == []
 
 
 def test_the_first_link_is_good_for_a_day(ward: Ward) -> None:
@@ -251,6 +293,32 @@ def test_a_cookie_of_a_session_that_ended_lets_nobody_in(ward: Ward) -> None:
     assert Reader(ward).get("/", headers=cookie).status_code == 200
     reader.post("/logout")
     assert Reader(ward).get("/", headers=cookie).status_code == 401
+
+
+def test_logging_in_again_ends_the_session_before(ward: Ward) -> None:
+    user(ward, "jane")
+    reader = entered(ward, "jane")
+    cookie = {"Cookie": f"triage_session={reader._client.cookies['triage_session']}"}
+    assert log_in(reader, "jane").status_code == 303
+    assert reader.get("/search").status_code == 200
+    assert Reader(ward).get("/search", headers=cookie).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "name", ["web.token", "Local", NOBODY.who, AT_THIS_MACHINE.who, policies.FILE, "a b", "-a", "", "ä"]
+)
+def test_nobody_gets_a_name_that_means_somebody_else(name: str) -> None:
+    assert passwords.objection_to_name(name) is not None
+
+
+def test_names_of_windows_and_mail_are_names() -> None:
+    for name in ("CLINIC\\jane", "jane@clinic.example", "j"):
+        assert passwords.objection_to_name(name) is None
+
+
+def test_a_password_holds_no_name_but_may_hold_its_few_letters() -> None:
+    assert passwords.objection("my name is jane", "Jane") is not None
+    assert passwords.objection(PASSWORD, "a") is None
 
 
 def test_the_database_holds_no_secret(ward: Ward) -> None:
@@ -295,14 +363,63 @@ def test_after_wrong_passwords_the_waits_grow(ward: Ward) -> None:
         assert log_in(reader, "jane", "wrong").status_code == 401
         locked = log_in(reader, "jane")
         assert (locked.status_code, "Too many wrong passwords" in text(locked)) == (429, True)
-        until = ward.database.people.locked_until("jane", ward.now)
+        until = ward.database.people.locked_until("jane", HERE, ward.now)
         assert until is not None
         waits.append((until - ward.now).total_seconds())
         ward.now = until
     assert waits == [30, 60, 120, 240]
     assert log_in(reader, "jane").status_code == 303
     assert log_in(reader, "jane", "wrong").status_code == 401
-    assert ward.database.people.locked_until("jane", ward.now) is None
+    assert ward.database.people.locked_until("jane", HERE, ward.now) is None
+
+
+def test_nobody_locks_out_a_colleague_for_long(ward: Ward) -> None:
+    """At the address of the wrong passwords the wait grows to an hour, elsewhere never above a minute."""
+    user(ward, "jane")
+    stranger, jane = "10.6.6.6", "10.1.2.3"
+    failed, locked_until = ward.database.people.failed, ward.database.people.locked_until
+    for _ in range(30):
+        failed("jane", stranger, ward.now, [])
+    assert locked_until("JANE", stranger, ward.now) == ward.now + LONGEST_WAIT
+    assert locked_until("jane", jane, ward.now) == ward.now + LONGEST_WAIT_OF_ALL
+    ward.now += LONGEST_WAIT_OF_ALL
+    reader = Reader(ward)
+    assert log_in(reader, "jane").status_code == 303
+    assert locked_until("jane", stranger, ward.now) is not None
+
+
+def test_what_is_not_even_tried_is_on_record_once_an_hour(ward: Ward) -> None:
+    user(ward, "jane")
+    reader = Reader(ward)
+    for _ in range(5):
+        log_in(reader, "jane", "wrong")
+    for _ in range(7):
+        assert log_in(reader, "jane").status_code == 429
+    messages = [record.message for record in ward.database.trail.records()]
+    assert ['"locked"' in one for one in messages] == [False] * 5 + [True]
+    assert 'UserID="jane"' in messages[-1]
+
+
+def test_who_logs_in_holds_nobody_else_up(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords are compared one after the other; who waits takes no thread, and too many are sent away."""
+    user(ward, "jane")
+    monkeypatch.setattr(people, "MOST_WAITING", 45)
+    looking = threading.Event()
+    monkeypatch.setattr(passwords, "is_right", lambda *_: not looking.wait(20))
+    client = Reader(ward)._client
+
+    async def crowd() -> tuple[list[int], float]:
+        form = {"name": "jane", "password": "x"}
+        tries = [asyncio.create_task(client.post("/login", data=form)) for _ in range(60)]
+        while not any(one.done() for one in tries):
+            await asyncio.sleep(0.01)
+        other = await asyncio.wait_for(client.get("/healthz"), 10)
+        looking.set()
+        return [(await one).status_code for one in tries], other.status_code
+
+    statuses, other = asyncio.run(crowd())
+    assert other == 200
+    assert set(statuses) == {401, 429, 503}
 
 
 def test_names_nobody_has_are_locked_alike(ward: Ward) -> None:
@@ -316,7 +433,7 @@ def test_names_nobody_has_are_locked_alike(ward: Ward) -> None:
 
 @given(st.integers(1, 10_000))
 def test_no_wait_is_longer_than_an_hour(failures: int) -> None:
-    until, sooner = _locked(failures, NOON), _locked(failures - 1, NOON)
+    until, sooner = _locked(failures, NOON, LONGEST_WAIT), _locked(failures - 1, NOON, LONGEST_WAIT)
     assert until is None or NOON + timedelta(seconds=FIRST_WAIT_SECONDS) <= until <= NOON + LONGEST_WAIT
     assert sooner is None or (until is not None and sooner <= until)
 
@@ -405,6 +522,19 @@ def test_only_a_trusted_proxy_says_who_asks(ward: Ward) -> None:
     assert Reader(ward).get("/search", headers=told).status_code == 401
 
 
+def test_of_two_headers_the_proxy_wrote_the_last(ward: Ward) -> None:
+    user(ward, "jane")
+    user(ward, "boss", Role.ADMIN)
+    asked(ward, proxy={"user_header": "X-Remote-User"})
+    for names in (["boss", "jane"], ["jane", "jane"], ["", "jane"]):
+        told = [("X-Remote-User", name) for name in names]
+        assert entered(ward, "boss").get("/search", headers=told).status_code == 401
+    twice = [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "7.7.7.7, 10.9.8.7")]
+    Reader(ward).post("/login", data={"name": "jane", "password": "x"}, headers=twice)
+    (last,) = list(ward.database.trail.records())[-1:]
+    assert 'NetworkAccessPointID="10.9.8.7"' in last.message
+
+
 def test_the_proxy_says_from_where_and_whether_over_tls(ward: Ward) -> None:
     user(ward, "jane")
     forwarded = {"X-Forwarded-For": "6.6.6.6, 10.9.8.7", "X-Forwarded-Proto": "https"}
@@ -441,6 +571,30 @@ def test_an_admin_makes_and_revokes_tokens(ward: Ward) -> None:
     assert entered(ward, "boss").post(f"/people/tokens/{kept.token_id}/revoke").status_code == 303
     assert ward.database.people.tokens() == []
     assert entered(ward, "boss").post(f"/people/tokens/{kept.token_id}/revoke").status_code == 404
+
+
+def test_a_token_rests_while_its_maker_is_no_admin(ward: Ward) -> None:
+    user(ward, "boss", Role.ADMIN)
+    user(ward, "chief", Role.ADMIN)
+    sent = {"Authorization": f"Bearer {token(ward, 't', {Permission.READ})}"}
+    chief = entered(ward, "chief")
+    for change, status in (
+        ({"disabled": "yes"}, 401),
+        ({"disabled": "no"}, 200),
+        ({"role": "viewer"}, 401),
+        ({"role": "admin"}, 200),
+    ):
+        assert chief.post("/people/users/boss", data=change).status_code == 303
+        assert Reader(ward).get("/api/worklist", headers=sent).status_code == status, change
+        assert ("boss is no admin any more" in text(chief.get("/people"))) is (status == 401)
+
+
+@pytest.mark.parametrize("days", ["31", "-1", "never", "٣٠"])
+def test_no_token_lasts_for_another_time_than_is_offered(ward: Ward, days: str) -> None:
+    user(ward, "boss", Role.ADMIN)
+    form = {"name": "RIS", "scope": "read", "days": days}
+    assert entered(ward, "boss").post("/people/tokens", data=form).status_code == 422
+    assert ward.database.people.tokens() == []
 
 
 def test_the_token_of_the_settings_may_read_and_nothing_else(ward: Ward) -> None:
@@ -480,7 +634,12 @@ def test_an_admin_makes_changes_and_closes_users(ward: Ward) -> None:
     assert admin.post("/people/users/nobody", data={"role": "viewer"}).status_code == 422
 
 
-@pytest.mark.parametrize("change", [{"role": "viewer"}, {"disabled": "yes"}])
+NEW = {"password": "another long password", "again": "another long password"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"role": "viewer"}, {"disabled": "yes"}, {"role": "viewer", **NEW}, {"disabled": "yes", **NEW}]
+)
 def test_the_last_admin_stays(ward: Ward, change: dict[str, str]) -> None:
     user(ward, "boss", Role.ADMIN)
     admin = entered(ward, "boss")

@@ -64,6 +64,7 @@ class Event(Enum):
     LOGGED_IN = Kind(AUTHENTICATION, _dcm("110122", "Login"), "E")
     LET_IN = Kind(AUTHENTICATION, _ours("proxy", "Let in by the proxy"), "E")
     TOKEN_REFUSED = Kind(AUTHENTICATION, _ours("token", "Token refused"), "E")
+    LOCKED = Kind(AUTHENTICATION, _ours("locked", "Log-in refused"), "E")
     LOGGED_OUT = Kind(AUTHENTICATION, _dcm("110123", "Logout"), "E")
     AUDIT_USED = Kind(LOG_USED, _ours("audit-used", "Audit trail used"), "R")
 
@@ -92,7 +93,6 @@ class Outcome(IntEnum):
 
     SUCCESS = 0
     FAILURE = 4
-    SERIOUS = 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ def import_(
         settings = configuration.load(context.obj)
         pull.check_user(settings.storage.spool)
         database = _database(settings)
-        take = None if dry_run else pull.receiver(database, settings, lambda: datetime.now(UTC))
+        take = None if dry_run else pull.receiver(database, settings, lambda: datetime.now(UTC), _typist())
         if paths:
             found = progress.track(pull.find(paths), description="reading")
             read = pull.read_files(found, database, take)
@@ -438,7 +438,15 @@ def resend(
         database, now = _database(settings), datetime.now(UTC)
         if study is not None:
             _known(database.entry(study) is not None, study)
-        count, asked = database.resend(destination, study, now), database.ask_anew(destination, study, now)
+        waiting = (
+            one
+            for one in [*database.undelivered(), *database.uncommitted()]
+            if one.destination == destination
+        )
+        uids = [study] if study is not None else sorted({one.study_instance_uid for one in waiting})
+        told = _told(database, Event.RESENT, uids, destination) if uids else []
+        count = database.resend(destination, study, now, told)
+        asked = database.ask_anew(destination, study, now)
     results = _count(count, "result")
     if destination not in [one.name for one in settings.destinations]:
         why = "shadow mode" if settings.shadow else "it gets results in shadow mode only"
@@ -536,9 +544,13 @@ def _typist() -> Actor:
 
 
 def _record(database: Database, event: Event, study_uid: str, detail: str = "") -> None:
-    entry = database.entry(study_uid)
-    studies = [entry.study] if entry else []
-    database.trail.append(messages(event, _typist(), datetime.now(UTC), studies, detail))
+    database.trail.append(_told(database, event, [study_uid], detail))
+
+
+def _told(database: Database, event: Event, uids: Sequence[str], detail: str) -> list[str]:
+    """Audit messages, to be written in the transaction of what they tell of."""
+    studies = [entry.study for uid in uids if (entry := database.entry(uid))]
+    return messages(event, _typist(), datetime.now(UTC), studies, detail)
 
 
 def _asked_password(name: str) -> str:

@@ -11,15 +11,23 @@ from argon2 import PasswordHasher
 from argon2.exceptions import VerificationError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@\\-]{0,63}")
+TAKEN = {"local", "nobody", "web.token", "config.yaml"}
+"""What the audit trail and the history of the policy call those who are no users."""
 SHORTEST, LONGEST = 12, 256
+SHORT_NAME = 3
+"""Letters; such a name is in many a good password."""
 _hasher = PasswordHasher()
 
 
 def objection_to_name(name: str) -> str | None:
     """Why nobody can have this name; None when somebody can."""
-    if NAME.fullmatch(name):
-        return None
-    return "A name has up to 64 letters, digits and the signs . _ - @ and begins with a letter or digit."
+    if not NAME.fullmatch(name):
+        return (
+            "A name has up to 64 letters, digits and signs of . _ - @ \\ and begins with a letter or digit."
+        )
+    if name.lower() in TAKEN:
+        return f"{name} is nobody's name: the audit trail says it where no user is meant."
+    return None
 
 
 def objection(password: str, name: str) -> str | None:
@@ -28,7 +36,8 @@ def objection(password: str, name: str) -> str | None:
         return f"A password has at least {SHORTEST} characters; some words in a row are easy to remember."
     if len(password) > LONGEST:
         return f"A password has at most {LONGEST} characters."
-    if name.lower() in password.lower() or len(set(password)) < 5:
+    holds_name = len(name) > SHORT_NAME and name.lower() in password.lower()
+    if holds_name or len(set(password)) < 5:
         return "This password is too easy to guess."
     return None
 

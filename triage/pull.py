@@ -20,6 +20,7 @@ from time import monotonic
 from typing import IO, Protocol
 
 from triage import assemble
+from triage.audit import Actor, Event, messages
 from triage.config import Config, DicomSource
 from triage.db import Database
 from triage.dicom import files, header, spool
@@ -39,12 +40,26 @@ NO_ZIP = "not a readable zip file"
 NOT_THERE = "not compared with the archive, which does not have this study: images may be missing"
 
 
-def receiver(db: Database, config: Config, clock: Callable[[], datetime]) -> Receiver:
-    """Takes objects into the spool and onto the record. Raises Retryable when there can be no spool."""
+def receiver(
+    db: Database, config: Config, clock: Callable[[], datetime], importer: Actor | None = None
+) -> Receiver:
+    """Takes objects into the spool and onto the record. Raises Retryable when there can be no spool.
+
+    With the first object of each study goes into the audit trail that ``importer`` brings it in.
+    """
     files.make_folder(config.storage.spool)
+    recorded: set[str] = set()
+
+    def received(instance: Instance) -> None:
+        assemble.register(db, config, instance, clock())
+        uid = instance.study_instance_uid
+        if importer and uid not in recorded and (entry := db.entry(uid)):
+            db.trail.append(messages(Event.UPLOADED, importer, clock(), [entry.study], "import"))
+            recorded.add(uid)
+
     return Receiver(
         config.storage.spool,
-        on_received=lambda instance: assemble.register(db, config, instance, clock()),
+        on_received=received,
         has_room=lambda: files.has_room(config.storage),
         on_conflict=db.note_conflict,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection, insert, select, text
@@ -31,9 +31,13 @@ class Trail:
 
     def owed(self, sink: str, limit: int = AT_ONCE) -> list[AuditRecord]:
         """What ``sink`` has not got yet, oldest first."""
-        query = select(audit_sent.c.number).where(audit_sent.c.sink == sink)
         with self._read() as connection:
-            return _after(connection, connection.execute(query).scalar() or 0, limit)
+            return _after(connection, _sent(connection, sink), limit)
+
+    def sent(self, sink: str) -> int:
+        """The last row that ``sink`` has; 0 for none."""
+        with self._read() as connection:
+            return _sent(connection, sink)
 
     def mark_sent(self, sink: str, number: int) -> None:
         """``sink`` has all rows up to this one."""
@@ -52,6 +56,13 @@ class Trail:
                 return
             last = found[-1].number
 
+    def rows(self, numbers: Collection[int]) -> dict[int, AuditRecord]:
+        """Those of these numbers that there are."""
+        query = select(audit).where(audit.c.number.in_(numbers))
+        with self._read() as connection:
+            found = [AuditRecord(**row) for row in connection.execute(query).mappings()]
+        return {record.number: record for record in found}
+
     def faults(self) -> Iterator[str]:
         """A sentence for each place where rows were changed, removed or inserted."""
         with self._read() as connection:
@@ -59,19 +70,24 @@ class Trail:
         before, number = "", 0
         for record in self.records():
             if record.number != number + 1:
-                yield _gap(number + 1, record.number - 1) or f"row {record.number} was inserted"
+                gap = rows_from(number + 1, record.number - 1, "removed")
+                yield gap or f"row {record.number} was inserted"
             elif record.hash != chained(before, record.number, record.message):
                 yield f"row {record.number} was changed, or what stands before it"
             before, number = record.hash, record.number
         if number < given:
-            yield _gap(number + 1, given)
+            yield rows_from(number + 1, given, "removed")
 
 
 def append(connection: Connection, messages: Sequence[str]) -> None:
-    """Add these messages in the transaction of what they tell of."""
+    """Add these messages in the transaction of what they tell of.
+
+    No number is given twice: where the last rows were removed, the gap stays.
+    """
     query = select(audit.c.number, audit.c.hash).order_by(audit.c.number.desc()).limit(1)
     last = connection.execute(query).first()
     number, before = (last.number, last.hash) if last else (0, "")
+    number = max(number, connection.execute(LAST_GIVEN).scalar() or 0)
     rows = []
     for message in messages:
         number += 1
@@ -86,6 +102,11 @@ def chained(before: str, number: int, message: str) -> str:
     return hashlib.sha256(f"{before}\n{number}\n{message}".encode()).hexdigest()
 
 
+def _sent(connection: Connection, sink: str) -> int:
+    query = select(audit_sent.c.number).where(audit_sent.c.sink == sink)
+    return connection.execute(query).scalar() or 0
+
+
 def _after(connection: Connection, last: int | None, limit: int) -> list[AuditRecord]:
     query = select(audit).order_by(audit.c.number).limit(limit)
     if last is not None:
@@ -93,7 +114,8 @@ def _after(connection: Connection, last: int | None, limit: int) -> list[AuditRe
     return [AuditRecord(**row) for row in connection.execute(query).mappings()]
 
 
-def _gap(first: int, last: int) -> str:
+def rows_from(first: int, last: int, what: str) -> str:
+    """That these rows were removed, or whatever they were; "" for none."""
     if last < first:
         return ""
-    return f"row {first} was removed" if first == last else f"rows {first} to {last} were removed"
+    return f"row {first} was {what}" if first == last else f"rows {first} to {last} were {what}"

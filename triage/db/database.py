@@ -369,13 +369,23 @@ class Database:
         """What waits to be sent or was given up, oldest first."""
         return self._deliveries(delivery.c.state.in_(UNSENT))
 
-    def resend(self, destination: str, study_instance_uid: str | None, now: datetime) -> int:
-        """Owe this destination anew what it was not sent, of one study or of all; how many they are."""
+    def resend(
+        self,
+        destination: str,
+        study_instance_uid: str | None,
+        now: datetime,
+        messages: Sequence[str] = (),
+    ) -> int:
+        """Owe this destination anew what it was not sent, of one study or of all; how many they are.
+
+        ``messages`` are audit messages, written in the same transaction.
+        """
         chosen = (delivery.c.destination == destination) & delivery.c.state.in_(UNSENT)
         if study_instance_uid is not None:
             chosen &= delivery.c.study_instance_uid == study_instance_uid
         with self._write() as connection:
             connection.execute(delete(rest).where(rest.c.destination == destination))
+            append(connection, messages)
             return connection.execute(update(delivery).where(chosen).values(**_anew(now))).rowcount
 
     # --- storage commitment ------------------------------------------------------------------

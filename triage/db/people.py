@@ -6,7 +6,19 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from triage.config import Session
@@ -21,6 +33,11 @@ FREE_FAILURES = 4
 """Wrong passwords after which nobody has to wait yet."""
 FIRST_WAIT_SECONDS = 30
 LONGEST_WAIT = timedelta(hours=1)
+"""Of one address."""
+LONGEST_WAIT_OF_ALL = timedelta(minutes=1)
+"""Of a name, wherever its wrong passwords come from: else anybody could keep its owner out for hours."""
+ANYWHERE = ""
+"""In place of the address, where failures from all of them are counted."""
 FORGET_FAILURES = timedelta(days=1)
 TOUCH = timedelta(minutes=1)
 """That a session or token is in use is written down so often, not at each request."""
@@ -86,8 +103,9 @@ class People:
         values = {key: value for key, value in given.items() if value is not None}
         with self._write() as connection:
             known = connection.execute(select(user.c.name).where(_named(name))).scalar()
-            connection.execute(update(user).where(user.c.name == known).values(**values))
-            if known is None or (password is None and not _any_admin(connection)):
+            if values:
+                connection.execute(update(user).where(user.c.name == known).values(**values))
+            if known is None or ((role is not None or disabled) and not _any_admin(connection)):
                 connection.rollback()
                 return False
             if password is not None or disabled:
@@ -119,7 +137,7 @@ class People:
     ) -> bool:
         """The first admin; all links are used up by it. False where this one is not good any more."""
         with self._write() as connection:
-            if _any_user(connection) or not _is_link(connection, token_hash, now):
+            if not _is_link(connection, token_hash, now):
                 return False
             connection.execute(delete(first_link))
             _add(connection, name, Role.ADMIN, password, now)
@@ -128,32 +146,39 @@ class People:
 
     # --- logging in --------------------------------------------------------------------------
 
-    def locked_until(self, name: str, now: datetime) -> datetime | None:
-        """Until when no password of this name is looked at, after wrong ones."""
-        query = select(login_failure.c.locked_until).where(login_failure.c.name == name.lower())
+    def locked_until(self, name: str, address: str, now: datetime) -> datetime | None:
+        """Until when no password of this name that comes from there is looked at, after wrong ones."""
+        query = select(func.max(login_failure.c.locked_until)).where(_failures(name, address))
         with self._read() as connection:
             until: datetime | None = connection.execute(query).scalar()
             return until if until and until > now else None
 
-    def failed(self, name: str, now: datetime, messages: Collection[str]) -> None:
-        """A wrong password: from the fifth on the next has to wait, twice as long each time, an hour at most.
+    def failed(self, name: str, address: str, now: datetime, messages: Collection[str]) -> None:
+        """A wrong password: from the fifth on the next has to wait, twice as long each time, at the same
+        address an hour at most, at any other a minute.
 
         Names nobody has are counted too, so that the answer does not tell which there are.
         """
-        known = name.lower()
         with self._write() as connection:
             connection.execute(delete(login_failure).where(login_failure.c.last_at < now - FORGET_FAILURES))
-            query = select(login_failure.c.failures).where(login_failure.c.name == known)
-            failures = (connection.execute(query).scalar() or 0) + 1
-            values = {"failures": failures, "last_at": now, "locked_until": _locked(failures, now)}
-            row = upsert(login_failure).values(name=known, **values)
-            connection.execute(row.on_conflict_do_update(index_elements=["name"], set_=values))
+            _count_failure(connection, name, address, now, LONGEST_WAIT)
+            _count_failure(connection, name, ANYWHERE, now, LONGEST_WAIT_OF_ALL)
             append(connection, list(messages))
 
-    def log_in(self, name: str, token_hash: str, now: datetime, messages: Collection[str]) -> None:
-        """Begin a session; wrong passwords before are forgotten."""
+    def log_in(
+        self,
+        name: str,
+        address: str,
+        token_hash: str,
+        now: datetime,
+        messages: Collection[str],
+        *,
+        ends: str = "",
+    ) -> None:
+        """Begin a session and end another one; wrong passwords from there are forgotten."""
         with self._write() as connection:
-            connection.execute(delete(login_failure).where(login_failure.c.name == name.lower()))
+            connection.execute(delete(login_failure).where(_failures(name, address)))
+            connection.execute(delete(session).where(session.c.token_hash == ends))
             connection.execute(update(user).where(user.c.name == name).values(last_login_at=now))
             connection.execute(
                 insert(session).values(token_hash=token_hash, name=name, created_at=now, last_seen_at=now)
@@ -234,9 +259,10 @@ class People:
             return gone > 0
 
     def use_token(self, token_hash: str, now: datetime) -> ApiToken | None:
-        """The token with this hash, unless it has expired."""
+        """The token with this hash, unless it has expired, or who made it is no admin any more."""
         lasts = or_(api_token.c.expires_at.is_(None), api_token.c.expires_at > now)
-        query = select(api_token).where(api_token.c.token_hash == token_hash, lasts)
+        gone = exists().where(user.c.name == api_token.c.created_by, ~_is_admin())
+        query = select(api_token).where(api_token.c.token_hash == token_hash, lasts, ~gone)
         with self._read() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
@@ -257,13 +283,17 @@ def _any_user(connection: Connection) -> bool:
 
 
 def _any_admin(connection: Connection) -> bool:
-    query = select(user.c.name).where(user.c.role == Role.ADMIN, user.c.disabled.is_(False)).limit(1)
-    return connection.execute(query).first() is not None
+    return connection.execute(select(user.c.name).where(_is_admin()).limit(1)).first() is not None
+
+
+def _is_admin() -> ColumnElement[bool]:
+    """Who may log in as one."""
+    return and_(user.c.role == Role.ADMIN, user.c.disabled.is_(False))
 
 
 def _is_link(connection: Connection, token_hash: str, now: datetime) -> bool:
     query = select(first_link).where(first_link.c.token_hash == token_hash, first_link.c.expires_at > now)
-    return connection.execute(query).first() is not None
+    return connection.execute(query).first() is not None and not _any_user(connection)
 
 
 def _add(connection: Connection, name: str, role: Role, password: str, now: datetime) -> None:
@@ -272,11 +302,27 @@ def _add(connection: Connection, name: str, role: Role, password: str, now: date
     )
 
 
-def _locked(failures: int, now: datetime) -> datetime | None:
+def _failures(name: str, address: str) -> ColumnElement[bool]:
+    """Those that make this name wait at this address."""
+    return and_(login_failure.c.name == name.lower(), login_failure.c.address.in_((address, ANYWHERE)))
+
+
+def _count_failure(
+    connection: Connection, name: str, address: str, now: datetime, longest: timedelta
+) -> None:
+    this = {"name": name.lower(), "address": address}
+    before = select(login_failure.c.failures).filter_by(**this)
+    failures = (connection.execute(before).scalar() or 0) + 1
+    values = {"failures": failures, "last_at": now, "locked_until": _locked(failures, now, longest)}
+    row = upsert(login_failure).values(**this, **values)
+    connection.execute(row.on_conflict_do_update(index_elements=list(this), set_=values))
+
+
+def _locked(failures: int, now: datetime, longest: timedelta) -> datetime | None:
     over = failures - FREE_FAILURES - 1
     if over < 0:
         return None
-    return now + min(timedelta(seconds=FIRST_WAIT_SECONDS << min(over, 20)), LONGEST_WAIT)
+    return now + min(timedelta(seconds=FIRST_WAIT_SECONDS << min(over, 20)), longest)
 
 
 def _user(row: RowMapping | None) -> User | None:

@@ -97,8 +97,8 @@ class Changes:
     """``version`` differs whenever anything on the list has changed."""
 
     version: int
-    critical: tuple[tuple[str, str], ...]
-    """Open critical studies that changed: UID and why they are critical."""
+    critical: tuple[str, ...]
+    """UIDs of open critical studies that changed."""
 
 
 class Reading:
@@ -173,7 +173,7 @@ class Reading:
     def changes(self, since: int, now: datetime, leave_after_days: float) -> Changes:
         """Whether anything changed, and which critical studies did; ``since`` 0 names them all."""
         critical = (
-            select(study.c.study_instance_uid, study.c.priority_reason)
+            select(study.c.study_instance_uid)
             .where(
                 is_open(now, leave_after_days),
                 study.c.strict_rank == Band.CRITICAL,
@@ -185,7 +185,7 @@ class Reading:
             version = _version(connection)
             if version == since:
                 return Changes(version, ())
-            return Changes(version, tuple((uid, why) for uid, why in connection.execute(critical)))
+            return Changes(version, tuple(connection.execute(critical).scalars()))
 
     # --- who reads what --------------------------------------------------------------------------
 

@@ -279,6 +279,7 @@ login_failure = Table(
     "login_failure",
     metadata,
     Column("name", String(64), primary_key=True),
+    Column("address", String(64), primary_key=True),
     Column("failures", Integer, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
     Column("locked_until", UtcDateTime),

@@ -33,8 +33,8 @@ AT_THIS_MACHINE = Person(
 )
 """Whoever sits at this machine while there are no users, no token, and the page listens here only."""
 
-REPEATED = {Event.SEARCHED, Event.LET_IN, Event.TOKEN_REFUSED}
-"""What happens at each request, besides sights."""
+REPEATED = {Event.SEARCHED, Event.LET_IN, Event.TOKEN_REFUSED, Event.LOCKED}
+"""What happens at each request, or as often as somebody likes, besides sights."""
 MOST_REMEMBERED = 100_000
 """Sights in memory; what is forgotten is only recorded once more."""
 
@@ -108,7 +108,7 @@ class Auditor:
     def _fresh(self, keys: Iterable[tuple[str, ...]], now: datetime) -> list[tuple[str, ...]]:
         with self._lock:
             if len(self._seen) > MOST_REMEMBERED:
-                self._seen = {key: at for key, at in self._seen.items() if now - at < self._repeat}
+                self._seen.clear()
             return [key for key in keys if key not in self._seen or now - self._seen[key] >= self._repeat]
 
 

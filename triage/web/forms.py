@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+InThread = Callable[..., Awaitable[Response]]
 LONGEST_FORM = 8192
 
 
@@ -28,12 +29,14 @@ class Form:
         return self._fields.get(name, [])
 
 
-def posted(answer: Callable[[Request, Form], Response]) -> Callable[[Request], Awaitable[Response]]:
+def posted(
+    answer: Callable[[Request, Form], Response], in_thread: InThread = run_in_threadpool
+) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint that reads the form and lets ``answer`` work on it in a thread."""
 
     async def endpoint(request: Request) -> Response:
         form = await _read(request)
-        return await run_in_threadpool(answer, request, form)
+        return await in_thread(answer, request, form)
 
     return endpoint
 

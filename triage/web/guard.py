@@ -5,6 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 import re
+from collections.abc import Sequence
+from functools import partial
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
@@ -39,6 +41,8 @@ HEADERS = {
 LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 SAFE = {"GET", "HEAD", "OPTIONS"}
 COOKIE = "triage_session"
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""Headers of which at least one comes from a reverse proxy."""
 BACKGROUND = "x-background"
 """A header of requests that the page makes by itself: they do not keep a session alive."""
 
@@ -84,27 +88,36 @@ class Guard:
         request.state.auditor = self.auditor
         request.state.address = request.client.host if request.client else ""
         request.state.person = NOBODY
-        bearer = _bearer(request)
-        if bearer is not None:
-            person = self._program(request, bearer)
-        else:
-            name = request.headers.get(self.web.proxy.user_header) if self.web.proxy.user_header else None
-            person = self._told(request, name) if name and from_proxy else self._logged_in(request)
-        if person is None and self._is_open() and bearer is None:
-            if not self._is_known_host(request):
-                return _unknown_host()
-            person = AT_THIS_MACHINE
-        request.state.person = person or NOBODY
-        if bearer is None and request.method not in SAFE and not _same_origin(request):
+        request.state.who_asks = partial(self._who_asks, request, peer, from_proxy)
+        request.state.person = request.state.who_asks()
+        if request.state.person == AT_THIS_MACHINE and not self._is_known_host(request):
+            return _unknown_host()
+        if _bearer(request) is None and request.method not in SAFE and not _same_origin(request):
             return PlainTextResponse("This was asked for by another site's page: refused.\n", status_code=403)
         return None
+
+    def _who_asks(self, request: Request, peer: str, from_proxy: bool) -> Person:
+        """As of now: an answer that goes on for minutes asks again."""
+        bearer, header = _bearer(request), self.web.proxy.user_header
+        told = request.headers.getlist(header) if header and from_proxy else []
+        if bearer is not None:
+            return self._program(request, bearer) or NOBODY
+        if any(told):
+            return self._told(request, told) or NOBODY
+        return self._logged_in(request) or (AT_THIS_MACHINE if self._is_open(request, peer) else NOBODY)
 
     def _is_proxy(self, address: str) -> bool:
         return _is_address(address) and any(ip_address(address) in network for network in self.proxies)
 
-    def _is_open(self) -> bool:
-        """Nobody need log in: as long as there is nobody who could, and only this machine can ask."""
-        return is_loopback(self.web.host) and not self.web.token and not self.people.any_user()
+    def _is_open(self, request: Request, peer: str) -> bool:
+        """Nobody need log in: as long as there is nobody who could, and only this machine can ask.
+
+        Through a proxy at this machine, anybody could.
+        """
+        if self.web.proxy.user_header or any(name in request.headers for name in FORWARDED):
+            return False
+        here = is_loopback(self.web.host) and is_loopback(peer)
+        return here and not self.web.token and not self.people.any_user()
 
     def _is_known_host(self, request: Request) -> bool:
         host = request.headers.get("host", "").lower()
@@ -120,11 +133,11 @@ class Guard:
             return None
         return Person(f"token {token.name}", frozenset({Permission.OPEN}) | token.scopes)
 
-    def _told(self, request: Request, name: str) -> Person | None:
-        """Whom a trusted proxy has let in, if there is such a user."""
-        user = self.people.user(name)
+    def _told(self, request: Request, names: Sequence[str]) -> Person | None:
+        """Whom a trusted proxy has let in, if there is such a user; of two names one is the browser's."""
+        user = self.people.user(names[0]) if len(names) == 1 else None
         if user is None or user.disabled:
-            audit(request, Event.LET_IN, (), "no such user", Outcome.FAILURE, name)
+            audit(request, Event.LET_IN, (), "no such user", Outcome.FAILURE, ", ".join(names))
             return None
         audit(request, Event.LET_IN, who=user.name)
         return _person(user)
@@ -173,12 +186,16 @@ def _is_address(text: str) -> bool:
 
 
 def _take_forwarded(request: Request) -> None:
-    """The browser's address and scheme as the proxy in between gives them."""
-    forwarded = request.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+    """The browser's address and scheme as the proxy in between gives them: what it adds stands last."""
+    forwarded, scheme = _last(request, "x-forwarded-for"), _last(request, "x-forwarded-proto")
     if _is_address(forwarded):
         request.scope["client"] = (forwarded, 0)
-    if request.headers.get("x-forwarded-proto") == "https":
+    if scheme == "https":
         request.scope["scheme"] = "https"
+
+
+def _last(request: Request, header: str) -> str:
+    return ",".join(request.headers.getlist(header)).rpartition(",")[2].strip()
 
 
 def _unknown_host() -> Response:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Collection, Sequence
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from jinja2 import Environment
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,12 +21,16 @@ from triage.config import Config
 from triage.db import Database
 from triage.domain import Permission, Role, User
 from triage.passwords import new_token, token_hash
-from triage.web.access import MAY, NOBODY, SCOPES, Clock, Page
+from triage.web.access import MAY, NOBODY, SCOPES, Clock, Page, audit
 from triage.web.forms import Form, posted
 from triage.web.guard import COOKIE
 
 TOKEN = re.compile(r"[^\W_][\w .-]{0,63}")
 TOKEN_DAYS = {"30": "30 days", "90": "90 days", "365": "a year", "": "until it is revoked"}
+MOST_WAITING = 50
+"""Log-ins and new passwords; some seconds of work."""
+
+T = TypeVar("T")
 
 
 class People:
@@ -33,21 +38,31 @@ class People:
 
     def __init__(self, database: Database, config: Config, clock: Clock, templates: Environment) -> None:
         self.people, self.config, self.clock, self.templates = database.people, config, clock, templates
-        self._one_at_a_time = threading.Lock()
+        self._turn = CapacityLimiter(1)
+
+    async def in_turn(self, work: Callable[..., T], *given: Any) -> T:
+        """What hashes passwords, one after the other: that takes memory, and nobody tries several at once.
+
+        Who waits holds no thread that other pages could use. Raises HTTPException 503 when many wait.
+        """
+        if self._turn.statistics().tasks_waiting >= MOST_WAITING:
+            raise HTTPException(503, "Too many are logging in at this moment. Try again in some seconds.")
+        return await to_thread.run_sync(work, *given, limiter=self._turn)
 
     def routes(self) -> Sequence[BaseRoute]:
         admin, own, anybody = Permission.ADMIN, Permission.SELF, Permission.OPEN
+        hashing = partial(posted, in_thread=self.in_turn)
         return [
             Page("/login", self.login, anybody),
-            Page("/login", posted(self.log_in), anybody, ["POST"]),
+            Page("/login", hashing(self.log_in), anybody, ["POST"]),
             Page("/logout", self.log_out, anybody, ["POST"]),
             Page("/first-admin", self.first_admin, anybody),
-            Page("/first-admin", posted(self.make_first_admin), anybody, ["POST"]),
+            Page("/first-admin", hashing(self.make_first_admin), anybody, ["POST"]),
             Page("/account", self.account, own),
-            Page("/account", posted(self.change_password), own, ["POST"]),
+            Page("/account", hashing(self.change_password), own, ["POST"]),
             Page("/people", self.everybody, admin),
-            Page("/people/users", posted(self.add_user), admin, ["POST"]),
-            Page("/people/users/{name}", posted(self.change_user), admin, ["POST"]),
+            Page("/people/users", hashing(self.add_user), admin, ["POST"]),
+            Page("/people/users/{name}", hashing(self.change_user), admin, ["POST"]),
             Page("/people/tokens", posted(self.add_token), admin, ["POST"]),
             Page("/people/tokens/{token_id:int}/revoke", self.revoke_token, admin, ["POST"]),
         ]
@@ -74,25 +89,32 @@ class People:
         )
 
     def log_in(self, request: Request, form: Form) -> Response:
-        """One at a time: passwords take memory to compare, and nobody tries several at once."""
-        name, wanted = form.one("name").strip()[:64], form.one("next")
-        with self._one_at_a_time:
-            now = self.clock()
-            until = self.people.locked_until(name, now)
-            if until is not None:
-                return self._login(request, wanted, 429, _wait(until - now))
-            user = self.people.user(name)
-            if not passwords.is_right(self.people.password(name), form.one("password")) or user is None:
-                told = self._told(request, Event.LOGGED_IN, "wrong name or password", Outcome.FAILURE, name)
-                self.people.failed(name, now, told)
-                return self._login(request, wanted, 401, "Wrong name or password.")
+        name, wanted, now = form.one("name").strip()[:64], form.one("next"), self.clock()
+        if wait := self._wait(request, name, now):
+            return self._login(request, wanted, 429, wait)
+        user = self.people.user(name)
+        if not passwords.is_right(self.people.password(name), form.one("password")) or user is None:
+            told = self._told(request, Event.LOGGED_IN, "wrong name or password", Outcome.FAILURE, name)
+            self.people.failed(name, request.state.address, now, told)
+            return self._login(request, wanted, 401, "Wrong name or password.")
         return self._begin(request, user, wanted)
 
+    def _wait(self, request: Request, name: str, now: datetime) -> str | None:
+        """That no password of this name is looked at now, which is recorded."""
+        until = self.people.locked_until(name, request.state.address, now)
+        if until is None:
+            return None
+        audit(request, Event.LOCKED, (), "too many wrong passwords", Outcome.FAILURE, name)
+        minutes, seconds = divmod(int((until - now).total_seconds()) + 1, 60)
+        span = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        return f"Too many wrong passwords. Try again in {span}."
+
     def _begin(self, request: Request, user: User, wanted: str) -> Response:
-        """A session, and the page that was asked for."""
-        token, now = new_token(), self.clock()
+        """A session, in place of the one that this browser may have, and the page that was asked for."""
+        token, before, now = new_token(), request.cookies.get(COOKIE, ""), self.clock()
         told = self._told(request, Event.LOGGED_IN, who=user.name)
-        self.people.log_in(user.name, token_hash(token), now, told)
+        address = request.state.address
+        self.people.log_in(user.name, address, token_hash(token), now, told, ends=token_hash(before))
         is_local = wanted.startswith("/") and not wanted.startswith(("//", "/\\"))
         response = RedirectResponse(wanted if is_local else "/", status_code=303)
         response.set_cookie(
@@ -120,12 +142,16 @@ class People:
         return self._first_admin(request, request.query_params.get("key", ""))
 
     def _first_admin(self, request: Request, key: str, name: str = "", wrong: str = "") -> Response:
+        self._check_link(key)
+        return self._page(request, "first_admin.html", 422 if wrong else 200, key=key, name=name, wrong=wrong)
+
+    def _check_link(self, key: str) -> None:
         if not self.people.is_link(token_hash(key), self.clock()):
             raise HTTPException(410, "This link was used, or is too old. `triage check` prints a new one.")
-        return self._page(request, "first_admin.html", 422 if wrong else 200, key=key, name=name, wrong=wrong)
 
     def make_first_admin(self, request: Request, form: Form) -> Response:
         key, name = form.one("key"), form.one("name").strip()
+        self._check_link(key)
         wrong = passwords.objection_to_name(name) or _differ(form)
         if wrong := wrong or passwords.objection(form.one("password"), name):
             return self._first_admin(request, key, name, wrong)
@@ -153,16 +179,13 @@ class People:
 
     def new_password(self, request: Request, current: str, password: str) -> str | None:
         """Change one's own password: needs the old one, ends all other sessions; why not, or None."""
-        name = request.state.person.who
-        with self._one_at_a_time:
-            now = self.clock()
-            until = self.people.locked_until(name, now)
-            if until is not None:
-                return _wait(until - now)
-            if not passwords.is_right(self.people.password(name), current):
-                told = self._told(request, Event.USER_CHANGED, "wrong current password", Outcome.FAILURE)
-                self.people.failed(name, now, told)
-                return "This is not your current password."
+        name, now = request.state.person.who, self.clock()
+        if wait := self._wait(request, name, now):
+            return wait
+        if not passwords.is_right(self.people.password(name), current):
+            told = self._told(request, Event.USER_CHANGED, "wrong current password", Outcome.FAILURE)
+            self.people.failed(name, request.state.address, now, told)
+            return "This is not your current password."
         if wrong := passwords.objection(password, name):
             return wrong
         self.people.change_user(
@@ -179,15 +202,17 @@ class People:
         return self._everybody(request)
 
     def _everybody(self, request: Request, wrong: str = "", **shown: Any) -> Response:
+        users = self.people.users()
         return self._page(
             request,
             "people.html",
             422 if wrong else 200,
-            users=self.people.users(),
+            users=users,
             tokens=self.people.tokens(),
             roles=list(Role),
             may=MAY,
             scopes=SCOPES,
+            gone={user.name for user in users if user.disabled or user.role is not Role.ADMIN},
             days=TOKEN_DAYS,
             wrong=wrong,
             **{"new_token": "", **shown},
@@ -233,8 +258,9 @@ class People:
         """The token is shown once, in the answer to this."""
         name, wanted, days = form.one("name").strip(), set(form.all("scope")), form.one("days")
         scopes = [scope for scope in SCOPES if scope in wanted]
-        good_for = int(days) if days in TOKEN_DAYS and days else None
-        token, wrong = self.new_token(request, name, scopes, good_for)
+        if days not in TOKEN_DAYS:
+            raise HTTPException(422, "For how long is the token good?")
+        token, wrong = self.new_token(request, name, scopes, int(days) if days else None)
         return self._everybody(request, wrong or "", new_token=token, new_name=name)
 
     def new_token(
@@ -296,9 +322,3 @@ def _role(form: Form) -> Role:
         return Role(form.one("role"))
     except ValueError:
         raise HTTPException(422, f"There is no role “{form.one('role')[:64]}”.") from None
-
-
-def _wait(left: timedelta) -> str:
-    minutes, seconds = divmod(int(left.total_seconds()) + 1, 60)
-    span = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return f"Too many wrong passwords. Try again in {span}."

@@ -125,17 +125,25 @@ class PeopleApi:
     def users(self, _: Person = ADMIN) -> list[UserOut]:
         return [UserOut.of(user) for user in self.people.people.users()]
 
-    def add_user(self, request: Request, given: UserIn, _: Person = ADMIN) -> UserOut:
+    async def add_user(self, request: Request, given: UserIn, _: Person = ADMIN) -> UserOut:
+        return await self.people.in_turn(self._add_user, request, given)
+
+    def _add_user(self, request: Request, given: UserIn) -> UserOut:
         _unless(self.people.new_user(request, given.name, given.role, given.password))
         return self._user(given.name)
 
-    def change_user(self, request: Request, name: Name, change: UserChange, _: Person = ADMIN) -> UserOut:
+    async def change_user(
+        self, request: Request, name: Name, change: UserChange, _: Person = ADMIN
+    ) -> UserOut:
+        return await self.people.in_turn(self._change_user, request, name, change)
+
+    def _change_user(self, request: Request, name: str, change: UserChange) -> UserOut:
         self._user(name)
         _unless(self.people.alter_user(request, name, change.role, change.disabled, change.password))
         return self._user(name)
 
-    def change_password(self, request: Request, change: PasswordChange, _: Person = OWNER) -> Response:
-        _unless(self.people.new_password(request, change.current, change.password))
+    async def change_password(self, request: Request, change: PasswordChange, _: Person = OWNER) -> Response:
+        _unless(await self.people.in_turn(self.people.new_password, request, change.current, change.password))
         return Response(status_code=204)
 
     def tokens(self, _: Person = ADMIN) -> list[TokenOut]:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from triage.audit import Event
 from triage.db.reading import Changes, Claim, Opinion, Row, Verdict
-from triage.domain import Grade, Person, Status, StudyState
+from triage.domain import Grade, Permission, Person, Status, StudyState
 from triage.errors import Retryable
 from triage.rows import entry_row
 from triage.web.access import audit
@@ -168,23 +168,17 @@ class CountsOut(BaseModel):
     failed: int
 
 
-class CriticalOut(BaseModel):
-    """A study that is critical."""
-
-    study_instance_uid: str
-    reason: str
-
-
 class ChangesOut(BaseModel):
-    """``version`` is another one whenever anything on the list has changed."""
+    """``version`` is another one whenever anything on the list has changed. ``critical`` are UIDs alone: what
+    there is to say of a study is said, and recorded, where it is shown.
+    """
 
     version: int
-    critical: list[CriticalOut]
+    critical: list[str]
 
     @classmethod
     def of(cls, changes: Changes) -> ChangesOut:
-        found = [CriticalOut(study_instance_uid=uid, reason=reason) for uid, reason in changes.critical]
-        return cls(version=changes.version, critical=found)
+        return cls(version=changes.version, critical=list(changes.critical))
 
 
 class TakeOver(BaseModel):
@@ -285,6 +279,7 @@ class ReadingApi:
 
     async def events(
         self,
+        request: Request,
         since: Since = 0,
         last_event_id: Annotated[str, Header(max_length=20)] = "",
         _: Person = READER,
@@ -293,11 +288,13 @@ class ReadingApi:
         if last_event_id.isascii() and last_event_id.isdigit():
             since = min(max(since, int(last_event_id)), LARGEST_NUMBER)
         first = await run_in_threadpool(self._changes, since)  # an error here still is an answer
-        return EventStream(self._told(since, first), headers={"x-accel-buffering": "no"})
+        return EventStream(self._told(request, since, first), headers={"x-accel-buffering": "no"})
 
-    async def _told(self, since: int, changes: ChangesOut) -> AsyncIterator[str]:
+    async def _told(self, request: Request, since: int, changes: ChangesOut | None) -> AsyncIterator[str]:
         quiet = 0
         for _ in range(STREAM_ROUNDS):
+            if changes is None:
+                return
             if changes.version != since:
                 yield f"id: {changes.version}\ndata: {changes.model_dump_json()}\n\n"
                 since, quiet = changes.version, 0
@@ -308,9 +305,13 @@ class ReadingApi:
             if self.reading.stop.is_set():
                 return
             try:
-                changes = await run_in_threadpool(self._changes, since)
+                changes = await run_in_threadpool(self._further, request, since)
             except Retryable:
                 return  # whoever opens the stream again is told why
+
+    def _further(self, request: Request, since: int) -> ChangesOut | None:
+        """None for who may not see the list any more: has logged out, or may less than before."""
+        return self._changes(since) if Permission.READ in request.state.who_asks().may else None
 
     def _changes(self, since: int) -> ChangesOut:
         reading = self.reading
