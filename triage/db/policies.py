@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select
@@ -120,18 +121,24 @@ def place(connection: Connection, rows: Sequence[Placed]) -> None:
     number = int(connection.execute(select(NEXT_CHANGE)).scalar_one())
     connection.exec_driver_sql(f"PRAGMA cache_size = {-LARGE_CACHE_KIB}")
     try:
-        connection.exec_driver_sql(_PLACE.format(number), list(rows))
+        for begin in range(0, len(rows), AT_ONCE):
+            piece = rows[begin : begin + AT_ONCE]
+            places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(piece))
+            values = tuple(chain.from_iterable(piece))
+            connection.exec_driver_sql(_PLACE.format(number=number, places=places), values)
     finally:
         connection.exec_driver_sql(f"PRAGMA cache_size = {-CACHE_KIB}")
 
 
+AT_ONCE = 5_000
+"""Studies in one statement: before each, a busy process lets other threads go first, the database locked."""
 CACHE_KIB, LARGE_CACHE_KIB = 2_000, 256_000
 """SQLite's own, and one for the pages of a hundred thousand studies: each is written once, at the end."""
 _PLACE = """
-UPDATE study SET band = ?, score = ?, due_at = ?, changed = {}
-WHERE study_instance_uid = ? AND band = ? AND score = ?
+UPDATE study SET band = column1, score = column2, due_at = column3, changed = {number}
+FROM (VALUES {places}) WHERE study_instance_uid = column4 AND band = column5 AND score = column6
 """
-"""In the driver's own words: of a hundred thousand studies that takes half the time."""
+"""Columns of ``Placed``."""
 
 
 def opinions(connection: Connection, since: datetime) -> Iterator[Opinion]:
