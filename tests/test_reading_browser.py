@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser import Browse, Site, browse, chromium, order, selected, site, until
+from tests.browser import Browse, Site, browse, chromium, order, selected, served, site, until
 from tests.needs import needs_chromium
 from triage.domain import Status
 
@@ -134,6 +137,12 @@ def test_filters_views_and_help(site: Site, browse: Browse) -> None:
     page.keyboard.type("patient^2")
     until(page, lambda: order(page) == ["1.2"])
     assert page.url == site.address + "/?text=patient%5E2"
+    page.keyboard.type("00")
+    expect(page.locator("#none")).to_have_text(
+        "No open study is like this. Show all open studies", use_inner_text=True
+    )
+    press(page, "Backspace", "Backspace")
+    until(page, lambda: order(page) == ["1.2"])
     press(page, "Escape", "j")
     assert selected(page) == "1.2"
     page.locator("[name=text]").evaluate("one => { one.value = ''; }")
@@ -185,3 +194,160 @@ def test_without_a_stream_the_list_asks(site: Site, browse: Browse) -> None:
     site.ward.arrive("1.1")
     until(page, lambda: order(page) == ["1.1"])
     expect(page.locator("#lost")).to_be_hidden()
+
+
+def test_keys_do_nothing_to_a_study_that_nobody_chose(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address)
+    for number in range(5):
+        ward.arrive(f"1.{number}", ago=60 - number, patient_name=f"PATIENT^{number}")
+    open_list(page)
+    press(page, "j")
+    page.keyboard.down("r")
+    expect(row(page, "1.0")).to_have_count(0)
+    page.wait_for_timeout(1600)
+    page.keyboard.down("r")  # it is still held
+    page.keyboard.up("r")
+    page.evaluate("""document.addEventListener("focusin", event => event.target.dispatchEvent(
+        new KeyboardEvent("keydown", {key: "r", bubbles: true})), {once: true})""")
+    ward.database.close_study("1.1", "read by dr.lee", ward.now)
+    expect(page.locator("#said")).to_have_text("No longer here: PATIENT, 1.")
+    assert selected(page) == "1.2"
+    page.evaluate("document.activeElement.blur()")
+    press(page, "r", "j")
+    assert selected(page) == "1.3", "from where one was"
+    press(page, "c")
+    expect(row(page, "1.3")).to_contain_text("You read it")
+    assert [ward.study(f"1.{number}").closed_at is None for number in range(5)] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_what_came_unseen_is_not_marked_read(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address, "409 (Conflict)", "net::ERR_FAILED", "Failed to fetch")
+    ward.arrive("1.1", study_description="CT Thorax")
+    open_list(page)
+    ward.judge("1.1", Status.NEGATIVE)
+    expect(row(page, "1.1")).to_have_attribute("data-revision", "1")
+    expect(row(page, "1.1")).to_have_attribute("class", "routine")
+    page.route("**/list?*", lambda route: route.abort())
+    ward.arrive("1.1")
+    press(page, "j", "r")
+    expect(page.locator("#said")).to_contain_text("images have come that were not seen")
+    assert ward.study("1.1").closed_at is None
+    for width, beside in ((1280, ".study"), (900, ".narrow"), (400, ".study")):
+        page.set_viewport_size({"width": width, "height": 800})
+        for place in (".study", ".narrow"):
+            shown = row(page, "1.1").locator(place).is_visible()
+            assert shown is (place == beside), (width, place)
+
+
+@pytest.fixture
+def hasty(tmp_path: Path) -> Iterator[Site]:
+    """Where a claim lasts three seconds."""
+    yield from served(tmp_path, claim_minutes=0.05)
+
+
+def test_a_claim_goes_with_who_only_opened_the_study(hasty: Site, browse: Browse) -> None:
+    ward, page = hasty.ward, browse(hasty.address, "viewer.json", "net::ERR_FAILED")
+    reader = ward.database.reading.reader
+    for uid, date in (("1.1", "20200301"), ("1.2", "20200302")):
+        ward.arrive(uid, patient_id="P1", study_date=date)
+    page.goto("/studies/1.2")
+    reading = page.locator(".reading")
+    expect(reading).to_contain_text("You read it")
+    ward.now += timedelta(seconds=2)
+    page.keyboard.press("Shift")
+    until(page, lambda: reader("1.2", ward.now + timedelta(seconds=2)))
+    page.locator("#priors a").click()
+    page.wait_for_url("**/studies/1.1#look")
+    expect(reading.get_by_role("button", name="Claim")).to_be_visible()
+    until(page, lambda: reader("1.2", ward.now) is None)
+    assert reader("1.1", ward.now) is None, "an earlier study is only looked at"
+    page.goto("/")
+    press(page, "j", "c")
+    expect(row(page, "1.1")).to_contain_text("You read it")
+    page.goto("/studies/1.1")
+    expect(reading.get_by_role("button", name="Release")).to_be_visible()
+    page.goto("/")
+    expect(row(page, "1.1")).to_contain_text("You read it")
+    page.route("**/claim", lambda route: route.abort())
+    page.goto("/studies/1.2")
+    expect(page.locator("#said")).to_have_text("Not claimed: There is no connection: nothing was done.")
+
+
+def test_the_alarm_is_for_what_is_new_and_says_when_it_cannot_sound(site: Site, browse: Browse) -> None:
+    ward, page = site.ward, browse(site.address, "net::ERR_FAILED")
+    ward.arrive("1.1", stat=True)
+    page.add_init_script("localStorage.setItem('sound', 'true')")
+    page.route("**/worklist/changes*", lambda route: route.abort(), times=1)
+    page.clock.install()
+    open_list(page)
+    sound, news = page.locator("#sound"), page.locator("#news")
+    expect(sound).to_have_text("Sound (click once)")
+    page.locator("h1").dispatch_event("pointerup")
+    press(page, "j")
+    expect(sound).to_have_text("Sound")
+    ward.arrive("1.2")
+    until(page, lambda: order(page) == ["1.1", "1.2"])
+    expect(news).to_be_hidden()
+    ward.database.close_study("1.1", "read", ward.now)
+    until(page, lambda: order(page) == ["1.2"])
+    with page.expect_request("**/worklist/changes"):
+        page.clock.fast_forward(31_000)
+    ward.database.reading.mark_unread("1.1")
+    expect(news).to_contain_text("New critical study: STAT order; not judged yet")
+
+
+def test_a_busy_list_is_renewed_now_and_then_and_nobody_holds_a_line_unseen(
+    site: Site, browse: Browse
+) -> None:
+    ward, page = site.ward, browse(site.address)
+    page.add_init_script("""window.streams = [];
+        window.EventSource = class extends EventSource {
+            constructor(to) { super(to); streams.push(this); }
+        }""")
+    for number in range(120):
+        ward.arrive(f"1.{number:03}", ago=300 - number)
+    open_list(page)
+    page.evaluate("scrollTo(0, 4500)")
+    until(page, lambda: len(order(page)) == 100)
+    for number in range(50):
+        ward.database.close_study(f"1.{number:03}", "read", ward.now)
+    until(page, lambda: order(page)[:1] == ["1.050"])
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for number in range(8):
+        ward.arrive(f"2.{number}", ago=400)
+        page.wait_for_timeout(700)
+    until(page, lambda: order(page)[:1] == ["2.0"])
+    pieces = page.locator("#worklist tbody").count()
+    assert sum("/list" in address for address in asked) <= 4 * pieces
+    first = page.locator("#worklist tbody").first
+    assert first.locator("tr[data-study]").count() > 1, "a piece that became empty has gone"
+    page.evaluate("""Object.defineProperty(document, "hidden", {value: true, configurable: true});
+        document.dispatchEvent(new Event("visibilitychange"))""")
+    assert page.evaluate("streams.every(one => one.readyState === EventSource.CLOSED)")
+    ward.arrive("3.0", ago=500)
+    until(page, lambda: order(page)[:1] == ["3.0"])
+    page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
+    until(page, lambda: page.evaluate("streams.at(-1).readyState === EventSource.OPEN"))
+
+
+def test_a_lost_connection_is_said_once(site: Site, browse: Browse) -> None:
+    page = browse(site.address, "net::ERR_FAILED", "Failed to fetch")
+    open_list(page)
+    assert page.locator("#said").evaluate("one => getComputedStyle(one).display") != "none"
+    asked: list[str] = []
+    page.route("**/list?*", lambda route: (asked.append(route.request.url), route.abort()))
+    page.route("**/list", lambda route: (asked.append(route.request.url), route.abort()))
+    site.ward.arrive("1.1")
+    expect(page.locator("#lost")).to_be_visible()
+    page.evaluate("""window.said = 0;
+        new MutationObserver(() => { said += 1; }).observe(lost, {childList: true, subtree: true})""")
+    before = len(asked)
+    until(page, lambda: len(asked) >= before + 2)
+    assert page.evaluate("said") == 0

@@ -355,6 +355,31 @@ def test_earlier_studies_of_the_patient_and_what_changed(ward: Ward) -> None:
     assert "None has come here" in text(browse(ward).get("/studies/1.1"))
 
 
+def test_an_earlier_study_under_another_name_is_told_and_not_compared(ward: Ward) -> None:
+    for uid, name in (("1.1", "ROE^RICHARD"), ("1.2", "Doe^Jane^^Dr"), ("1.3", "DOE^JANE=ドウ")):
+        ward.arrive(uid, patient_id="P1", patient_name=name, study_date=f"2020030{uid[2:]}")
+        ward.judge(uid, affected_fraction=0.2)
+    priors = browse(ward).get("/studies/1.3").text.partition('id="priors"')[2].partition("</section>")[0]
+    assert priors.count("⚠ other name") == 1
+    assert priors.count("as much affected") == 1
+    told = browse(ward).get("/api/v1/studies/1.3/priors").json()
+    assert {one["study_instance_uid"]: (one["other_name"], one["change"]) for one in told} == {
+        "1.1": (True, None),
+        "1.2": (False, 0.0),
+    }
+
+
+def test_images_of_another_patient_are_left_out(ward: Ward) -> None:
+    study = judged_phantom(ward, seed=6, **SMALL)
+    before = told(browse(ward), study.uid)
+    stray = replace(study.series.instances[0], sop_instance_uid="9.9", digest="x", patient_id="SOMEBODY ELSE")
+    ward.database.register(stray, ward.now, judgeable=True, stat=False, pending=ward.waiting)
+    after = told(browse(ward), study.uid)
+    assert after["numbers"] == before["numbers"]
+    assert after["notes"] == ["Images of another patient ID came with this study's UID: they are left out."]
+    assert before["notes"] == []
+
+
 @pytest.mark.parametrize(
     ("now", "before", "said"),
     [
