@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from tests.browser import Browse, Site, browse, chromium, served
 from tests.needs import needs_chromium, needs_npm
@@ -216,7 +216,7 @@ def test_the_page_renews_itself_and_the_viewer_stays(screen: Screen) -> None:
     screen.at(0)
     screen.viewer.evaluate("viewer => { viewer.mine = true; }")
     why = screen.page.locator(".why")
-    said = why.inner_text()
+    said = why.text_content() or ""
     why.evaluate("why => { why.textContent = 'old'; }")
     screen.page.evaluate(
         """async () => {
@@ -229,6 +229,127 @@ def test_the_page_renews_itself_and_the_viewer_stays(screen: Screen) -> None:
     expect(why).to_have_text(said)
     assert screen.viewer.evaluate("viewer => viewer.mine") is True
     assert screen.place() == 0
+
+
+Box = tuple[float, float, float, float]
+
+
+def film(screen: Screen) -> Box:
+    """Left, top, width and height of the image on the screen, however much is cut off."""
+    box = screen.viewer.locator(".film").bounding_box()
+    assert box
+    return box["x"], box["y"], box["width"], box["height"]
+
+
+def test_keys_zoom_and_move(screen: Screen) -> None:
+    place, whole = screen.place(), film(screen)
+    screen.keys("+", "=")
+    left, top, width, height = film(screen)
+    assert (width, height) == pytest.approx((1.25**2 * whole[2], 1.25**2 * whole[3]), abs=1)
+    assert left + width / 2 == pytest.approx(whole[0] + whole[2] / 2, abs=1), "the middle stays"
+    assert "× 1.6" in screen.says("windowed")
+    screen.keys("Control+ArrowRight", "Control+ArrowDown")
+    assert film(screen) == pytest.approx((left - 40, top - 40, width, height), abs=1)
+    screen.keys(*(["Control+ArrowRight"] * 20))
+    assert film(screen)[0] + width == pytest.approx(whole[0] + whole[2], abs=1), "its edge is the end"
+    screen.keys("-", "0")
+    assert film(screen) == pytest.approx(whole, abs=0.1)
+    assert screen.place() == place
+
+
+def test_the_mouse_zooms_where_it_points_and_moves(screen: Screen) -> None:
+    place, whole, mouse = screen.place(), film(screen), screen.page.mouse
+    x, y = whole[0] + 0.7 * whole[2], whole[1] + 0.4 * whole[3]
+    mouse.move(x, y)
+    screen.page.keyboard.down("Control")
+    mouse.wheel(0, -240)
+    expect(screen.viewer.locator(".windowed")).to_contain_text("×")
+    left, top, width, height = film(screen)
+    assert width > 1.5 * whole[2]
+    assert ((x - left) / width, (y - top) / height) == pytest.approx((0.7, 0.4), abs=0.01)
+    for held in ("left", "middle"):  # the middle button needs no key
+        mouse.down(button=held)
+        mouse.move(x + 30, y + 20, steps=3)
+        mouse.up(button=held)
+        assert film(screen) == pytest.approx((left + 30, top + 20, width, height), abs=1), held
+        mouse.move(x, y)
+        screen.page.keyboard.up("Control")
+        left, top = left + 30, top + 20
+    assert screen.says("windowed").startswith(f"W {LUNG[0]}"), "and not the window"
+    screen.screen.dblclick()
+    assert film(screen) == pytest.approx(whole, abs=0.1)
+    assert screen.place() == place
+
+
+def test_fingers_zoom_move_and_scroll(site: Site, study: Judged, browse: Browse) -> None:
+    small = {"viewport": {"width": 400, "height": 800}, "has_touch": True}
+    screen = Screen(browse(site.address, READ_BACK, **small), study)
+    place, whole = screen.place(), film(screen)
+    touch = screen.page.context.new_cdp_session(screen.page)
+    x, y = whole[0] + whole[2] / 2, whole[1] + whole[3] / 2
+
+    def fingers(kind: str, *at: tuple[float, float]) -> None:
+        points = [{"x": x + a, "y": y + b, "id": n} for n, (a, b) in enumerate(at)]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    fingers("touchStart", (-30, 0), (30, 0))
+    for step in (40, 50, 60):
+        fingers("touchMove", (-step, 0), (step, 0))
+    fingers("touchEnd")
+    assert film(screen)[2] == pytest.approx(2 * whole[2], rel=0.05)
+    assert screen.place() == place
+    fingers("touchStart", (0, 0))
+    fingers("touchMove", (0, whole[3] / 6))
+    fingers("touchEnd")
+    expect(screen.viewer).not_to_have_attribute("data-place", str(place))
+    assert film(screen)[2] == pytest.approx(2 * whole[2], rel=0.05)
+
+
+def test_what_images_there_are_is_asked_once_and_with_the_page(
+    site: Site, study: Judged, browse: Browse
+) -> None:
+    page, asked = browse(site.address), list[str]()
+    page.on("request", lambda request: asked.append(request.url))
+    Screen(page, study)
+    scripts = [n for n, address in enumerate(asked) if "touched.js" in address or "merge.js" in address]
+    found = [n for n, address in enumerate(asked) if "viewer.json" in address]
+    assert len(found) == 1
+    assert found[0] < min(scripts), "before any script has run"
+
+
+def test_masks_that_come_late_are_drawn_then(site: Site, study: Judged, browse: Browse) -> None:
+    page, waiting = browse(site.address, READ_BACK), list[Route]()
+
+    def hold(route: Route) -> None:
+        waiting.append(route)
+
+    page.route("**/marks.json", hold)
+    page.goto(f"/studies/{study.uid}")
+    viewer = page.locator("ct-viewer")
+    expect(viewer.locator(".where")).to_contain_text("of 24")
+    expect(viewer.get_by_label("Right lung")).to_have_count(0)
+    for route in waiting:
+        route.continue_()
+    expect(viewer.get_by_label("Right lung")).to_be_visible()
+    viewer.locator(".screen").press("Home")
+    viewer.locator(".screen").press("ArrowDown")
+    expect(viewer).to_have_attribute("data-place", "1")
+
+
+def test_without_webgl_the_page_says_so(
+    site: Site, study: Judged, browse: Browse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triage.web.viewer.BUNDLE", Path(__file__))
+    page = browse(site.address)
+    page.add_init_script(
+        """const usual = HTMLCanvasElement.prototype.getContext;
+        HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
+            return kind.startsWith("webgl") ? null : usual.call(this, kind, ...more);
+        };"""
+    )
+    screen = Screen(page, study)
+    screen.viewer.get_by_role("button", name="3D view").click()
+    expect(screen.viewer.locator(".space")).to_contain_text("This browser draws no 3D")
 
 
 @needs_npm

@@ -89,6 +89,7 @@ class Viewer extends HTMLElement {
     this.images = new Images(this.scan, marked, place => place === this.shown.place && this.draw());
     const soon = await Promise.race([marked, new Promise(late => setTimeout(late, PATIENCE))]);
     if (soon) this.shown.place = this.scan.start;
+    this.addEventListener("keydown", event => this.key(event));
     this.build();
     this.draw();
     if (soon) return;
@@ -270,7 +271,6 @@ class Viewer extends HTMLElement {
       else if (event.ctrlKey || event.metaKey || event.buttons & 4) this.look(1, before, after);
       else this.set({window: [width + speed * (after.x - before.x), centre + speed * (after.y - before.y)]});
     });
-    this.addEventListener("keydown", event => this.key(event));
   }
 
   key(event) {
