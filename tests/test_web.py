@@ -33,7 +33,7 @@ from triage.domain import CtSeverityScore, Grade, ResultKind, Status
 from triage.errors import ConfigError
 from triage.rows import entry_row, result_row
 from triage.web import words
-from triage.web.app import STATIC, create_app, serve
+from triage.web.app import STATIC, _listen, create_app, serve
 
 TOKEN = "a-token-of-the-reading-room"
 PAGES = (
@@ -724,3 +724,10 @@ def test_text_is_readable_in_both_themes(theme: dict[str, str]) -> None:
         for surface in surfaces:
             assert _contrast(theme[ink], theme[surface]) >= 4.5, f"{ink} on {surface}"
     assert _contrast(theme["lost-text"], theme["lost"]) >= 7
+
+
+def test_a_small_answer_does_not_wait_for_an_acknowledgement() -> None:
+    with _listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
