@@ -38,16 +38,20 @@ class People:
 
     def __init__(self, database: Database, config: Config, clock: Clock, templates: Environment) -> None:
         self.people, self.config, self.clock, self.templates = database.people, config, clock, templates
-        self._turn = CapacityLimiter(1)
+        self._turn, self._waiting = CapacityLimiter(1), 0
 
     async def in_turn(self, work: Callable[..., T], *given: Any) -> T:
         """What hashes passwords, one after the other: that takes memory, and nobody tries several at once.
 
         Who waits holds no thread that other pages could use. Raises HTTPException 503 when many wait.
         """
-        if self._turn.statistics().tasks_waiting >= MOST_WAITING:
+        if self._waiting >= MOST_WAITING:
             raise HTTPException(503, "Too many are logging in at this moment. Try again in some seconds.")
-        return await to_thread.run_sync(work, *given, limiter=self._turn)
+        self._waiting += 1
+        try:
+            return await to_thread.run_sync(work, *given, limiter=self._turn)
+        finally:
+            self._waiting -= 1
 
     def routes(self) -> Sequence[BaseRoute]:
         admin, own, anybody = Permission.ADMIN, Permission.SELF, Permission.OPEN

@@ -203,7 +203,7 @@ def changes(before: PriorityPolicy, after: PriorityPolicy) -> list[str]:
 def _history(versions: Sequence[PolicyVersion]) -> list[tuple[PolicyVersion, list[str]]]:
     """Each version with what it changed; the oldest that there is has nothing to differ from."""
     changed = [changes(older.policy, newer.policy) for newer, older in pairwise(versions)]
-    return list(zip(versions, [*changed, []], strict=True))
+    return list(zip(versions, [*changed, []], strict=False))  # there may be none yet
 
 
 def _days(text: str) -> int:
