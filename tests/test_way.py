@@ -69,6 +69,38 @@ def test_received_judged_and_delivered(ward: tuple[Hospital, list[Instance]], st
     assert {i.study_instance_uid for i in pacs} == {uid_of(study)}
 
 
+def test_lungs_that_cannot_be_written_are_missed_only_where_they_are_sent(
+    tmp_path: Path, study: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("triage.dicom.seg.write_lungs", fail)
+    uid = uid_of(study)
+    with hospital(tmp_path / "page") as here:
+        peers.scan(study, here.config)
+        here.work()
+        answer = here.entry(uid).result
+        assert answer is not None
+        assert ResultKind.LUNG_SEG not in answer.files
+        assert f"study {uid} goes without lungs on its page" in caplog.text
+    with hospital(tmp_path / "sent", results={"lung_seg": True}) as here:
+        peers.scan(study, here.config)
+        with pytest.raises(ValueError):  # noqa: PT011 - a fault of ours, which is tried again
+            here.work()
+        assert here.entry(uid).study.state is StudyState.FAILED
+
+
+def test_lungs_are_sent_where_that_is_set(tmp_path: Path, study: Path) -> None:
+    with (
+        peers.pacs(tmp_path / "pacs") as (port, _),
+        hospital(tmp_path / "daemon", port, results={"lung_seg": True}) as here,
+    ):
+        peers.scan(study, here.config)
+        here.work()
+        assert here.entry(uid_of(study)).deliveries == {DeliveryState.SENT: 5}
+
+
 def test_a_study_still_arriving_is_not_judged(ward: tuple[Hospital, list[Instance]], study: Path) -> None:
     here, _ = ward
     peers.scan(study, here.config)

@@ -172,8 +172,8 @@ class Viewer:
         return with_answer(self.database, entry, request)
 
     def _found_again(self, uid: str, key: str) -> Scan | None:
-        """One that was let go, whichever of the study's answers it is of."""
-        scans = (self._scan(uid, result) for result in self.database.results(uid) or [None])
+        """One that was let go, whichever of the study's answers it is of, or of the time before any."""
+        scans = (self._scan(uid, result) for result in (*self.database.results(uid), None))
         return next((scan for scan in scans if scan.key == key), None)
 
     def _scan(self, uid: str, result: Result | None) -> Scan:
