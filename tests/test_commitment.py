@@ -25,7 +25,7 @@ from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
 from tests.test_db import NOW, an_answer, an_instance, place, register
 from tests.test_orthanc import Orthanc, orthanc
-from triage import config, deliver
+from triage import commitment, config, deliver
 from triage.cli import app
 from triage.db import Database
 from triage.dicom import storage_commitment
@@ -124,6 +124,21 @@ def test_who_was_asked_and_is_no_longer_has_simply_been_sent(tmp_path: Path) -> 
         assert states(here) == [SENT] * 2
         here.commit()
     assert pacs.asked == []
+
+
+def test_in_shadow_mode_a_live_archive_is_asked_nothing_and_its_answer_counts(tmp_path: Path) -> None:
+    with archive() as pacs, owing(tmp_path, pacs.port) as here:
+        here.deliver()
+        here.config = here.config.model_copy(update={"shadow": True})
+        here.commit()
+        assert pacs.asked == []
+        assert states(here) == [COMMITTING] * 2
+        here.db.waive_commitments([one.name for one in commitment.wanted(here.config)])
+        assert states(here) == [COMMITTING] * 2, "it is asked when shadow mode ends"
+        here.config = here.config.model_copy(update={"shadow": False})
+        here.commit()
+        assert states(here) == [COMMITTED] * 2
+    assert len(pacs.asked) == 1
 
 
 # --- the answer -----------------------------------------------------------------------------------

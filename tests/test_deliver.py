@@ -439,10 +439,15 @@ def test_in_shadow_mode_all_is_recorded_and_nobody_is_told_who_did_not_ask(
             assert here.config.ordering == "arrival"
             first, judged = here.db.worklist(here.now, here.config.ordering, 7)
             assert (first.study.study_instance_uid, judged.result.status) == ("1.2", Status.POSITIVE)
-            assert judged.priority.band < first.priority.band, "what was found does not move it up"
+            bands = [judged.priority.band, first.priority.band]
+            assert bands == [Band.SEVERE, Band.NOT_JUDGED], "what was found does not move it up"
+            by_policy = here.db.worklist(here.now, here.config.priority.ordering, 7)
+            assert [one.study for one in by_policy] == [judged.study, first.study], "it would have"
             assert judged.deliveries == {DeliveryState.SENT: 2}
             monkeypatch.setattr(daemon, "now", lambda: here.now)
             told = daemon._lists(here.db, here.config)._open_studies(10)
+            assert [entry.study for entry in told] == [first.study, judged.study]
+            assert [entry.priority.band for entry in told] == [Band.NOT_JUDGED] * 2
             assert [entry.priority.reason for entry in told] == [""] * 2
             here.config = here.config.model_copy(update={"shadow": False})
             here.work()

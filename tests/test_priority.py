@@ -1,14 +1,24 @@
 """The rules of the list: nobody starves, nothing is lowered by a failure, more disease is never later."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import delete
 
+from tests.test_policies import some_policy
+from tests.web_studies import NOON, Ward, configured
 from triage.config import Analysis, PriorityPolicy
-from triage.domain import Band, Priority, Result, Status, percent, two_decimals
-from triage.priority import not_judged, pending, prioritise
+from triage.db.tables import delivery, study
+from triage.db.tables import instance as instances
+from triage.db.tables import result as results
+from triage.domain import Band, Priority, Result, Status, WorklistEntry, percent, two_decimals
+from triage.policies import settle
+from triage.priority import flagged, not_judged, pending, prioritise
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 ANALYSIS = Analysis()
@@ -107,17 +117,124 @@ def test_more_disease_is_never_due_later(
     assert more.score >= less.score
 
 
-@given(st.lists(st.tuples(arrivals, fractions, fractions), min_size=2, max_size=20), policies)
-def test_nobody_is_overtaken_for_ever(
-    studies: list[tuple[datetime, float, float]], policy: PriorityPolicy
+@dataclass(frozen=True)
+class Came:
+    """One study of a random history, and what became of it."""
+
+    minute: int
+    fate: str
+    stat: bool
+    probability: float | None
+    fraction: float | None
+
+
+FATES = (
+    *("judged", "reopened", "requeued", "refused", "refused later", "retried", "given up", "receiving"),
+    *("analyzing", "ready"),
+)
+"""In this order: whoever claims one to judge gets the most urgent that is ready."""
+histories = st.lists(
+    st.builds(
+        Came,
+        st.integers(0, 1500),
+        st.sampled_from(FATES),
+        st.sampled_from([False, False, False, True]),
+        st.none() | fractions,
+        st.none() | fractions,
+    ),
+    min_size=2,
+    max_size=6,
+)
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
+    ward = Ward(configured(tmp_path_factory.mktemp("list")))
+    yield ward
+    ward.database.close()
+
+
+def live(ward: Ward, came: Sequence[Came], policy: PriorityPolicy) -> None:
+    """Nothing but this history stands in the database, each study where the real steps put it."""
+    with ward.database._write() as connection:
+        for table in (delivery, instances, results, study):
+            connection.execute(delete(table))
+    ward.config, ward.now = ward.config.under(policy), NOON + timedelta(minutes=1500)
+    for number, one in enumerate(sorted(came, key=lambda one: FATES.index(one.fate))):
+        befall(ward, f"1.{number}", one)
+
+
+def befall(ward: Ward, uid: str, came: Came) -> None:
+    ward.arrive(uid, stat=came.stat, ago=1500 - came.minute)
+    if came.fate in ("judged", "reopened", "requeued", "refused later"):
+        said = result(came.probability, came.fraction).status
+        ward.judge(uid, said, probability=came.probability, affected_fraction=came.fraction)
+    if came.fate in ("reopened", "refused later"):
+        ward.arrive(uid)
+    match came.fate:
+        case "requeued":
+            ward.database.requeue(uid, ward.now, ward.waiting)
+        case "refused" | "refused later":
+            ward.refuse(uid, "no axial CT series")
+        case "retried":
+            ward.fail(uid, "disk", ward.now + timedelta(days=1000))
+        case "given up":
+            ward.fail(uid, "disk", None)
+        case "analyzing":
+            ward.claim(uid)
+        case "ready":
+            ward.database.mark_ready(ward.study(uid))
+
+
+def listed(ward: Ward, now: datetime, ordering: str) -> list[WorklistEntry]:
+    return ward.database.worklist(now, ordering, leave_after_days=100)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(came=histories, policy=some_policy(), later=st.integers(1, 60_000))
+def test_nobody_starves_and_no_order_changes_as_time_passes(
+    ward: Ward, came: list[Came], policy: PriorityPolicy, later: int
 ) -> None:
-    """No study is overtaken by one arriving later than its due time minus the smallest target wait."""
-    smallest = timedelta(minutes=policy.target_wait_minutes.critical)
-    placed = [(arrived, place(result(p, f), policy, arrived)) for arrived, p, f in studies]
-    for _, one in placed:
-        for later_arrival, other in placed:
-            if later_arrival > one.due_at - smallest:
-                assert other.due_at > one.due_at
+    """No study is overtaken by one that arrives later than its due time minus the smallest target wait; and
+    while nothing becomes known the list stays as it is, whatever is done to it in passing.
+    """
+    live(ward, came, policy)
+    then = ward.now + timedelta(minutes=later)
+    before = listed(ward, ward.now, "deadline")
+    settle(ward.database, ward.config, then, always=True)
+    after = listed(ward, then, "deadline")
+    assert [(one.study.study_instance_uid, one.priority) for one in before] == [
+        (one.study.study_instance_uid, one.priority) for one in after
+    ]
+    assert len(after) == len(came)
+    smallest = timedelta(minutes=min(policy.target_wait_minutes.model_dump().values()))
+    for first, other in pairwise(after):
+        assert other.priority.due_at >= first.priority.due_at
+    for place, other in enumerate(after):
+        for one in after[place + 1 :]:
+            assert other.study.arrived_at <= one.priority.due_at - smallest
+
+
+@pytest.mark.parametrize(
+    ("policy", "figure"), [("identification", "probability"), ("severity", "affected_fraction")]
+)
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(scores=st.lists(st.tuples(st.integers(0, 1500), fractions), min_size=2, max_size=6))
+def test_strict_is_the_order_that_the_paper_draws(
+    ward: Ward, policy: str, figure: str, scores: list[tuple[int, float]]
+) -> None:
+    """Goncharov et al., figure 1, centre: the studies of the left, in order of arrival, re-ordered by the
+    score of the scenario alone, the highest on top; section 1 names the score of each scenario.
+    """
+    came = [
+        Came(minute, "judged", False, *((score, None) if figure == "probability" else (None, score)))
+        for minute, score in scores
+    ]
+    live(ward, came, PriorityPolicy(ordering="strict", policy=policy))  # type: ignore[arg-type]
+    told = [(one.study, one.result) for one in listed(ward, ward.now, "strict")]
+    in_order = [(getattr(answer, figure), study.arrived_at) for study, answer in told]
+    assert in_order == sorted(in_order, key=lambda one: (-one[0], one[1]))
+    assert len(in_order) == len(scores)
 
 
 @given(policies, fractions, fractions, arrivals)
@@ -141,6 +258,18 @@ def test_a_stat_order_is_never_lowered(
     failed = not_judged(waiting, arrived, True, "no axial CT series", policy)
     assert judged.band is waiting.band is failed.band is Band.CRITICAL
     assert judged.due_at == waiting.due_at == failed.due_at
+
+
+@pytest.mark.parametrize(("probability", "fraction"), [(0.1, None), (None, 0.02)])
+def test_what_is_unknown_reaches_no_limit(probability: float | None, fraction: float | None) -> None:
+    anything = PriorityPolicy(
+        positive_probability=0 if probability is None else 0.5,
+        positive_fraction=0 if fraction is None else 0.5,
+        indeterminate_probability=0,
+        indeterminate_fraction=0,
+    )
+    assert not flagged(result(probability, fraction), anything, ANALYSIS)
+    assert flagged(result(probability or 0.0, fraction or 0.0), anything, ANALYSIS)
 
 
 @given(policies, fractions, fractions)

@@ -120,6 +120,17 @@ def test_shadow_mode_is_told(ward: Ward) -> None:
     assert "in order of arrival and nothing is sent" in told
 
 
+def test_in_shadow_mode_no_critical_study_calls(ward: Ward) -> None:
+    ward.arrive("1.1")
+    ward.judge("1.1", affected_fraction=0.6)
+    assert band(ward, "1.1") is Band.CRITICAL
+    address = "/api/v1/worklist/changes"
+    live = browse(ward).get(address).json()
+    assert len(live["critical"]) == 1
+    ward.config = ward.config.model_copy(update={"shadow": True})
+    assert browse(ward).get(address).json() == {**live, "critical": []}
+
+
 def test_the_list_follows_a_new_ordering_at_once(ward: Ward) -> None:
     for uid, ago, probability in (("1.1", 500, 0.1), ("1.2", 5, 0.97)):
         ward.arrive(uid, ago=ago)
