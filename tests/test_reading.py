@@ -249,6 +249,10 @@ def test_lists_are_read_from_indices_alone(tmp_path: Path, ordering: str) -> Non
     assert whole.steps == f"SCAN study USING INDEX study_by_{ordering}"
     (counts,) = plans(database, lambda: database.reading.counts(NOON, DAYS))
     assert not counts.reads_rows
+    (by_state,) = plans(database, lambda: database.counts(NOON, DAYS))
+    assert not by_state.reads_rows
+    _, changes = plans(database, lambda: database.reading.changes(1, NOON, DAYS))
+    assert "USING INDEX study_by_change (changed>?)" in changes.steps
     (found,) = plans(database, lambda: database.search("doe"))
     assert found.steps == "SCAN study USING INDEX study_by_day"
     database.close()
@@ -553,7 +557,7 @@ def test_a_verdict_keeps_what_it_was_said_of(ward: Ward) -> None:
 def test_a_verdict_names_the_policy_that_ordered(ward: Ward) -> None:
     ward.arrive("1.1")
     ward.judge("1.1")
-    version = ward.database.add_policy(ward.config.policy, "ada", "first", NOON, 0, ())
+    version = ward.database.add_policy(ward.config.policy, "ada", "first", NOON, 0, (), ())
     given = send(
         "POST", browse(ward), "/studies/1.1/verdicts", {"opinion": "wrong_organ", "revision": 1}
     ).json()

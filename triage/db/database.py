@@ -35,6 +35,7 @@ from triage.db.uploads import Uploads, is_whole
 from triage.db.worklist import (
     ON_THE_LIST,
     ORDERINGS,
+    alone,
     entries,
     is_open,
     listed,
@@ -557,9 +558,8 @@ class Database:
 
     def counts(self, now: datetime, leave_after_days: float) -> dict[StudyState, int]:
         """Open studies by state."""
-        query = (
-            select(study.c.state, func.count()).where(is_open(now, leave_after_days)).group_by(study.c.state)
-        )
+        state = alone(study.c.state)
+        query = select(state, func.count()).where(is_open(now, leave_after_days)).group_by(state)
         with self._read() as connection:
             return {StudyState(state): count for state, count in connection.execute(query)}
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from triage.db.tables import NEXT_CHANGE, claim, delivery, policy, saved_view, study, verdict
-from triage.db.worklist import Chosen, entries, is_open, key_of, listed, place, place_in, wanted
+from triage.db.worklist import Chosen, alone, entries, is_open, key_of, listed, place, place_in, wanted
 from triage.domain import Band, Grade, Status, WorklistEntry
 from triage.errors import Rejected
 
@@ -172,11 +172,12 @@ class Reading:
 
     def changes(self, since: int, now: datetime, leave_after_days: float) -> Changes:
         """Whether anything changed, and which critical studies did; ``since`` 0 names them all."""
+        rank = alone(study.c.strict_rank) if since else study.c.strict_rank  # of late, few have changed
         critical = (
             select(study.c.study_instance_uid)
             .where(
                 is_open(now, leave_after_days),
-                study.c.strict_rank == Band.CRITICAL,
+                rank == Band.CRITICAL,
                 study.c.changed > since,
             )
             .order_by(study.c.changed, study.c.study_instance_uid)

@@ -75,7 +75,7 @@ def wanted(now: datetime, chosen: Chosen) -> ColumnElement[bool]:
     if chosen.bands:
         tests.append(study.c.band.in_(chosen.bands))
     if chosen.states:
-        tests.append(_alone(study.c.state).in_(chosen.states))
+        tests.append(alone(study.c.state).in_(chosen.states))
     if chosen.statuses:
         tests.append(or_(*(study.c.status.is_not_distinct_from(status) for status in chosen.statuses)))
     claimed = select(claim.c.study_instance_uid).where(claim.c.until > now)
@@ -90,7 +90,7 @@ def wanted(now: datetime, chosen: Chosen) -> ColumnElement[bool]:
     if chosen.scanner:
         tests.append(_holds(func.lower(study.c.scanner), chosen.scanner))
     if chosen.arrived_since is not None:
-        tests.append(_alone(study.c.arrived_at) >= chosen.arrived_since)
+        tests.append(alone(study.c.arrived_at) >= chosen.arrived_since)
     if chosen.overdue:
         tests.append(study.c.due_at <= now)
     return and_(true(), *tests)
@@ -101,7 +101,7 @@ def matches(text: str) -> ColumnElement[bool]:
     return _holds(study.c.searched, text)
 
 
-def _alone(column: Column[Any]) -> ColumnElement[Any]:
+def alone(column: Column[Any]) -> ColumnElement[Any]:
     """As it is, but SQLite's plus keeps it from using any other index than that of the order."""
     return literal_column(f"+study.{column.name}", column.type)
 
