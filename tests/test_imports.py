@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "priority": {"domain", "config"},
     "whatif": {"domain", "config", "priority"},
     "drift": set(),
-    "policies": {*BASE, "db", "priority", "whatif"},
+    "policies": {*BASE, "audit", "db", "priority", "whatif"},
     "rows": {"domain"},
     "outbox": {"domain", "config"},
     "passwords": set(),
