@@ -175,9 +175,9 @@ class Pages:
 
     def search(self, request: Request) -> Response:
         now, text = self.clock(), request.query_params.get("q", "").strip()[:256]
-        as_dicom = re.sub(r"[,\s]+", "^", text)  # "Doe, Jane" is kept as DOE^JANE
-        find = self.database.search
-        entries = (find(text, LONGEST_SEARCH) or find(as_dicom, LONGEST_SEARCH)) if text else []
+        spelled = dict.fromkeys((text, re.sub(r"[,\s]+", "^", text)))  # "Doe, Jane" is kept as DOE^JANE
+        found = (self.database.search(one, LONGEST_SEARCH) for one in spelled if one)
+        entries: list[WorklistEntry] = next(filter(None, found), [])
         audit(request, Event.SEARCHED, detail=text)
         audit(request, Event.LISTED, [entry.study for entry in entries])
         return self.render(
