@@ -68,7 +68,7 @@ def browse(chromium: Browser) -> Iterator[Browse]:
     yield somebody
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert not complaints, "\n".join(complaints)
 
 
 def views(page: Page) -> Iterator[str]:
