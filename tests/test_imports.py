@@ -93,7 +93,7 @@ EDGES = {
     "typer": {"cli"},
     "argon2": {"passwords"},
     "rich": {"cli", "training"},
-    "pydantic": {"config", "models", "training", "web"},
+    "pydantic": {"config", "models", "training", "web", "whatif"},  # what-if's answer is the API's as it is
     "fastapi": {"web"},
     "yaml": {"config", "models", "training"},
     "sklearn": {"training"},

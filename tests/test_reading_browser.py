@@ -296,7 +296,7 @@ def test_the_alarm_is_for_what_is_new_and_says_when_it_cannot_sound(site: Site, 
     expect(news).to_be_hidden()
     ward.database.close_study("1.1", "read", ward.now)
     until(page, lambda: order(page) == ["1.2"])
-    with page.expect_request("**/worklist/changes"):
+    with page.expect_response("**/worklist/changes"):
         page.clock.fast_forward(31_000)
     ward.database.reading.mark_unread("1.1")
     expect(news).to_contain_text("New critical study: STAT order; not judged yet")

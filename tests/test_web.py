@@ -288,7 +288,7 @@ def test_a_study_page_tells_everything(ward: Ward) -> None:
         "pacs Structured report 1.1.9.1.1 ✕ Given up 1 called AE title not recognised",
         "archive Segmentation 1.1.9.0.1 ↻ Will be retried 1 connection refused",
         "archive Structured report 1.1.9.1.1 … Waiting 0 –",
-        "2 (newest) Negative",
+        "2, shown Negative",
         "1 Positive",
         "read 1.2 network 5.1 write 0.6",
         "Study Instance UID 1.1 · 3 images · state analyzed",

@@ -32,10 +32,14 @@ export function say(text, undo) {
   forgetting = setTimeout(() => said.replaceChildren(), 10000);
 }
 
-export function ask(dialog) {
+let answered = Promise.resolve(); // a dialog says so a moment after it closed: the next one waits for that
+
+export async function ask(dialog) {
+  await answered;
   dialog.returnValue = "";
   dialog.showModal();
-  return new Promise(answered => dialog.addEventListener("close", () => answered(dialog.returnValue), {once: true}));
+  answered = new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue), {once: true}));
+  return answered;
 }
 
 // Somebody else reads the study: "take", "look" (where that is a way) or "".

@@ -332,7 +332,7 @@ const keys = {
 };
 
 document.addEventListener("keydown", event => {
-  const typed = event.target.closest("input:not([type=checkbox]), select, textarea, dialog");
+  const typed = event.target.closest("input:not([type=checkbox]), select, textarea, dialog[open]");
   if (typed && event.key === "Escape" && !typed.matches("dialog")) return typed.blur();
   if (typed || event.ctrlKey || event.altKey || event.metaKey || !keysOn.checked || !keys[event.key]) return;
   if (event.repeat && !"jk".includes(event.key)) return;
