@@ -19,7 +19,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-SLOWEST = ("test_kill", "test_demo", "test_daemon", "test_orthanc", "test_training", "test_cli", "test_gates")
+SLOWEST = (
+    "test_kill",
+    "test_cli",
+    "test_systems",
+    "test_radiologist_day",
+    "test_orthanc",
+    "test_demo",
+    "test_daemon",
+    "test_gates",
+    "test_admin_day",
+    "test_reading_browser",
+    "test_accessibility",
+    "test_training",
+)
 """A file is one worker's: those that take minutes begin first, so that no worker is left alone with one."""
 
 

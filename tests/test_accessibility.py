@@ -70,11 +70,12 @@ def of_every_kind(ward: Ward) -> None:
     ward.database.people.add_user("boss", Role.ADMIN, passwords.hashed(PASSWORD), ward.now, [])
 
 
-def faults(page: Page) -> list[str]:
+def faults(page: Page, *rules: str) -> list[str]:
     """What axe-core finds that keeps people out: rule and elements."""
     page.evaluate(AXE.read_text())
     found: list[dict[str, Any]] = page.evaluate(
-        "async () => (await axe.run(document, {resultTypes: ['violations']})).violations"
+        "async options => (await axe.run(document, options)).violations",
+        {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})},
     )
     return [
         f"{one['id']}: {node['target']} {node['failureSummary']}"
@@ -85,10 +86,10 @@ def faults(page: Page) -> list[str]:
 
 
 def looked_at(page: Page, name: str) -> None:
-    """In each size and scheme."""
+    """In each size and scheme; what is dark differs in its colours alone."""
     for view in views(page):
         picture(page, f"page-{name}-{view}")
-        assert faults(page) == [], view
+        assert faults(page, *(["color-contrast"] if "dark" in view else [])) == [], view
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
 
 
@@ -117,6 +118,7 @@ def test_nobody_is_kept_out_at_the_door(site: Site, browse: Browse) -> None:
 def test_dialogs_and_news_keep_nobody_out(site: Site, browse: Browse) -> None:
     page = browse(site.address)
     log_in(page, "boss", PASSWORD)
+    expect(page.locator("html.with-script")).to_be_attached()
     page.keyboard.press("?")
     expect(page.get_by_role("dialog")).to_be_visible()
     assert faults(page) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import peers
+from tests.forked import PROCESSES
 from tests.killed import POINTS, work
 from triage import config
 from triage.config import Config
@@ -26,10 +26,6 @@ SEG, SR, PICTURE = (
     "1.2.840.10008.5.1.4.1.1.88.34",
     "1.2.840.10008.5.1.4.1.1.7",
 )
-
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.killed"])  # the libraries are read once for all of them
 
 
 @contextmanager

@@ -7,11 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from pydicom import dcmread
 from pydicom.uid import (
     Comprehensive3DSRStorage,
-    MultiFrameTrueColorSecondaryCaptureImageStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
@@ -29,7 +27,6 @@ WRITTEN = {
     "sr": Comprehensive3DSRStorage,
     "picture": SecondaryCaptureImageStorage,
     "key_slices": SecondaryCaptureImageStorage,
-    "view_3d": MultiFrameTrueColorSecondaryCaptureImageStorage,
 }
 
 
@@ -37,8 +34,7 @@ WRITTEN = {
 def judged(request, tmp_path_factory):
     """The system's name, and the row of each series, by the first word of the patient's ID."""
     folder: Path = tmp_path_factory.mktemp(request.param)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"results": {"view_3d": True}}))
-    command = ["--config", str(folder / "config.yaml"), "predict", *(str(DATA / "dicom" / s) for s in SERIES)]
+    command = ["predict", *(str(DATA / "dicom" / s) for s in SERIES)]
     ended = CliRunner().invoke(
         app, [*command, "--model", request.param, "--output", str(folder / "out"), "--json"]
     )
