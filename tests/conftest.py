@@ -36,7 +36,9 @@ SLOWEST = (
 """A file is one worker's: those that take minutes begin first, so that no worker is left alone with one."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--every-series"):
+        items[:] = [item for item in items if item.get_closest_marker("every_series") is None]
     first = {name: place for place, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(SLOWEST)))
 

@@ -25,16 +25,8 @@ SEG, SR, PICTURE = (
     "1.2.840.10008.5.1.4.1.1.88.34",
     "1.2.840.10008.5.1.4.1.1.7",
 )
-SLOWEST = "ssm"
 VIEW_3D = "1.2.840.10008.5.1.4.1.1.7.4"
 STUDIES = ("lidc_0001", "covid_ricord_1012", "acrin_013_gap")
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "model" in metafunc.fixturenames:
-        every = metafunc.config.getoption("--every-series")
-        others = [name for name in MODELS if name != Analysis().model]
-        metafunc.parametrize("model", others if every else [SLOWEST])
 
 
 def shown(folder: Path, studies: tuple[str, ...], *options: str) -> tuple[dict[str, WorklistEntry], str]:
@@ -92,8 +84,10 @@ def test_the_real_studies_end_in_reading_order_and_their_results_in_the_pacs(tmp
 @needs_data
 @needs_dicom3tools
 @pytest.mark.timeout(600)
+@pytest.mark.every_series
+@pytest.mark.parametrize("model", [name for name in MODELS if name != Analysis().model])
 def test_the_daemon_runs_with_every_network_that_ships(tmp_path: Path, model: str) -> None:
-    """On a real study, with the 3D view among the results; one of them unless --every-series is given."""
+    """On a real study, with the 3D view among the results."""
     entries, _ = shown(tmp_path, ("lidc_0001",), "--model", model, "--view-3d")
     answer = entries["LIDC-"].result
     assert answer is not None
