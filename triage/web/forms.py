@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
@@ -39,6 +39,11 @@ def posted(
         return await in_thread(answer, request, form)
 
     return endpoint
+
+
+def days_of(text: str, choices: Collection[int], usual: int) -> int:
+    """The number of days that an address asks for, where it is one that the page offers."""
+    return int(text) if text.isdecimal() and int(text) in choices else usual
 
 
 async def _read(request: Request) -> Form:

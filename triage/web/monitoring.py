@@ -26,6 +26,7 @@ from triage.drift import Drift
 from triage.web import words
 from triage.web.access import Page
 from triage.web.api import READER
+from triage.web.forms import days_of
 from triage.web.health import GIGABYTE
 from triage.whatif import quantile
 
@@ -106,8 +107,7 @@ class MonitoringPage:
         return made
 
     def monitoring(self, request: Request) -> Response:
-        asked = request.query_params.get("days", "")
-        days = int(asked) if asked.isdecimal() and int(asked) in DAYS else DAYS[0]
+        days = days_of(request.query_params.get("days", ""), DAYS, DAYS[0])
         found = self.monitored(days=days)
         slowest = max([timedelta(seconds=1), *(day.times.p95 for day in found.history if day.times)])
         return self.pages.render(

@@ -21,7 +21,7 @@ from triage.domain import Band, Permission
 from triage.errors import ConfigError, Rejected
 from triage.web import words
 from triage.web.access import Page, audit
-from triage.web.forms import Form, posted
+from triage.web.forms import Form, days_of, posted
 from triage.whatif import Outcome, Rate, Rehearsal, Waits
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class PolicyPages:
         """Without settings in the address the present policy; with some, also what they would have done."""
         asked = {name: text.strip() for name, text in request.query_params.items()}
         given = {field.name: asked[field.name] for field in FIELDS if field.name in asked}
-        days = _days(asked.get("days", ""))
+        days = days_of(asked.get("days", ""), DAYS, USUAL_DAYS)
         now, versions = self.pages.clock(), self.database.policies(SHOWN + 1)
         present = versions[0].policy if versions else self.config.policy
         wrong, tried, candidate = "", None, present
@@ -204,10 +204,6 @@ def _history(versions: Sequence[PolicyVersion]) -> list[tuple[PolicyVersion, lis
     """Each version with what it changed; the oldest that there is has nothing to differ from."""
     changed = [changes(older.policy, newer.policy) for newer, older in pairwise(versions)]
     return list(zip(versions, [*changed, []], strict=False))  # there may be none yet
-
-
-def _days(text: str) -> int:
-    return int(text) if text.isdecimal() and int(text) in DAYS else USUAL_DAYS
 
 
 def _number(form: Form, name: str) -> int:

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from triage import policies
 from triage.audit import Event
 from triage.db.reading import Counts, Page, Row
 from triage.db.worklist import Chosen
@@ -111,7 +110,7 @@ class ReadingList:
     @property
     def ordering(self) -> str:
         """Of the policy that counts now: it may change while the page is open."""
-        return policies.in_force(self.database, self.pages.config).ordering
+        return self.pages.ordering
 
     @property
     def claim_time(self) -> timedelta:
