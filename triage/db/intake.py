@@ -48,6 +48,7 @@ def register(
         )
     ).scalar()
     if known == received.digest:
+        _is_back(connection, received, now)
         return
     if known is not None:
         add_note(connection, uid, CONFLICT_NOTE)
@@ -63,6 +64,17 @@ def register(
     )
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
+
+
+def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
+    """Images that were deleted come again: they are new to the spool, and say nothing new of the study."""
+    uid = received.study_instance_uid
+    gone = (study.c.study_instance_uid == uid) & study.c.images_deleted_at.is_not(None)
+    if connection.execute(update(study).where(gone).values(images_deleted_at=None)).rowcount:
+        ours = instance.c.sop_instance_uid == received.sop_instance_uid
+        connection.execute(
+            update(instance).where(instance.c.study_instance_uid == uid, ours).values(received_at=now)
+        )
 
 
 def add_note(connection: Connection, uid: str, note: str) -> None:
