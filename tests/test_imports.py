@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "first": {"config", "db", "passwords"},
     "trail": {*BASE, "audit", "db", "outgoing"},
     "db": BASE,
+    "alive": {*BASE, "db"},
     "dicom": BASE,
     # The transports that carry an answer instead of a DICOM object; like every room, they meet no other.
     "outgoing": {*BASE, "rows"},

@@ -103,7 +103,7 @@ def serve(
     os.umask(0o077)  # images and names are for this user alone
     with _plain_errors():
         settings = configuration.load(context.obj)
-        roles = role or daemon.roles(settings)
+        roles = role or settings.roles
         for name in roles:
             if name not in daemon.ROLES:
                 raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")

@@ -581,6 +581,11 @@ class Config(Section):
         return self.model_copy(update={"priority": policy})
 
     @property
+    def roles(self) -> list[str]:
+        """The roles that these settings need; ``daemon.ROLES`` has their work."""
+        return ["listener", "clerk", "analyzer", "web", *(["orders"] if self.orders.port is not None else [])]
+
+    @property
     def ordering(self) -> Literal["deadline", "strict", "arrival"]:
         """The order of every list."""
         return "arrival" if self.shadow else self.priority.ordering

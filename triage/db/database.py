@@ -30,6 +30,7 @@ from triage.db.orders import Pending
 from triage.db.people import People
 from triage.db.policies import Opinion, Placed, PolicyVersion
 from triage.db.reading import Reading
+from triage.db.roles import Roles
 from triage.db.tables import delivery, instance, rest, result, study
 from triage.db.uploads import Uploads, is_whole
 from triage.db.worklist import (
@@ -78,6 +79,7 @@ class Database:
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
         self.monitoring = Monitoring(self._read)
+        self.roles = Roles(self._read, self._write)
         self.uploads = Uploads(self._read, self._write)
 
     def migrate(self) -> None:

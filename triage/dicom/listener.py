@@ -75,6 +75,7 @@ class Listener:
 
     What becomes of an object, and when the three callables are called, ``Receiver`` says. With ``worklist``
     it also answers C-FIND, under the same AE title; with ``commitments`` it also hears what archives report.
+    ``on_turn`` is called again and again as long as new associations are accepted.
     """
 
     def __init__(
@@ -86,12 +87,15 @@ class Listener:
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
         worklist: lists.Lists | None = None,
         commitments: Reports | None = None,
+        on_refused: Callable[[str], None] = lambda _kind: None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_turn = on_turn
         self.port = settings.port
         self._worklist = worklist
         self._commitments = commitments
         self._settings = settings
-        self._receiver = Receiver(spool, on_received, has_room, on_conflict)
+        self._receiver = Receiver(spool, on_received, has_room, on_conflict, on_refused)
         self._peers = [ip_network(peer) for peer in settings.peers]
         self._ae = _application_entity(settings)
         self._server: ThreadedAssociationServer | None = None
@@ -116,6 +120,7 @@ class Listener:
             ],
             server_class=_Server,
         )
+        server.service_actions = self._on_turn  # type: ignore[method-assign]  # of socketserver, at each turn
         self._server = server
         self.port = int(server.server_address[1])
         threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()

@@ -36,7 +36,8 @@ class Receiver:
     ``on_received(instance)`` is called for every object on the disk, also when it comes again: it must be
     idempotent. It may raise Retryable, and the object is to be sent again. ``on_conflict(instance)`` is
     called for other bytes under a known SOP Instance UID, after ``on_received`` for the first ones.
-    ``has_room()`` says whether the disk takes more. All are called from the threads of several associations.
+    ``has_room()`` says whether the disk takes more. ``on_refused(status)`` is told of each object that is not
+    taken. All are called from the threads of several associations.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Receiver:
         on_received: Callable[[Instance], None],
         has_room: Callable[[], bool],
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
+        on_refused: Callable[[str], None] = lambda _status: None,
     ) -> None:
         self._spool = spool
         self._on_received = on_received
         self._on_conflict = on_conflict
         self._has_room = has_room
+        self._on_refused = on_refused
 
     def keep(self, raw: bytes, instance: Instance, source: str) -> None:
         """File a data set and put it on record; ``spool.read`` gave ``instance``.
@@ -71,10 +74,12 @@ class Receiver:
             self._store(event, request)
         except _Refused as refusal:
             _log_refusal(event, request, refusal.status, str(refusal))
+            self._on_refused(refusal.status.label)
             return int(refusal.status)
         except Exception as error:  # noqa: BLE001 - one object must not end the receiving of others
             failure = StoreStatus.PROCESSING_FAILURE
             _log_refusal(event, request, failure, traced(error))
+            self._on_refused(failure.label)
             return int(failure)
         return int(StoreStatus.SUCCESS)
 

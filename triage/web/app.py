@@ -61,11 +61,23 @@ LONGEST_SEARCH = 100
 NEEDS_TOKEN = "this needs the header 'Authorization: Bearer TOKEN'"  # noqa: S105 - no token, a sentence
 
 
-def serve(database: Database, config: Config, clock: Clock, stop: threading.Event) -> None:
+def serve(
+    database: Database,
+    config: Config,
+    clock: Clock,
+    stop: threading.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    on_turn: Callable[[], None] = lambda: None,
+) -> None:
     """Answer on ``config.web`` until ``stop`` is set (or a signal comes, in the main thread).
 
+    ``on_ready`` is called once we listen, ``on_turn`` every few seconds as long as the loop turns.
     Raises ConfigError when the address cannot be listened on.
     """
+
+    async def turned() -> None:
+        on_turn()
+
     settings = uvicorn.Config(
         create_app(database, config, clock, stop),
         log_config=None,
@@ -75,6 +87,8 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=5,
+        callback_notify=turned,
+        timeout_notify=5,
     )
     server = _Server(settings, stop)
 
@@ -85,6 +99,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
     with _listen(config.web.host, config.web.port) as listening:
         threading.Thread(target=end_with_stop, name="web-stop", daemon=True).start()
         log.info("worklist on http://%s:%d/", config.web.host, config.web.port)
+        on_ready()
         server.run(sockets=[listening])
 
 
