@@ -47,9 +47,7 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
 
     Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
     """
-    dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
-    if _is_cut_off(dataset, raw, transfer_syntax_uid):
-        raise Rejected("data set is cut off")
+    dataset = header.facts_of(raw, transfer_syntax_uid) or _parsed(raw, transfer_syntax_uid)
     return header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
 
 
@@ -90,6 +88,13 @@ def index_spool(
                 yield header.read_instance(path)
             except (Rejected, Retryable) as error:
                 logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
+
+
+def _parsed(raw: bytes, transfer_syntax_uid: str) -> Dataset:
+    dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
+    if _is_cut_off(dataset, raw, transfer_syntax_uid):
+        raise Rejected("data set is cut off")
+    return dataset
 
 
 def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
