@@ -89,6 +89,7 @@ EDGES = {
     "apscheduler": {"daemon"},
     "starlette": {"web"},
     "uvicorn": {"web"},
+    "prometheus_client": {"web"},
     "python_multipart": {"web"},
     "jinja2": {"web", "training"},
     "typer": {"cli"},

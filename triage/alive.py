@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 15.0
 PATIENCE_SECONDS = 60.0
 """A loop that has not turned for so long hangs, where it names no other patience."""
+MORE_TIME = f"EXTEND_TIMEOUT_USEC={int(4e6 * BEAT_SECONDS)}"
+"""To a service manager that waits for us to be ready: we are at it."""
 CREDENTIALS = struct.Struct("3i")
 """Process, user and group of who sent a message (unix(7), SCM_CREDENTIALS)."""
 
@@ -65,6 +67,7 @@ class Pulse(Silent):
         self._turned: dict[str, tuple[float, float]] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
+        self._is_ready = False
 
     def loop(self, name: str, patience: float = PATIENCE_SECONDS) -> Callable[[], None]:
         """What a loop calls at each turn. After ``patience`` seconds without, it is taken for hung."""
@@ -82,6 +85,7 @@ class Pulse(Silent):
 
     def ready(self) -> None:
         """The role does its work from now on."""
+        self._is_ready = True
         notify("READY=1", f"STATUS={self._role} is ready")
         self._beat()
 
@@ -114,7 +118,7 @@ class Pulse(Silent):
         if hung := self.hung():
             log.error("%s hangs: no turn of %s", self._role, ", ".join(hung))
             return
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1" if self._is_ready else MORE_TIME)
         self._write(self._clock())
 
     def _write(self, now: datetime | None) -> None:

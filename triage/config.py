@@ -67,6 +67,18 @@ class Section(BaseModel):
 class Storage(Section):
     spool: Path = Path("var/spool")
     minimum_free_gb: Annotated[float, Field(ge=0)] = 5.0
+    warning_free_gb: Annotated[float, Field(ge=0)] | None = None
+    """From here on down somebody is told to make room; None: twice the minimum."""
+
+    @property
+    def warned_gb(self) -> float:
+        return 2 * self.minimum_free_gb if self.warning_free_gb is None else self.warning_free_gb
+
+    @model_validator(mode="after")
+    def _early(self) -> Self:
+        if self.warned_gb < self.minimum_free_gb:
+            raise ValueError("warning_free_gb must not be below minimum_free_gb: it is to warn early")
+        return self
 
 
 class Database(Section):
