@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import replace
 
-from tests.faults import kills
+from tests.faults import fuzz, kills
 from tests.faults.table import Case, Context, Row, ways_of_receiving
 
 RECEIVING: dict[str, Case] = {
@@ -18,6 +18,8 @@ CASES: dict[str, tuple[Case, dict[str, object]]] = {
         for name, case in RECEIVING.items()
     },
     "killed at each step": (kills.at_each_step, {}),
+    "broken images": (fuzz.images, {}),
+    "broken archives": (fuzz.zips, {}),
 }
 """{name: (case, settings of the listener)}"""
 

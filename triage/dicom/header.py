@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 BROKEN = (
     ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error,
-    BytesLengthException, EOFError, OSError,
+    BytesLengthException, EOFError, OSError, RecursionError,
 )  # fmt: skip
-"""What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence."""
+"""What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence, and
+RecursionError for sequences in sequences without end.
+"""
 
 UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 """A UID as tolerant as scanners need it, and as strict as the name of a file or folder must be."""
@@ -50,6 +53,11 @@ UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 HEAD = 132
 """Bytes after which it shows whether a file may be DICOM."""
 LARGEST_INFLATED = 2 * 1024**3
+MOST_INFLATED = 100
+"""Times its size that a large deflated data set may unpack to: images never shrink as much, only bombs."""
+SMALL = 64 * 1024**2
+"""Bytes that any deflated data set may unpack to."""
+MOST_ELEMENTS = 100_000
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 SCANNER = ("Manufacturer", "ManufacturerModelName")
@@ -189,7 +197,8 @@ def parse(
         tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
         stop = None if pixels else _at_pixels
         elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
-        dataset = Dataset({element.tag: element for element in elements})
+        # The rest would count as cut off, or is padding: megabytes of zeros are millions of empty elements.
+        dataset = Dataset({element.tag: element for element in islice(elements, MOST_ELEMENTS)})
         dataset.set_original_encoding(implicit, little, convert_encodings(character_set(dataset)))
     except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
@@ -199,7 +208,7 @@ def parse(
 def _inflated(body: bytes | memoryview) -> bytes:
     """A deflated data set, as far as one fits into memory: what a few bytes blow up to is refused."""
     inflater = zlib.decompressobj(-15)
-    plain = inflater.decompress(body, LARGEST_INFLATED)
+    plain = inflater.decompress(body, min(LARGEST_INFLATED, max(SMALL, MOST_INFLATED * len(body))))
     if inflater.unconsumed_tail:
         raise Rejected("deflated data set unpacks to more than any image has")
     if not inflater.eof:

@@ -104,13 +104,13 @@ def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
     """
     if not dataset:
         return True
-    last = dataset.get_item(list(dataset.keys())[-1])
+    last = dataset.get_item(list(dataset.keys())[-1], keep_deferred=True)
     if not isinstance(last, RawDataElement) or last.length == UNDEFINED_LENGTH:
         return False
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         return last.length > len(last.value or b"")
     end = last.value_tell + last.length
-    return end > len(raw) or any(raw[end:])  # some writers pad the end with zeros
+    return end > len(raw) or raw.count(0, end) < len(raw) - end  # some writers pad the end with zeros
 
 
 def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
