@@ -28,6 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "trail": {*BASE, "audit", "db", "outgoing"},
     "db": BASE,
     "alive": {*BASE, "db"},
+    "backup": {*BASE, "db", "dicom"},
     "dicom": BASE,
     # The transports that carry an answer instead of a DICOM object; like every room, they meet no other.
     "outgoing": {*BASE, "rows"},

@@ -471,6 +471,47 @@ def close(
     out.print(f"{study_uid} is closed: {reason}", markup=False, soft_wrap=True)
 
 
+@app.command()
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="A folder, or a file whose name ends with .tar.")],
+) -> None:
+    """Put database and spool away, also while the daemon runs; an earlier back-up there is renewed."""
+    from triage import backup as keeping
+    from triage import pull
+
+    os.umask(0o077)
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        pull.check_user(settings.storage.spool)
+        saved = keeping.save(_database(settings), settings, target, datetime.now(UTC))
+    held = f"{_count(saved.files, 'file')} of the spool, {saved.bytes / 1024**3:.1f} GB, and the database"
+    out.print(f"{target}: {held}", soft_wrap=True)
+    if saved.linked:
+        linked = _count(saved.linked, "file")
+        out.print(f"{linked} linked, not copied: they lie on the same disk as the spool", soft_wrap=True)
+    if saved.missing:
+        said = f"{_count(saved.missing, 'file')} that the database names lay in the spool no more"
+        err.print(said, style="yellow", soft_wrap=True)
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="What `triage backup` made.", exists=True)],
+) -> None:
+    """Bring a back-up to where the settings say; the daemon must not run, and there must be no database."""
+    from triage import backup as keeping
+    from triage import pull
+
+    os.umask(0o077)
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        pull.check_user(settings.storage.spool)
+        saved = keeping.restore(settings, source)
+    out.print(f"restored as of {saved.made_at}, by triage {saved.version}", soft_wrap=True)
+
+
 user_app = typer.Typer(help="Users of the page, for a site that is locked out.", no_args_is_help=True)
 app.add_typer(user_app, name="user")
 audit_app = typer.Typer(help="The audit trail.", no_args_is_help=True)

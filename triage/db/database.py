@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -21,7 +22,7 @@ from sqlalchemy import (
 )
 
 from triage.config import PriorityPolicy
-from triage.db import commitments, intake, orders, policies, records, studies
+from triage.db import commitments, copies, intake, orders, policies, records, studies
 from triage.db.audit import Trail, append
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
@@ -87,6 +88,24 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    # --- back-up -----------------------------------------------------------------------------
+
+    def copy(self, path: Path) -> None:
+        """The whole database as of one moment, in a file that is nobody else's, while others write."""
+        copies.copy(self._engine, path)
+
+    def paths(self) -> Iterator[Path]:
+        """Every file that the rows name, but images that were deleted on purpose."""
+        with self._read() as connection:
+            yield from copies.paths(connection)
+
+    def settle_copy(self, old: Path, new: Path, *, audit_file: bool) -> None:
+        """A copy becomes the database: the spool moved from ``old`` to ``new``, and no role is alive."""
+        with self._write() as connection:
+            if old != new:
+                copies.move(connection, old, new)
+            copies.forget_processes(connection, audit_file=audit_file)
 
     # --- receiving ---------------------------------------------------------------------------
 
