@@ -79,7 +79,7 @@ def read(series: Series, threads: int = 0) -> Volume:
 
 def read_image(instance: Instance) -> NDArray[np.int16]:
     """One image in HU, (rows, columns), as ``read`` gives it, and with the same errors."""
-    (image,) = _room_for(instance, 1)
+    image: NDArray[np.int16] = _room_for(instance, 1)[0]
     _read_slice(instance, 1, image, image.shape)
     return image
 
@@ -219,13 +219,27 @@ def _in_jpeg(stream: bytes) -> Size:
 
 
 def _in_jpeg_2000(stream: bytes) -> Size:
-    """The SIZ marker's (ISO/IEC 15444-1 A.5.1); behind a file header there must be no second one."""
-    at = stream.index(SIZ)
-    if stream.rfind(SIZ) != at:
-        raise ValueError("two code streams")
+    """The SIZ marker's (ISO/IEC 15444-1 A.5.1)."""
+    at = _code_stream(stream)
+    if stream[at : at + 4] != SIZ:
+        raise ValueError("no code stream of JPEG 2000")
     right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
     (components,) = struct.unpack_from(">H", stream, at + 40)
     return bottom - top, right - left, components
+
+
+def _code_stream(stream: bytes) -> int:
+    """Where it begins: some writers leave the boxes of a file around it (ISO/IEC 15444-1 I.4)."""
+    at, kind, length, head = 0, b"", 0, 0
+    while stream[:4] != SIZ and kind != b"jp2c":
+        at += length
+        length, kind = struct.unpack_from(">I4s", stream, at)
+        head = 8
+        if length == 1:
+            (length,), head = struct.unpack_from(">Q", stream, at + 8), 16
+        if length < head and kind != b"jp2c":
+            raise ValueError("a box of JPEG 2000 without an end")
+    return at + head
 
 
 _jpeg = _coded(imagecodecs.jpeg8_decode, _in_jpeg)
