@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -589,46 +587,6 @@ def open_association(port: int) -> socket.socket:
 
 
 # --- the process dies -----------------------------------------------------------------------------
-
-LISTEN = """
-import sys
-from pathlib import Path
-from triage import config
-from triage.dicom.listener import Listener
-settings = config.Listener(host="127.0.0.1", port=int(sys.argv[1]))
-listener = Listener(settings, Path(sys.argv[2]), lambda instance: None, lambda: True)
-listener.start()
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_after_a_kill_only_whole_files_are_left(tmp_path: Path) -> None:
-    files = [save(ct(n, PixelData=bytes([n]) * 400_000), tmp_path / f"{n}.dcm") for n in range(1, 61)]
-    received = Received(tmp_path / "spool", port=free_port())
-    with subprocess.Popen(
-        [sys.executable, "-c", LISTEN, str(received.port), str(received.spool)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        killer = threading.Thread(target=kill_after, args=(process, received.spool, 10))
-        killer.start()
-        outcomes = received.send(*files)
-        killer.join()
-    acknowledged = {body(outcome.path) for outcome in outcomes if outcome.sent}
-    assert 0 < len(acknowledged) < 60
-    (received.spool / "incoming" / "left.part").write_bytes(b"half")
-    left = list(index_spool(received.spool))
-    assert acknowledged <= {body(i.path) for i in left} <= {body(file) for file in files}
-    assert list((received.spool / "incoming").iterdir()) == []
-
-
-def kill_after(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:
-    while process.poll() is None:
-        if sum(1 for _ in folder.glob("*/*/*.dcm")) >= count:
-            process.send_signal(signal.SIGKILL)
 
 
 def test_recovery_reads_what_is_not_on_record(

@@ -42,7 +42,7 @@ from triage.unjudged import report_at_hand
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 9
+ANSWER_VERSION = 10
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
 """What drawing may raise: an answer never waits for what only its page or a picture shows."""

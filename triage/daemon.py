@@ -57,6 +57,7 @@ NOTIFY_SECONDS = 5.0
 LONGEST_JOB_SECONDS = 3600.0
 """One step of the clerk's, such as fetching what is missing of a study, is done by then or never."""
 RESTART_SECONDS = 5.0
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 PROVEN_SECONDS = 60.0
 """A role that has run this long was configured well: what stops it later is not its settings."""
 
@@ -335,10 +336,24 @@ def _end_overtime(stop: threading.Event) -> None:
 
 
 def stopped_by_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM and SIGINT set.
+
+    A thread of its own hears of them. A handler runs within whatever the main thread is at: it may hold the
+    event's lock, or be just about to wait for it, and the signal would be missed.
+    """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    for number in STOPPING:
+        signal.signal(number, lambda *_: None)
+
+    def wait_for_one() -> None:
+        while os.read(heard, 1)[0] not in STOPPING:
+            pass
+        stop.set()
+
+    threading.Thread(target=wait_for_one, name="signals", daemon=True).start()
     return stop
 
 

@@ -49,9 +49,7 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
 
     Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
     """
-    dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
-    if _is_cut_off(dataset, raw, transfer_syntax_uid):
-        raise Rejected("data set is cut off")
+    dataset = header.facts_of(raw, transfer_syntax_uid) or _parsed(raw, transfer_syntax_uid)
     return header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
 
 
@@ -94,6 +92,13 @@ def index_spool(
                 logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
 
 
+def _parsed(raw: bytes, transfer_syntax_uid: str) -> Dataset:
+    dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
+    if _is_cut_off(dataset, raw, transfer_syntax_uid):
+        raise Rejected("data set is cut off")
+    return dataset
+
+
 def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
     """True when the bytes end within an element, which pydicom does not mind.
 
@@ -101,13 +106,13 @@ def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
     """
     if not dataset:
         return True
-    last = dataset.get_item(list(dataset.keys())[-1])
+    last = dataset.get_item(list(dataset.keys())[-1], keep_deferred=True)
     if not isinstance(last, RawDataElement) or last.length == UNDEFINED_LENGTH:
         return False
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         return last.length > len(last.value or b"")
     end = last.value_tell + last.length
-    return end > len(raw) or any(raw[end:])  # some writers pad the end with zeros
+    return end > len(raw) or raw.count(0, end) < len(raw) - end  # some writers pad the end with zeros
 
 
 def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:

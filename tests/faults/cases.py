@@ -1,0 +1,33 @@
+"""The cases by name. Those in which something arrives are tried on each way of receiving."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+
+from tests.faults import fuzz, kills
+from tests.faults.table import Case, Context, Row, ways_of_receiving
+
+RECEIVING: dict[str, Case] = {
+    "killed while slices come": kills.while_receiving,
+}
+CASES: dict[str, tuple[Case, dict[str, object]]] = {
+    **{
+        f"{name}{way}": (case, settings)
+        for way, settings in ways_of_receiving().items()
+        for name, case in RECEIVING.items()
+    },
+    "killed at each step": (kills.at_each_step, {}),
+    "broken images": (fuzz.images, {}),
+    "broken archives": (fuzz.zips, {}),
+}
+"""{name: (case, settings of the listener)}"""
+
+
+def attempt(name: str, context: Context) -> Row:
+    """The row of one case; what breaks the case itself is wrong as well."""
+    case, listener = CASES[name]
+    try:
+        return case(replace(context, listener=listener))
+    except Exception as error:  # noqa: BLE001 - one case must not hide the others
+        return Row(tries=1, wrong=[f"{type(error).__name__}: {error}\n{traceback.format_exc()}"])
