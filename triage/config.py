@@ -67,6 +67,8 @@ class Section(BaseModel):
 class Storage(Section):
     spool: Path = Path("var/spool")
     minimum_free_gb: Annotated[float, Field(ge=0)] = 5.0
+    sync: bool = True
+    """Flush what is received to the disk before it is acknowledged; False only to measure."""
 
 
 class Database(Section):
@@ -82,6 +84,8 @@ class Listener(Section):
     maximum_associations: Annotated[int, Field(ge=1, le=1000)] = 25
     timeout_seconds: Seconds = 30.0
     maximum_pdu_bytes: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+    fast: bool = True
+    """Store objects without pynetdicom's queues and polling; False: its own way, for everything."""
 
     @field_validator("peers")
     @classmethod

@@ -32,6 +32,7 @@ from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.storage_commitment import Reports
+from triage.dicom.store_in_place import serving
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
@@ -115,6 +116,7 @@ class Listener:
                 (evt.EVT_C_STORE, self._receiver.on_store),
             ],
             server_class=_Server,
+            request_handler=serving(self._receiver.store, _is_storage) if self._settings.fast else None,
         )
         self._server = server
         self.port = int(server.server_address[1])
@@ -178,9 +180,9 @@ def _proposed(event: evt.Event) -> list[PresentationContext]:
     return list(primitive.presentation_context_definition_list) if primitive else []
 
 
-def _is_storage(abstract_syntax: UID) -> bool:
+def _is_storage(abstract_syntax: str) -> bool:
     """Private classes count: scanners store them beside images, and one refusal may fail a PACS's job."""
-    return abstract_syntax in KNOWN_CLASSES | RETIRED_CLASSES or abstract_syntax.is_private
+    return abstract_syntax in KNOWN_CLASSES | RETIRED_CLASSES or UID(abstract_syntax).is_private
 
 
 def _contexts_for(proposed: list[PresentationContext]) -> list[PresentationContext]:

@@ -42,7 +42,7 @@ class Filed:
     conflict: bool = False
 
 
-def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
+def read(raw: bytes | memoryview, transfer_syntax_uid: str) -> Instance:
     """Header facts of a data set as received; its path is still to be given.
 
     Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
@@ -51,7 +51,7 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
     return header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
 
 
-def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> Filed:
+def file(spool: Path, raw: bytes | memoryview, instance: Instance, source_ae_title: str) -> Filed:
     """Write a received data set; afterwards file and folders are on the disk.
 
     The same bytes again leave the first file as it is; other bytes under a known SOP Instance UID go to the
@@ -90,14 +90,14 @@ def index_spool(
                 logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
 
 
-def _parsed(raw: bytes, transfer_syntax_uid: str) -> Dataset:
+def _parsed(raw: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
     dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
     if _is_cut_off(dataset, raw, transfer_syntax_uid):
         raise Rejected("data set is cut off")
     return dataset
 
 
-def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
+def _is_cut_off(dataset: Dataset, raw: bytes | memoryview, transfer_syntax_uid: str) -> bool:
     """True when the bytes end within an element, which pydicom does not mind.
 
     What does not show here fails to parse: a torn sequence, fragments without an end, a torn deflated stream.
@@ -113,7 +113,9 @@ def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
     return end > len(raw) or any(raw[end:])  # some writers pad the end with zeros
 
 
-def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
+def _place(
+    spool: Path, path: Path, raw: bytes | memoryview, instance: Instance, source_ae_title: str
+) -> bool:
     """Make ``path`` hold the object, durably; False when it holds other bytes already."""
     created = _create(spool, path, _file_meta(instance, source_ae_title), raw)
     if not created and _digest_at(path) != instance.digest:
@@ -129,7 +131,7 @@ def _digest_at(path: Path) -> str:
         return ""
 
 
-def _create(spool: Path, path: Path, *parts: bytes) -> bool:
+def _create(spool: Path, path: Path, *parts: bytes | memoryview) -> bool:
     """Write aside, flush, then give the name; False when the name is taken, which a rename would not mind."""
     if path.exists():
         return False
