@@ -33,7 +33,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull, trail
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
-from triage.dicom.files import has_room
+from triage.dicom import files
 from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
@@ -57,7 +57,7 @@ def now() -> datetime:
 
 
 def open_database(config: Config) -> Database:
-    database = Database(config.database.url)
+    database = Database(config.database.url, sync=config.storage.sync)
     database.migrate()
     return database
 
@@ -79,11 +79,14 @@ def run_listener(config: Config, stop: threading.Event) -> None:
         config.listener,
         spool,
         on_received=lambda instance: _record(db, config, instance),
-        has_room=lambda: has_room(config.storage),
+        has_room=lambda: files.has_room(config.storage),
         on_conflict=db.note_conflict,
         worklist=_lists(db, config) if config.lists.serve else None,
         commitments=_reports(db, config) if commitment.wanted(config) else None,
+        sync=config.storage.sync,
     )
+    if not config.storage.sync:
+        log.warning("%s", files.NOT_DURABLE)
     try:
         listener.start()
     except OSError as error:

@@ -179,10 +179,8 @@ def measured(cases: dict[str, Case], rounds: int, folder: Path) -> dict[str, flo
             shutil.rmtree(place)
             os.sync()
     for name, seconds in taken.items():
-        all_of_them = " ".join(f"{one:.3f}" for one in seconds)
-        print(
-            f"  {name:34} {median(seconds):7.3f} s  {median(seconds) / SLICES * 1e3:6.2f} ms/slice  ({all_of_them})"
-        )
+        typical, each = median(seconds), " ".join(f"{one:.3f}" for one in seconds)
+        print(f"  {name:34} {typical:7.3f} s  {typical / SLICES * 1e3:6.2f} ms/slice  ({each})")
     return {name: median(seconds) for name, seconds in taken.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
@@ -31,16 +31,19 @@ CONFLICT_NOTE = "an instance arrived twice with different content; the first one
 OTHER_PATIENT_NOTE = "images of another patient ID came with this study's UID"
 
 
-def register(
-    connection: Connection,
-    received: Instance,
-    now: datetime,
-    *,
-    judgeable: bool,
-    stat: bool,
-    pending: Pending,
-) -> None:
+class Arrival(NamedTuple):
+    """An instance that came; ``pending`` gives the place of a study that nobody has judged yet."""
+
+    received: Instance
+    now: datetime
+    judgeable: bool
+    stat: bool
+    pending: Pending
+
+
+def register(connection: Connection, arrival: Arrival) -> None:
     """Put the instance on record; the same one again changes nothing, other bytes are noted."""
+    received, now, judgeable, stat, pending = arrival
     uid = received.study_instance_uid
     known = connection.execute(
         select(instance.c.digest).where(

@@ -76,6 +76,7 @@ class Listener:
 
     What becomes of an object, and when the three callables are called, ``Receiver`` says. With ``worklist``
     it also answers C-FIND, under the same AE title; with ``commitments`` it also hears what archives report.
+    Without ``sync`` nothing is flushed to the disk, which is only for measuring.
     """
 
     def __init__(
@@ -87,12 +88,14 @@ class Listener:
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
         worklist: lists.Lists | None = None,
         commitments: Reports | None = None,
+        *,
+        sync: bool = True,
     ) -> None:
         self.port = settings.port
         self._worklist = worklist
         self._commitments = commitments
         self._settings = settings
-        self._receiver = Receiver(spool, on_received, has_room, on_conflict)
+        self._receiver = Receiver(spool, on_received, has_room, on_conflict, sync=sync)
         self._peers = [ip_network(peer) for peer in settings.peers]
         self._ae = _application_entity(settings)
         self._server: ThreadedAssociationServer | None = None

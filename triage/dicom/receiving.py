@@ -56,7 +56,10 @@ class Receiver:
         on_received: Callable[[Instance], None],
         has_room: Callable[[], bool],
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
+        *,
+        sync: bool = True,
     ) -> None:
+        self._sync = sync
         self._spool = spool
         self._on_received = on_received
         self._on_conflict = on_conflict
@@ -69,7 +72,7 @@ class Receiver:
         """
         if not self._has_room():
             raise Retryable("the disk is full: make room for the spool, see storage.minimum_free_gb")
-        filed = spooling.file(self._spool, raw, instance, source)
+        filed = spooling.file(self._spool, raw, instance, source, sync=self._sync)
         if filed.conflict:
             self._conflict(filed.instance)
         else:
