@@ -45,6 +45,8 @@ from triage.web import app as web
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
+SWITCH_SECONDS = 0.0005
+"""A thread whose packet has come waits no longer for one that computes."""
 STOP_SECONDS = 60.0
 RESTART_SECONDS = 5.0
 PROVEN_SECONDS = 60.0
@@ -67,6 +69,7 @@ def open_database(config: Config) -> Database:
 
 def run_listener(config: Config, stop: threading.Event) -> None:
     """Receive until told to stop; first put on record what a killed process left unrecorded."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     db = open_database(config)
     spool = config.storage.spool
     spool.mkdir(parents=True, exist_ok=True)
