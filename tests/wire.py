@@ -1,4 +1,4 @@
-"""DICOM on the wire, by hand (PS3.8 section 9.3, PS3.7 annex E): for peers quick, or rude, as no library is."""
+"""DICOM on the wire, by hand (PS3.8 section 9.3, PS3.7 annex E): for peers quick or rude as no library is."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ An object is acknowledged only when its file and folder are on the disk and ``on
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
@@ -22,20 +23,23 @@ from pynetdicom import (
     StoragePresentationContexts,
     evt,
 )
+from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
 from triage.dicom import lists, storage_commitment
+from triage.dicom.handshake import Encrypted
 from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.storage_commitment import Reports
-from triage.dicom.store_in_place import serving
+from triage.dicom.store_in_place import in_place
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.dicom.upper_layer import forget, guard, hang_up
 from triage.domain import Instance
+from triage.errors import ConfigError
 
 __all__ = ["Listener", "index_spool"]
 
@@ -65,6 +69,7 @@ class _Server(ThreadedAssociationServer):
     """As pynetdicom's, but it belongs to the Listener and not to the AE's list of servers."""
 
     request_queue_size = 64
+    daemon_threads = True  # one that shakes hands with nobody keeps nobody from stopping
 
     def shutdown(self) -> None:
         BaseServer.shutdown(self)
@@ -101,7 +106,10 @@ class Listener:
         self._server: ThreadedAssociationServer | None = None
 
     def start(self) -> None:
-        """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
+        """Bind and listen in the background; afterwards ``port`` is the real one.
+
+        Raises OSError, or ConfigError for a certificate that cannot be used.
+        """
         also: list[evt.EventHandlerType] = []
         if self._worklist is not None:
             also.append((evt.EVT_C_FIND, self._worklist.on_find))
@@ -119,12 +127,28 @@ class Listener:
                 (evt.EVT_C_STORE, self._receiver.on_store),
             ],
             server_class=_Server,
-            request_handler=serving(self._receiver.store, _is_storage) if self._settings.fast else None,
+            request_handler=self._request_handler(),
         )
         self._server = server
         self.port = int(server.server_address[1])
         threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
         logger.info("listening as %s on %s:%d", self._settings.ae_title, self._settings.host, self.port)
+
+    def _request_handler(self) -> type[Encrypted]:
+        """Makes the association of each who connects."""
+        settings, receiver = self._settings, self._receiver
+
+        class Handler(Encrypted):
+            tls = _tls(settings)
+            seconds = settings.timeout_seconds
+
+            def _create_association(self) -> Association:
+                association = super()._create_association()
+                if settings.fast:
+                    in_place(association, receiver.store, _is_storage)
+                return association
+
+        return Handler
 
     def stop(self) -> None:
         """Stop listening and end every association; what was not acknowledged will be sent again."""
@@ -163,6 +187,13 @@ class Listener:
         if self._commitments is not None:
             also.append(storage_commitment.answering())
         association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *also]
+
+
+def _tls(settings: config.Listener) -> ssl.SSLContext | None:
+    try:
+        return settings.tls.context() if settings.tls else None
+    except OSError as error:
+        raise ConfigError(f"listener.tls: {error.filename or 'certificate, key or ca'}: {error}") from error
 
 
 def _application_entity(settings: config.Listener) -> AE:

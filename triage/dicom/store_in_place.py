@@ -18,7 +18,6 @@ from typing import NamedTuple, cast
 from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import RequestHandler
 
 from triage.dicom.receiving import Request
 from triage.dicom.upper_layer import LONGEST_PDU, GuardedSocket
@@ -382,22 +381,10 @@ class StoreInPlace(DULServiceProvider):
         return guarded.wait(seconds)
 
 
-class InPlace(RequestHandler):
-    """Makes associations that store in place; ``serving`` says what with."""
-
-    store: Store
-    stores: Callable[[str], bool]
-
-    def _create_association(self) -> Association:
-        association = super()._create_association()
-        made, plain = StoreInPlace(association, self.store, self.stores), association.dul
-        made.socket, made.event_queue = plain.socket, plain.event_queue
-        association.dul = made
-        association.acse_timeout = association.acse_timeout  # each sets a timer of the new one
-        association.network_timeout = association.network_timeout
-        return association
-
-
-def serving(store: Store, stores: Callable[[str], bool]) -> type[RequestHandler]:
-    """A request handler for ``make_server``; ``stores``: whether a SOP class is one of storage."""
-    return type("_InPlace", (InPlace,), {"store": staticmethod(store), "stores": staticmethod(stores)})
+def in_place(association: Association, store: Store, stores: Callable[[str], bool]) -> None:
+    """Give a new association this upper layer; ``stores``: whether a SOP class is one of storage."""
+    made, plain = StoreInPlace(association, store, stores), association.dul
+    made.socket, made.event_queue = plain.socket, plain.event_queue
+    association.dul = made
+    association.acse_timeout = association.acse_timeout  # each sets a timer of the new one
+    association.network_timeout = association.network_timeout
