@@ -47,7 +47,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     stranger, expired = issued(folder, other, "stranger"), issued(folder, ca, "expired", expired=True)
     tls = {"ca": ca[0], "certificate": server[0], "key": server[1]}
     section = config.Listener.model_validate(
-        {"host": HOST, "port": free_port(), "tls": tls, "fast": request.param, "timeout_seconds": 3}
+        {"host": HOST, "port": free_port(), "tls": tls, "fast": request.param, "timeout_seconds": 2}
     )
     received: list[object] = []
     with Listener(section, folder / "spool", received.append, lambda: True) as listener:
@@ -101,7 +101,7 @@ def test_silent_clients_stop_nobody(place: Place, caplog: pytest.LogCaptureFixtu
     start = time.monotonic()
     assert sender.echo(place.peer(place.client), "S", 5) is None
     assert time.monotonic() - start < 2
-    logged(caplog, "no TLS handshake within 3 s")
+    logged(caplog, "no TLS handshake within 2 s")
     assert [connection.recv(1) for connection in silent] == [b""] * 20
     for connection in silent:
         connection.close()
@@ -109,18 +109,14 @@ def test_silent_clients_stop_nobody(place: Place, caplog: pytest.LogCaptureFixtu
 
 def test_a_peer_that_stalls_in_mid_pdu_is_let_go(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     context = place.peer(place.client).tls.context()  # type: ignore[union-attr]
-    connection, _ = associate(
-        place.port,
-        connection=context.wrap_socket(
-            socket.create_connection((HOST, place.port), 10), server_hostname=HOST
-        ),
-    )
+    plain = socket.create_connection((HOST, place.port), 10)
+    connection, _ = associate(place.port, connection=context.wrap_socket(plain, server_hostname=HOST))
     with connection:
         connection.sendall(b"\x04\x00\x00\x00\x10\x00" + b"x" * 100)
         start = time.monotonic()
         assert connection.recv(1) == b""
         assert time.monotonic() - start < 9
-    logged(caplog, "stalled for 3 s within a PDU")
+    logged(caplog, "stalled for 2 s within a PDU")
 
 
 def logged(caplog: pytest.LogCaptureFixture, *said: str) -> None:

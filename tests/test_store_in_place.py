@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 ECHO, IMPLICIT, CAPTURE = "1.2.840.10008.1.1", "1.2.840.10008.1.2", "1.2.840.10008.5.1.4.1.1.7"
 CONTEXTS = {1: (wire.CT, [wire.EXPLICIT]), 3: (ECHO, [IMPLICIT]), 5: (CAPTURE, [IMPLICIT])}
 QUIET, LONG_QUIET = 0.25, 3.0
-"""Seconds without an answer after which none is expected; the longer ones where the two ways seem to differ."""
+"""Seconds without an answer after which none is expected; the longer where the two ways seem to differ."""
 
 Message = tuple[dict[str, object], int, int, list[float], int]
-"""A C-STORE-RQ: changes to its command, contexts of both parts, where its data set is split, fragments a PDU."""
+"""A store: changes to its command, contexts of command and data, where its data is split, fragments a PDU."""
 
 numbers = count(1)
 
@@ -68,7 +68,7 @@ def packed(fragments: list[tuple[int, int, bytes]], together: int) -> bytes:
 
 def split(raw: bytes, places: list[float]) -> list[bytes]:
     cuts = [0, *sorted(int(place * len(raw)) for place in places), len(raw)]
-    return [raw[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [raw[start:end] for start, end in pairwise(cuts)]
 
 
 @st.composite
