@@ -65,6 +65,8 @@ def _spool(config: Config) -> Check:
         probe.unlink()
     except (TriageError, OSError) as error:
         return Check("spool", False, f"{spool}: {error}; the daemon's user must be able to write there")
+    if not config.storage.sync:
+        return Check("spool", False, files.NOT_DURABLE)
     free = files.free_gigabytes(spool)
     detail = f"{spool}: {free:.0f} GB free, storage.minimum_free_gb is {needed:g}"
     return Check("spool", files.has_room(config.storage), detail)

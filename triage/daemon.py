@@ -35,7 +35,7 @@ from triage import analyze, assemble, commitment, deliver, orders, policies, pri
 from triage.alive import SILENT, Ear, Pulse, Silent, notify
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
-from triage.dicom.files import has_room
+from triage.dicom import files
 from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
@@ -47,6 +47,8 @@ from triage.web import app as web
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
+SWITCH_SECONDS = 0.0005
+"""A thread whose packet has come waits no longer for one that computes."""
 OVERTIME_SECONDS = 25.0
 """What a role is at when it is told to stop, it hands back after this."""
 STOP_SECONDS = 28.0
@@ -72,7 +74,7 @@ def now() -> datetime:
 
 
 def open_database(config: Config) -> Database:
-    database = Database(config.database.url)
+    database = Database(config.database.url, sync=config.storage.sync)
     database.migrate()
     return database
 
@@ -82,6 +84,7 @@ def open_database(config: Config) -> Database:
 
 def run_listener(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Receive until told to stop; first put on record what a killed process left unrecorded."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     db = open_database(config)
     spool = config.storage.spool
     spool.mkdir(parents=True, exist_ok=True)
@@ -94,13 +97,16 @@ def run_listener(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
         config.listener,
         spool,
         on_received=lambda instance: _record(db, config, instance),
-        has_room=lambda: has_room(config.storage),
+        has_room=lambda: files.has_room(config.storage),
         on_conflict=db.note_conflict,
         worklist=_lists(db, config) if config.lists.serve else None,
         commitments=_reports(db, config) if commitment.wanted(config) else None,
         on_refused=lambda kind: pulse.count("refused", kind),
         on_turn=pulse.loop("accepting"),
+        sync=config.storage.sync,
     )
+    if not config.storage.sync:
+        log.warning("%s", files.NOT_DURABLE)
     try:
         listener.start()
     except OSError as error:

@@ -26,6 +26,7 @@ from triage.db import commitments, copies, intake, orders, policies, records, st
 from triage.db.audit import Trail, append
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
+from triage.db.intake import Arrival
 from triage.db.monitoring import Monitoring
 from triage.db.orders import Pending
 from triage.db.people import People
@@ -59,6 +60,7 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
 )
+from triage.together import Together
 
 PIECE = 5000
 """Studies that are read at once where all open ones are gone through."""
@@ -73,9 +75,11 @@ is worth more than its order."""
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = connect(url)
+    def __init__(self, url: str, *, sync: bool = True) -> None:
+        """``sync`` False: a power cut may lose what was committed; only to measure."""
+        self._engine = connect(url, sync=sync)
         self._writing = self._engine.execution_options(writes=True)
+        self._arrivals = Together(self._register)
         self.reading = Reading(self._read, self._write)
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
@@ -114,10 +118,15 @@ class Database:
     ) -> None:
         """Remember an instance. Only a new judgeable one (a CT image) reopens its study.
 
-        ``pending`` gives the place of a study that nobody has judged yet.
+        ``pending`` gives the place of a study that nobody has judged yet. What several threads register at
+        the same time is one transaction.
         """
+        self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
+
+    def _register(self, arrivals: Sequence[Arrival]) -> None:
         with self._write() as connection:
-            intake.register(connection, received, now, judgeable=judgeable, stat=stat, pending=pending)
+            for arrival in arrivals:
+                intake.register(connection, arrival)
 
     def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
         """What is on record of a study, by SOP Instance UID."""

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from triage.dicom import header
 from triage.dicom.files import sync_directory
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
+from triage.together import Together
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Filed:
     conflict: bool = False
 
 
-def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
+def read(raw: bytes | memoryview, transfer_syntax_uid: str) -> Instance:
     """Header facts of a data set as received; its path is still to be given.
 
     Raises Rejected when it is not a data set, is cut off, or lacks a valid UID.
@@ -53,8 +53,10 @@ def read(raw: bytes, transfer_syntax_uid: str) -> Instance:
     return header.instance_of(dataset, transfer_syntax_uid, Path(), header.digest_of(raw))
 
 
-def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> Filed:
-    """Write a received data set; afterwards file and folders are on the disk.
+def file(
+    spool: Path, raw: bytes | memoryview, instance: Instance, source_ae_title: str, *, sync: bool = True
+) -> Filed:
+    """Write a received data set; afterwards file and folders are on the disk, unless not ``sync``.
 
     The same bytes again leave the first file as it is; other bytes under a known SOP Instance UID go to the
     series' conflicts. Raises Retryable when the disk does not take it.
@@ -64,7 +66,7 @@ def file(spool: Path, raw: bytes, instance: Instance, source_ae_title: str) -> F
     beside = folder / CONFLICTS / f"{instance.sop_instance_uid}.{instance.digest[:12]}.dcm"
     try:
         for path in (own, beside):
-            if _place(spool, path, raw, instance, source_ae_title):
+            if _place(spool, path, raw, instance, source_ae_title, sync):
                 return Filed(replace(instance, path=path), conflict=path is beside)
     except OSError as error:
         raise Retryable(f"cannot write to the spool: {error.strerror}") from error
@@ -92,14 +94,14 @@ def index_spool(
                 logger.error("%s in the spool cannot be read: %s", path.relative_to(spool), error)
 
 
-def _parsed(raw: bytes, transfer_syntax_uid: str) -> Dataset:
+def _parsed(raw: bytes | memoryview, transfer_syntax_uid: str) -> Dataset:
     dataset = header.parse(raw, transfer_syntax_uid, pixels=True)
     if _is_cut_off(dataset, raw, transfer_syntax_uid):
         raise Rejected("data set is cut off")
     return dataset
 
 
-def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
+def _is_cut_off(dataset: Dataset, raw: bytes | memoryview, transfer_syntax_uid: str) -> bool:
     """True when the bytes end within an element, which pydicom does not mind.
 
     What does not show here fails to parse: a torn sequence, fragments without an end, a torn deflated stream.
@@ -112,16 +114,28 @@ def _is_cut_off(dataset: Dataset, raw: bytes, transfer_syntax_uid: str) -> bool:
     if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         return last.length > len(last.value or b"")
     end = last.value_tell + last.length
-    return end > len(raw) or raw.count(0, end) < len(raw) - end  # some writers pad the end with zeros
+    return end > len(raw) or bool(bytes(raw[end:]).strip(b"\0"))  # some writers pad the end with zeros
 
 
-def _place(spool: Path, path: Path, raw: bytes, instance: Instance, source_ae_title: str) -> bool:
+def _place(
+    spool: Path, path: Path, raw: bytes | memoryview, instance: Instance, source_ae_title: str, sync: bool
+) -> bool:
     """Make ``path`` hold the object, durably; False when it holds other bytes already."""
-    created = _create(spool, path, _file_meta(instance, source_ae_title), raw)
+    created = _create(spool, path, (_file_meta(instance, source_ae_title), raw), sync)
     if not created and _digest_at(path) != instance.digest:
         return False
-    sync_directory(path.parent)  # also for a name that was there: whoever gave it may not have come so far
+    if sync:  # also for a name that was there: whoever gave it may not have come so far
+        _folders.do(path.parent)
     return True
+
+
+def _sync_folders(folders: Sequence[Path]) -> None:
+    for folder in dict.fromkeys(folders):
+        sync_directory(folder)
+
+
+_folders = Together(_sync_folders)
+"""Files that are stored at the same time mostly lie in one folder, which is flushed once for all of them."""
 
 
 def _digest_at(path: Path) -> str:
@@ -131,33 +145,62 @@ def _digest_at(path: Path) -> str:
         return ""
 
 
-def _create(spool: Path, path: Path, *parts: bytes) -> bool:
+def _create(spool: Path, path: Path, parts: Sequence[bytes | memoryview], sync: bool) -> bool:
     """Write aside, flush, then give the name; False when the name is taken, which a rename would not mind."""
     if path.exists():
         return False
-    temporary = spool / INCOMING / f"{uuid4().hex}.part"
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    _make_folder(path.parent, spool)
+    _make_folder(path.parent, spool, sync)
+    folder = os.open(path.parent, os.O_PATH)
     try:
-        with temporary.open("xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        descriptor, aside = _aside(spool, path.parent)
+        try:
+            _write(descriptor, parts)
+            if sync:
+                os.fsync(descriptor)
+            # With a folder's descriptor, link follows the name that /proc has for a file without one.
+            os.link(aside, path.name, dst_dir_fd=folder, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        finally:
+            os.close(descriptor)
+            if aside.parent.name == INCOMING:
+                aside.unlink(missing_ok=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(folder)
     return True
 
 
-def _make_folder(folder: Path, spool: Path) -> None:
+def _aside(spool: Path, folder: Path) -> tuple[int, Path]:
+    """A new file without a name, or where the file system has none, one in the folder of unfinished files."""
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+        temporary = spool / INCOMING / f"{uuid4().hex}.part"
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), temporary
+    return descriptor, Path(f"/proc/self/fd/{descriptor}")
+
+
+def _write(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    left = [memoryview(part) for part in parts]
+    while left:
+        count = os.writev(descriptor, left)
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]
+
+
+def _make_folder(folder: Path, spool: Path, sync: bool) -> None:
     try:
         folder.mkdir(parents=True)
+        made = True
     except FileExistsError:
-        _sync_parents_once(folder, spool)
-    else:
-        _sync_parents(folder, spool)
+        made = False
+    if sync:
+        (_sync_parents if made else _sync_parents_once)(folder, spool)
 
 
 def _sync_parents(folder: Path, spool: Path) -> None:
@@ -172,14 +215,22 @@ _sync_parents_once = lru_cache(maxsize=1024)(_sync_parents)
 
 def _file_meta(instance: Instance, source_ae_title: str) -> bytes:
     """Preamble and file meta information (PS3.10 section 7.1); the data set follows untouched."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(instance.sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(instance.sop_instance_uid)
-    meta.TransferSyntaxUID = UID(instance.transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    meta.SourceApplicationEntityTitle = source_ae_title
-    buffer = DicomBytesIO()
-    buffer.write(b"\0" * 128 + b"DICM")
-    write_file_meta_info(buffer, meta)
-    return buffer.getvalue()
+    body = b"".join(
+        [
+            b"\2\0\1\0OB\0\0\2\0\0\0\0\1",  # version
+            _element(0x0002, b"UI", instance.sop_class_uid),
+            _element(0x0003, b"UI", instance.sop_instance_uid),
+            _element(0x0010, b"UI", instance.transfer_syntax_uid),
+            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+            _element(0x0016, b"AE", source_ae_title),
+        ]
+    )
+    return b"\0" * 128 + b"DICM" + b"\2\0\0\0UL\4\0" + len(body).to_bytes(4, "little") + body
+
+
+def _element(number: int, vr: bytes, text: str) -> bytes:
+    """Of group 0002: explicit VR little endian."""
+    value = text.encode("iso8859")
+    value += (b"\0" if vr == b"UI" else b" ") * (len(value) % 2)
+    return b"\2\0" + number.to_bytes(2, "little") + vr + len(value).to_bytes(2, "little") + value

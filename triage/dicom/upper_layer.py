@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import socket
+import ssl
 import time
 from contextlib import suppress
+from typing import cast
 
 from pynetdicom import _config
 from pynetdicom.association import Association
@@ -35,22 +39,34 @@ class ClosingSocket(AssociationSocket):
 
 
 class GuardedSocket(ClosingSocket):
-    """Takes over an open connection: each PDU must have come whole within ``timeout`` seconds."""
+    """Takes over an open connection: each PDU must have come whole within ``timeout`` seconds.
+
+    What was read by somebody else, and is for pynetdicom after all, can be put back.
+    """
 
     def __init__(self, plain: AssociationSocket, timeout: float) -> None:
         self.__dict__.update(vars(plain))
-        self._timeout = timeout
+        self.timeout = timeout
         self._connection = _tuned(plain.socket, timeout)
         self._peer = self._connection.getpeername()[0]
+        self._encrypted = isinstance(self._connection, ssl.SSLSocket)
+        self._back = b""
+        self._poll = select.poll()
+        self._poll.register(self._connection, select.POLLIN)
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._back) or super().ready
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Exactly ``nr_bytes``; fewer, which ends the association, when the peer closes, stalls or drips."""
         if nr_bytes > LONGEST_PDU:
             logger.warning("let go of %s: it announced a PDU of %d bytes", self._peer, nr_bytes)
             return bytearray()
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.timeout
         buffer = bytearray(nr_bytes)
-        view, filled = memoryview(buffer), 0
+        view, filled = memoryview(buffer), min(nr_bytes, len(self._back))
+        view[:filled], self._back = self._back[:filled], self._back[filled:]
         while filled < nr_bytes:
             try:
                 received = self._connection.recv_into(view[filled:])
@@ -59,11 +75,60 @@ class GuardedSocket(ClosingSocket):
             filled += received
             late = time.monotonic() > deadline
             if late and filled < nr_bytes:
-                logger.warning("let go of %s: it stalled for %g s within a PDU", self._peer, self._timeout)
+                self._log_stall()
             if late or not received:
                 break
             _acknowledge_at_once(self._connection)
         return bytearray(view[:filled])
+
+    def put_back(self, data: bytes) -> None:
+        """To be received again, before anything else."""
+        self._back = data + self._back
+
+    def take_back(self) -> bytes:
+        """What was put back and nobody has received since."""
+        data, self._back = self._back, b""
+        return data
+
+    def receive(self, room: memoryview) -> int | None:
+        """As many bytes as have come and fit; 0 when the peer has closed, None when there are none.
+
+        Raises OSError, of an encrypted connection also where a record does not come whole in time.
+        """
+        if self._encrypted:
+            if not cast(ssl.SSLSocket, self._connection).pending() and not self.wait(0):
+                return None
+            count = self._connection.recv_into(room)
+        else:
+            try:
+                count = os.readv(self._connection.fileno(), [room])
+            except BlockingIOError:
+                return None
+        if count < len(room):
+            _acknowledge_at_once(self._connection)
+        return count
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something came, or the peer hung up, within so many seconds."""
+        return bool(self._poll.poll(seconds * 1000))
+
+    def answer(self, pdu: bytes) -> bool:
+        """False when the peer is gone, or takes nothing for too long."""
+        try:
+            self._connection.sendall(pdu)
+        except OSError:
+            return False
+        _acknowledge_at_once(self._connection)
+        return True
+
+    def let_go(self) -> None:
+        """Of a peer that stalled within a PDU."""
+        self._log_stall()
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _log_stall(self) -> None:
+        logger.warning("let go of %s: it stalled for %g s within a PDU", self._peer, self.timeout)
 
 
 def guard(event: Event, timeout: float) -> None:
