@@ -83,16 +83,12 @@ class Receiver:
 
     def on_store(self, event: evt.Event) -> int:
         """Handler of EVT_C_STORE, on either side of an association: the status to answer with."""
-        said, peer = cast(C_STORE, event.request), event.assoc.remote
-        request = Request(
-            sop_class_uid=str(said.AffectedSOPClassUID),
-            sop_instance_uid=str(said.AffectedSOPInstanceUID),
-            abstract_syntax=str(event.context.abstract_syntax),
-            transfer_syntax=str(event.context.transfer_syntax),
-            ae_title=peer["ae_title"],
-            address=peer["address"],
-        )
-        return self.store(request, said.DataSet.getbuffer() if said.DataSet else b"")
+        try:
+            request, raw = _said(event)
+        except Exception as error:  # noqa: BLE001 - as in store
+            logger.warning("a store request cannot be understood: %s", traced(error))
+            return int(StoreStatus.PROCESSING_FAILURE)
+        return self.store(request, raw)
 
     def store(self, request: Request, raw: bytes | memoryview) -> int:
         """Keep the data set of a C-STORE-RQ: the status; ``raw`` is not used thereafter."""
@@ -125,6 +121,19 @@ class Receiver:
         except Rejected as error:
             logger.error("%s in the spool cannot be read: %s", own.relative_to(self._spool), error)
         self._on_conflict(instance)
+
+
+def _said(event: evt.Event) -> tuple[Request, bytes | memoryview]:
+    said, peer = cast(C_STORE, event.request), event.assoc.remote
+    request = Request(
+        sop_class_uid=str(said.AffectedSOPClassUID),
+        sop_instance_uid=str(said.AffectedSOPInstanceUID),
+        abstract_syntax=str(event.context.abstract_syntax),
+        transfer_syntax=str(event.context.transfer_syntax),
+        ae_title=peer["ae_title"],
+        address=peer["address"],
+    )
+    return request, said.DataSet.getbuffer() if said.DataSet else b""
 
 
 def _read(request: Request, raw: bytes | memoryview) -> Instance:

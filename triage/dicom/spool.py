@@ -33,6 +33,7 @@ CONFLICTS = "conflicts"
 RESULTS = "results"
 """Folder of our own objects."""
 
+DESCRIPTORS = "/proc/self/fd/"
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 
@@ -147,40 +148,42 @@ def _digest_at(path: Path) -> str:
 
 def _create(spool: Path, path: Path, parts: Sequence[bytes | memoryview], sync: bool) -> bool:
     """Write aside, flush, then give the name; False when the name is taken, which a rename would not mind."""
-    if path.exists():
-        return False
-    _make_folder(path.parent, spool, sync)
-    folder = os.open(path.parent, os.O_PATH)
+    descriptor, aside = _aside(spool, path.parent, sync)
     try:
-        descriptor, aside = _aside(spool, path.parent)
-        try:
-            _write(descriptor, parts)
-            if sync:
-                os.fsync(descriptor)
-            # With a folder's descriptor, link follows the name that /proc has for a file without one.
-            os.link(aside, path.name, dst_dir_fd=folder, follow_symlinks=True)
-        except FileExistsError:
-            return False
-        finally:
-            os.close(descriptor)
-            if aside.parent.name == INCOMING:
-                aside.unlink(missing_ok=True)
+        _write(descriptor, parts)
+        if sync:
+            os.fsync(descriptor)
+        # Only with a descriptor for its folder, which here means nothing, does link follow the name in /proc.
+        os.link(aside, path, src_dir_fd=descriptor, follow_symlinks=True)
+    except FileExistsError:
+        return False
     finally:
-        os.close(folder)
+        os.close(descriptor)
+        if not aside.startswith(DESCRIPTORS):
+            os.unlink(aside)
     return True
 
 
-def _aside(spool: Path, folder: Path) -> tuple[int, Path]:
+def _aside(spool: Path, folder: Path, sync: bool) -> tuple[int, str]:
     """A new file without a name, or where the file system has none, one in the folder of unfinished files."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except FileNotFoundError:
+        _sync_parents_once.cache_clear()
+        folder.mkdir(parents=True, exist_ok=True)
+        return _aside(spool, folder, sync)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise
         temporary = spool / INCOMING / f"{uuid4().hex}.part"
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), temporary
-    return descriptor, Path(f"/proc/self/fd/{descriptor}")
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), str(temporary)
+    else:
+        name = f"{DESCRIPTORS}{descriptor}"
+    if sync:
+        _sync_parents_once(folder, spool)
+    return descriptor, name
 
 
 def _write(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
@@ -193,16 +196,6 @@ def _write(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             left[0] = left[0][count:]
 
 
-def _make_folder(folder: Path, spool: Path, sync: bool) -> None:
-    try:
-        folder.mkdir(parents=True)
-        made = True
-    except FileExistsError:
-        made = False
-    if sync:
-        (_sync_parents if made else _sync_parents_once)(folder, spool)
-
-
 def _sync_parents(folder: Path, spool: Path) -> None:
     while folder != spool:
         folder = folder.parent
@@ -210,7 +203,7 @@ def _sync_parents(folder: Path, spool: Path) -> None:
 
 
 _sync_parents_once = lru_cache(maxsize=1024)(_sync_parents)
-"""Another process may have made the folder and not have come so far; a flush for each file is too slow."""
+"""Who made the folder, here or in another process, may not have come so far; for each file it is too slow."""
 
 
 def _file_meta(instance: Instance, source_ae_title: str) -> bytes:

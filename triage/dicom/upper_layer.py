@@ -115,9 +115,16 @@ class GuardedSocket(ClosingSocket):
     def answer(self, pdu: bytes) -> bool:
         """False when the peer is gone, or takes nothing for too long."""
         try:
-            self._connection.sendall(pdu)
+            sent = 0 if self._encrypted else os.write(self._connection.fileno(), pdu)
+        except BlockingIOError:
+            sent = 0
         except OSError:
             return False
+        if sent < len(pdu):
+            try:
+                self._connection.sendall(pdu[sent:])
+            except OSError:
+                return False
         _acknowledge_at_once(self._connection)
         return True
 
