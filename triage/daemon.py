@@ -30,7 +30,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull, trail
+from triage import assemble, commitment, deliver, orders, policies, priority, pull, trail
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
 from triage.dicom.files import has_room
@@ -40,7 +40,6 @@ from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, Retryable, traced
 from triage.incoming import mllp
-from triage.web import app as web
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ def _reports(db: Database, config: Config) -> Reports:
 
 def run_analyzer(config: Config, stop: threading.Event) -> None:
     """Judge one study after the other."""
-    from triage import models  # torch is loaded by this process only
+    from triage import analyze, models  # torch is loaded by this process only
 
     db = open_database(config)
     owner = f"{socket.gethostname()}/analyzer"
@@ -203,6 +202,8 @@ def run_orders(config: Config, stop: threading.Event) -> None:
 
 def run_web(config: Config, stop: threading.Event) -> None:
     """Serve the page."""
+    from triage.web import app as web  # what the page needs does not hold up the listener's start
+
     web.serve(open_database(config), config, now, stop)
 
 
