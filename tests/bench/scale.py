@@ -75,6 +75,7 @@ class Hospital:
 
     def arrive(self, number, images):
         uid = f"1.2.840.113619.{number}"
+        (self.config.storage.spool / uid).mkdir()
         for image in images:
             one = replace(image, study_instance_uid=uid, digest=f"{number}.{image.digest}")
             assemble.register(self.db, self.config, one, self.now)

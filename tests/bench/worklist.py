@@ -2,9 +2,9 @@
 
     python -m tests.bench.worklist [STUDIES …]
 
-Without numbers 10000, 100000 and 1000000; ``lines`` gives what the goals ask of it. At most 100000 are open: of the others half were read, and half
-were forgotten. Milliseconds as median / 95th percentile; in the database also those of this
-thread's processor, which are nearly the same beside other work.
+Without numbers 10000, 100000 and 1000000; ``lines`` gives what the goals ask of it. At most 100000 are open:
+of the others half were read, and half were forgotten. Milliseconds as median / 95th percentile; in the
+database also those of this thread's processor, which are nearly the same beside other work.
 """
 
 import multiprocessing
