@@ -31,7 +31,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull, trail
+from triage import assemble, commitment, deliver, orders, policies, priority, pull, trail
 from triage.alive import SILENT, Ear, Pulse, Silent, notify
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
@@ -42,7 +42,6 @@ from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, Retryable, traced
 from triage.incoming import mllp
-from triage.web import app as web
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +144,7 @@ def _reports(db: Database, config: Config) -> Reports:
 
 def run_analyzer(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Judge one study after the other."""
-    from triage import models  # torch is loaded by this process only
+    from triage import analyze, models  # torch is loaded by this process only
 
     db = open_database(config)
     owner = f"{socket.gethostname()}/analyzer"
@@ -253,6 +252,8 @@ def run_orders(config: Config, stop: threading.Event, pulse: Silent = SILENT) ->
 
 def run_web(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Serve the page."""
+    from triage.web import app as web  # what the page needs does not hold up the listener's start
+
     web.serve(open_database(config), config, now, stop, on_ready=pulse.ready, on_turn=pulse.loop("answering"))
 
 
