@@ -64,6 +64,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "deliver": {*BASE, "db", "dicom", "outgoing"},
     "commitment": {*BASE, "db", "dicom", "deliver"},
+    "upkeep": {*BASE, "assemble", "db", "dicom"},
     "incoming": BASE,
     "orders": {*BASE, "db", "policies", "dicom", "incoming", "priority"},
     "pull": {*BASE, "audit", "db", "dicom", "assemble"},

@@ -581,6 +581,16 @@ class Lists(Section):
 
 class Retention(Section):
     leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
+    delete_images_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Of studies that have left the list, and whose results are delivered; None: never."""
+    quarantine_days: Annotated[float, Field(gt=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _after_the_list(self) -> Self:
+        days = self.delete_images_after_days
+        if days is not None and days < self.leave_list_after_days:
+            raise ValueError("delete_images_after_days must not be below leave_list_after_days")
+        return self
 
 
 class Config(Section):

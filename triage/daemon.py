@@ -31,7 +31,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import assemble, commitment, deliver, orders, policies, priority, pull, trail
+from triage import assemble, commitment, deliver, orders, policies, priority, pull, trail, upkeep
 from triage.alive import SILENT, Ear, Pulse, Silent, notify
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
@@ -173,10 +173,12 @@ def run_analyzer(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
 def run_clerk(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Assemble, deliver and tidy up on schedule."""
     db = open_database(config)
+    files.make_folder(config.storage.spool)
     db.restart_quiet_periods(now())
     db.restart_waits(now())
     db.waive_commitments([one.name for one in commitment.wanted(config)])
     policies.settle(db, config, now(), always=True)
+    strays = upkeep.Quarantine(db, config)
     jobs: dict[str, tuple[Callable[[], bool], float]] = {
         **{
             f"audit trail to its {name}": (partial(trail.step, db, name, sink), 10)
@@ -184,6 +186,8 @@ def run_clerk(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> 
         },
         "sessions": (lambda: db.people.end_old_sessions(now(), config.web.session), 3600),
         "studies out of date": (lambda: db.forget(now(), config.retention.leave_list_after_days), 3600),
+        "images out of date": (lambda: upkeep.delete_images(db, config, now()), 3600),
+        "quarantine": (lambda: strays.step(now()), 86400),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
         "leases": (lambda: db.release_leases(now()) > 0, 60),

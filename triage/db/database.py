@@ -64,6 +64,8 @@ from triage.together import Together
 
 PIECE = 5000
 """Studies that are read at once where all open ones are gone through."""
+AT_ONCE = 100
+"""Studies whose images are deleted in one step."""
 UNSENT = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 """What a destination has not taken."""
 
@@ -295,6 +297,33 @@ class Database:
             return _settle(
                 connection, seen, StudyState.FAILED, answer, priority, owed, now, reason=answer.reason
             )
+
+    # --- the spool ---------------------------------------------------------------------------
+
+    def images_to_delete(self, received_before: datetime) -> list[str]:
+        """Some studies that are concluded and wholly delivered, and got no image since then."""
+        unfinished = exists().where(
+            delivery.c.study_instance_uid == study.c.study_instance_uid,
+            delivery.c.state.not_in((DeliveryState.SENT, DeliveryState.COMMITTED)),
+        )
+        newer = exists().where(
+            instance.c.study_instance_uid == study.c.study_instance_uid,
+            instance.c.received_at > received_before,
+        )
+        query = select(study.c.study_instance_uid).where(
+            study.c.state.in_((StudyState.ANALYZED, StudyState.REJECTED)),
+            study.c.last_received_at <= received_before,
+            study.c.images_deleted_at.is_(None),
+            ~unfinished,
+            ~newer,
+        )
+        with self._read() as connection:
+            return list(connection.execute(query.limit(AT_ONCE)).scalars())
+
+    def mark_images_deleted(self, uids: Collection[str], now: datetime) -> None:
+        these = update(study).where(study.c.study_instance_uid.in_(uids))
+        with self._write() as connection:
+            connection.execute(these.values(images_deleted_at=now))
 
     # --- delivering --------------------------------------------------------------------------
 

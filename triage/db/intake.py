@@ -69,6 +69,8 @@ def register(connection: Connection, arrival: Arrival) -> None:
     if before is not None and before[KNOWN] is not None:
         if before[KNOWN] != received.digest:
             add_note(connection, uid, CONFLICT_NOTE)
+        elif before["images_deleted_at"] is not None:
+            _is_back(connection, received, now)
         return
     if before is None or before["accession_number"] != received.accession_number:  # else the order was told
         stat = stat or orders.is_stat(connection, received.accession_number)
@@ -80,6 +82,14 @@ def register(connection: Connection, arrival: Arrival) -> None:
     connection.execute(KEEP, values)
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
+
+
+def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
+    """Images that were deleted come again: they are new to the spool, and say nothing new of the study."""
+    uid = received.study_instance_uid
+    _update(connection, uid, images_deleted_at=None)
+    own = (instance.c.study_instance_uid == uid) & (instance.c.sop_instance_uid == received.sop_instance_uid)
+    connection.execute(update(instance).where(own).values(received_at=now))
 
 
 def add_note(connection: Connection, uid: str, note: str) -> None:
