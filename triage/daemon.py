@@ -156,6 +156,7 @@ def run_clerk(config: Config, stop: threading.Event) -> None:
         "studies out of date": (lambda: db.forget(now(), config.retention.leave_list_after_days), 3600),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
+        "clock": (lambda: db.heed_clock(now(), config.analysis.lease_seconds), 60),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }
     for destination in config.destinations:

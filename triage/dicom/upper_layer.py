@@ -10,6 +10,7 @@ from contextlib import suppress
 from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,12 @@ _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # we say what failed, with whom and what to do
 
+LAST_FRAGMENT = 2
+"""Bit of the message control header (PS3.8 annex E.2)."""
 LONGEST_PDU = 8 * 1024 * 1024
 """Bytes; a peer that announces more is not speaking DICOM (we never offer more than 4 MiB)."""
+LARGEST_OBJECT = 2 * 1024**3
+"""Bytes; an object that goes on beyond this has no end, and would fill the memory."""
 
 
 class ClosingSocket(AssociationSocket):
@@ -40,11 +45,17 @@ class GuardedSocket(ClosingSocket):
     def __init__(self, plain: AssociationSocket, timeout: float) -> None:
         self.__dict__.update(vars(plain))
         self._timeout = timeout
+        self.object_bytes = 0
+        """Of the message that is coming, so far."""
+        self.is_over = False
+        """Set when nothing more is wanted of the peer; the next read ends the association."""
         self._connection = _tuned(plain.socket, timeout)
         self._peer = self._connection.getpeername()[0]
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Exactly ``nr_bytes``; fewer, which ends the association, when the peer closes, stalls or drips."""
+        if self.is_over:
+            return bytearray()
         if nr_bytes > LONGEST_PDU:
             logger.warning("let go of %s: it announced a PDU of %d bytes", self._peer, nr_bytes)
             return bytearray()
@@ -71,6 +82,20 @@ def guard(event: Event, timeout: float) -> None:
     dul = event.assoc.dul
     if dul.socket is not None:
         dul.socket = GuardedSocket(dul.socket, timeout)
+
+
+def watch_size(event: Event) -> None:
+    """Handler of EVT_PDU_RECV, in the thread that reads: a peer whose object has no end is let go."""
+    connection = event.assoc.dul.socket
+    if not isinstance(event.pdu, P_DATA_TF) or not isinstance(connection, GuardedSocket):
+        return
+    for value in event.pdu.presentation_data_value_items:
+        data = value.presentation_data_value or b""
+        ends = bool(data) and bool(data[0] & LAST_FRAGMENT)
+        connection.object_bytes = 0 if ends else connection.object_bytes + len(data)
+        connection.is_over = connection.object_bytes > LARGEST_OBJECT
+    if connection.is_over:
+        logger.warning("let go of %s: its object has no end", event.assoc.requestor.address)
 
 
 def hang_up(association: Association) -> None:

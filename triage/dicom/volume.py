@@ -79,7 +79,7 @@ def read(series: Series, threads: int = 0) -> Volume:
 
 def read_image(instance: Instance) -> NDArray[np.int16]:
     """One image in HU, (rows, columns), as ``read`` gives it, and with the same errors."""
-    (image,) = _room_for(instance, 1)
+    image: NDArray[np.int16] = _room_for(instance, 1)[0]
     _read_slice(instance, 1, image, image.shape)
     return image
 
