@@ -190,6 +190,7 @@ def run_clerk(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> 
         "quarantine": (lambda: strays.step(now()), 86400),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
+        "clock": (lambda: db.heed_clock(now(), config.analysis.lease_seconds), 60),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }
     for destination in config.destinations:

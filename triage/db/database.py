@@ -74,6 +74,10 @@ WAITED_FOR = timedelta(minutes=10)
 is worth more than its order."""
 
 
+CLOCKS_DIFFER = timedelta(seconds=10)
+"""By which the times of two processes may differ; more is a clock that was put right."""
+
+
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
 
@@ -193,6 +197,32 @@ class Database:
                 .where(study.c.state == StudyState.RECEIVING)
                 .values(last_received_at=now, forgotten=False)
             )
+
+    def heed_clock(self, now: datetime, lease_seconds: float) -> bool:
+        """Bring back what lies in the future because the clock was ahead: nothing waits for that day to come.
+
+        A study that came then came now, and its place in the list moves with it. False when all is well.
+        """
+        ahead, lease = now + CLOCKS_DIFFER, timedelta(seconds=lease_seconds)
+        late_lease = study.c.lease_until > ahead + lease
+        query = select(study).where(
+            (study.c.last_received_at > ahead) | (study.c.arrived_at > ahead) | late_lease
+        )
+        with self._write() as connection:
+            found = connection.execute(query).mappings().all()
+            for row in found:
+                too_late = max(row["arrived_at"] - now, timedelta())
+                connection.execute(
+                    update(study)
+                    .where(study.c.study_instance_uid == row["study_instance_uid"])
+                    .values(
+                        arrived_at=row["arrived_at"] - too_late,
+                        due_at=row["due_at"] - too_late,
+                        last_received_at=min(row["last_received_at"], now),
+                        lease_until=row["lease_until"] and min(row["lease_until"], now + lease),
+                    )
+                )
+            return bool(found)
 
     def instances(self, study_instance_uid: str) -> list[Instance]:
         """All instances of the study, judgeable or not, in the order of arrival."""

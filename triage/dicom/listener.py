@@ -9,6 +9,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from socketserver import BaseServer
@@ -37,9 +38,9 @@ from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.storage_commitment import Reports
 from triage.dicom.store_in_place import in_place
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from triage.dicom.upper_layer import forget, guard, hang_up
+from triage.dicom.upper_layer import close, forget, guard, hang_up, watch_size
 from triage.domain import Instance
-from triage.errors import ConfigError
+from triage.errors import ConfigError, traced
 
 __all__ = ["Listener", "index_spool"]
 
@@ -125,6 +126,7 @@ class Listener:
                 *also,
                 (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
                 (evt.EVT_CONN_CLOSE, forget),
+                (evt.EVT_PDU_RECV, watch_size),
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_SOP_COMMON, _storage_services),
                 (evt.EVT_REJECTED, _log_rejection),
@@ -151,6 +153,7 @@ class Listener:
                 association = super()._create_association()
                 if settings.fast:
                     in_place(association, receiver.store, _is_storage)
+                association.run = partial(_run, association)  # type: ignore[method-assign]
                 return association
 
         return Handler
@@ -192,6 +195,17 @@ class Listener:
         if self._commitments is not None:
             also.append(storage_commitment.answering())
         association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *also]
+
+
+def _run(association: Association) -> None:
+    """What pynetdicom cannot read ends its thread, and would leave the peer without an answer."""
+    try:
+        Association.run(association)
+    except Exception as error:  # noqa: BLE001 - one association must not end, or stay, for ever
+        peer = association.requestor.address
+        logger.warning("aborted the association of %s: what it sent cannot be read (%s)", peer, traced(error))
+        association.abort()
+        close(association)
 
 
 def _tls(settings: config.Listener) -> ssl.SSLContext | None:

@@ -8,6 +8,7 @@ second, meanwhile waits at a ``Gate``.
 
 from __future__ import annotations
 
+import mmap
 import re
 import struct
 import threading
@@ -19,8 +20,9 @@ from pynetdicom.association import Association
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 
+from triage.dicom import upper_layer
 from triage.dicom.receiving import Request
-from triage.dicom.upper_layer import LONGEST_PDU, GuardedSocket
+from triage.dicom.upper_layer import ENDLESS, LONGEST_PDU, GuardedSocket
 
 Store = Callable[[Request, memoryview], int]
 """What becomes of a data set; gives the status to answer with."""
@@ -158,11 +160,16 @@ def _padded(uid: str) -> bytes:
     return uid.encode() + b"\0" * (len(uid) % 2)
 
 
+def _memory(size: int) -> memoryview:
+    """That goes back to the system with its last user; what malloc has, each thread's arena would keep."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class _Buffer:
     """A data set so far, ``[0:filled]``, and behind it what the peer sent and nobody has read yet."""
 
     def __init__(self) -> None:
-        self._bytes = memoryview(bytearray(4 * AT_ONCE))
+        self._bytes = _memory(4 * AT_ONCE)
         self._filled = self._start = self._end = 0
 
     def room(self) -> memoryview:
@@ -177,7 +184,7 @@ class _Buffer:
         old, start, end = self._bytes, self._start, self._end
         self._start, self._end = self._filled, self._filled + end - start
         if self._end + AT_ONCE > len(old):
-            self._bytes = memoryview(bytearray(2 * len(old) + AT_ONCE))
+            self._bytes = _memory(2 * len(old) + AT_ONCE)
             self._bytes[: self._filled] = old[: self._filled]
         self._bytes[self._start : self._end] = old[start:end]
 
@@ -267,6 +274,10 @@ class StoreInPlace(DULServiceProvider):
                     return False
                 continue
             if length == NOT_OURS or not self._take(unread[:length]):
+                break
+            if len(buffer.data()) > upper_layer.LARGEST_OBJECT:
+                guarded.let_go(ENDLESS)
+                self._buffer, self._command, self._gone = _Buffer(), None, True
                 break
             buffer.read(length)
             self._begun = None
@@ -375,7 +386,7 @@ class StoreInPlace(DULServiceProvider):
             self._begun = self._begun or now
             left = self._begun + guarded.timeout - now
             if left <= 0:
-                guarded.let_go()
+                guarded.let_go(guarded.stalled)
                 raise TimeoutError
             seconds = min(seconds, left)
         return guarded.wait(seconds)

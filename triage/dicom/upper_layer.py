@@ -14,6 +14,7 @@ from typing import cast
 from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.events import Event
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
 logger = logging.getLogger(__name__)
@@ -24,8 +25,13 @@ _config.LOG_REQUEST_IDENTIFIERS = False
 _config.LOG_RESPONSE_IDENTIFIERS = False
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # we say what failed, with whom and what to do
 
+LAST_FRAGMENT = 2
+"""Bit of the message control header (PS3.8 annex E.2)."""
 LONGEST_PDU = 8 * 1024 * 1024
 """Bytes; a peer that announces more is not speaking DICOM (we never offer more than 4 MiB)."""
+LARGEST_OBJECT = 1024**3
+"""Bytes; an object that goes on beyond this has no end, and would fill the memory."""
+ENDLESS = "its object has no end"
 
 
 class ClosingSocket(AssociationSocket):
@@ -47,6 +53,10 @@ class GuardedSocket(ClosingSocket):
     def __init__(self, plain: AssociationSocket, timeout: float) -> None:
         self.__dict__.update(vars(plain))
         self.timeout = timeout
+        self.object_bytes = 0
+        """Of the message that is coming, so far."""
+        self.is_over = False
+        """Set when nothing more is wanted of the peer; the next read ends the association."""
         self._connection = _tuned(plain.socket, timeout)
         self._peer = self._connection.getpeername()[0]
         self._encrypted = isinstance(self._connection, ssl.SSLSocket)
@@ -60,8 +70,10 @@ class GuardedSocket(ClosingSocket):
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Exactly ``nr_bytes``; fewer, which ends the association, when the peer closes, stalls or drips."""
+        if self.is_over:
+            return bytearray()
         if nr_bytes > LONGEST_PDU:
-            logger.warning("let go of %s: it announced a PDU of %d bytes", self._peer, nr_bytes)
+            self.let_go(f"it announced a PDU of {nr_bytes} bytes")
             return bytearray()
         deadline = time.monotonic() + self.timeout
         buffer = bytearray(nr_bytes)
@@ -75,7 +87,7 @@ class GuardedSocket(ClosingSocket):
             filled += received
             late = time.monotonic() > deadline
             if late and filled < nr_bytes:
-                self._log_stall()
+                self.let_go(self.stalled)
             if late or not received:
                 break
             _acknowledge_at_once(self._connection)
@@ -128,14 +140,16 @@ class GuardedSocket(ClosingSocket):
         _acknowledge_at_once(self._connection)
         return True
 
-    def let_go(self) -> None:
-        """Of a peer that stalled within a PDU."""
-        self._log_stall()
+    def let_go(self, why: str) -> None:
+        """Of a peer that does not speak as it should."""
+        logger.warning("let go of %s: %s", self._peer, why)
+        self.is_over = True
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _log_stall(self) -> None:
-        logger.warning("let go of %s: it stalled for %g s within a PDU", self._peer, self.timeout)
+    @property
+    def stalled(self) -> str:
+        return f"it stalled for {self.timeout:g} s within a PDU"
 
 
 def guard(event: Event, timeout: float) -> None:
@@ -143,6 +157,19 @@ def guard(event: Event, timeout: float) -> None:
     dul = event.assoc.dul
     if dul.socket is not None:
         dul.socket = GuardedSocket(dul.socket, timeout)
+
+
+def watch_size(event: Event) -> None:
+    """Handler of EVT_PDU_RECV, in the thread that reads: a peer whose object has no end is let go."""
+    connection = event.assoc.dul.socket
+    if not isinstance(event.pdu, P_DATA_TF) or not isinstance(connection, GuardedSocket):
+        return
+    for value in event.pdu.presentation_data_value_items:
+        data = value.presentation_data_value or b""
+        ends = bool(data) and bool(data[0] & LAST_FRAGMENT)
+        connection.object_bytes = 0 if ends else connection.object_bytes + len(data)
+    if connection.object_bytes > LARGEST_OBJECT:
+        connection.let_go(ENDLESS)
 
 
 def hang_up(association: Association) -> None:
