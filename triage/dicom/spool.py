@@ -152,8 +152,8 @@ def _sync(descriptor: int) -> None:
 
 _files = Together(_sync_files)
 _folders = Together(_sync_folders)
-"""Files that come at the same time mostly lie in one folder; and of flushes one after the other the later ones
-find the journal of the file system written, where flushes at the same time each wait for a piece of it.
+"""Files that come at the same time mostly lie in one folder. Of flushes one after the other, the later ones
+find the journal of the file system written; at the same time each would wait for a piece of it.
 """
 
 
