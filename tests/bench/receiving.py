@@ -54,9 +54,11 @@ ae.start_server(("127.0.0.1", int(sys.argv[1])), evt_handlers=[(evt.EVT_C_STORE,
 
 
 @contextmanager
-def serving(command: list[str], port: int):
+def serving(command: list[str], port: int, *, tuned: bool = True):
     # dcmtk's, and so Orthanc's, way to switch Nagle's algorithm off on its side.
-    process = subprocess.Popen(command, env={**os.environ, "TCP_NODELAY": "1"}, **QUIET)
+    process = subprocess.Popen(
+        command, env={**os.environ, **({"TCP_NODELAY": "1"} if tuned else {})}, **QUIET
+    )
     try:
         for _ in range(600):
             try:
@@ -71,7 +73,7 @@ def serving(command: list[str], port: int):
         process.wait(60)
 
 
-def orthanc(folder: Path):
+def orthanc(folder: Path, *, tuned: bool = True):
     port = free_port()
     settings = {"Name": "bench", "StorageDirectory": str(folder), "IndexDirectory": str(folder)}
     settings |= {
@@ -82,7 +84,7 @@ def orthanc(folder: Path):
     }
     settings |= {"RemoteAccessAllowed": False, "Plugins": []}
     (folder / "orthanc.json").write_text(json.dumps(settings))
-    return serving(["Orthanc", str(folder / "orthanc.json")], port)
+    return serving(["Orthanc", str(folder / "orthanc.json")], port, tuned=tuned)
 
 
 def naive(folder: Path):
@@ -247,7 +249,8 @@ def untuned(objects, rounds: int, folder: Path) -> list[Line]:
     files = folder / "files"
     write_study(files, seed=1, slices=SLICES, rows=512)
     cases: dict[str, Case] = {
-        "Orthanc": (orthanc, partial(stock, folder=files)),
+        "Orthanc": (partial(orthanc, tuned=False), partial(stock, folder=files)),
+        "Orthanc, without Nagle": (orthanc, partial(stock, folder=files)),
         "ours": (ours, partial(stock, folder=files)),
         "ours, with a tuned storescu": (ours, partial(stock, folder=files, TCP_NODELAY="1")),
     }

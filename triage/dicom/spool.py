@@ -130,13 +130,33 @@ def _place(
     return True
 
 
+def _sync_files(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        _sync(descriptor)
+
+
 def _sync_folders(folders: Sequence[Path]) -> None:
     for folder in dict.fromkeys(folders):
-        sync_directory(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            _sync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
+def _sync(descriptor: int) -> None:
+    """Raises Retryable: a second flush would say that all is well (Linux tells of an error once)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise Retryable(f"cannot write to the spool: {error.strerror}") from error
+
+
+_files = Together(_sync_files)
 _folders = Together(_sync_folders)
-"""Files that are stored at the same time mostly lie in one folder, which is flushed once for all of them."""
+"""Files that come at the same time mostly lie in one folder. Of flushes one after the other, the later ones
+find the journal of the file system written; at the same time each would wait for a piece of it.
+"""
 
 
 def _digest_at(path: Path) -> str:
@@ -152,7 +172,7 @@ def _create(spool: Path, path: Path, parts: Sequence[bytes | memoryview], sync: 
     try:
         _write(descriptor, parts)
         if sync:
-            os.fsync(descriptor)
+            _files.do(descriptor)
         # Only with a descriptor for its folder, which here means nothing, does link follow the name in /proc.
         os.link(aside, path, src_dir_fd=descriptor, follow_symlinks=True)
     except FileExistsError:

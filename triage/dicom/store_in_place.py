@@ -247,6 +247,8 @@ class StoreInPlace(DULServiceProvider):
             self._run_loop_delay = 0.0
             return self._serve(guarded)
         self._run_loop_delay = 0.001
+        if isinstance(guarded, GuardedSocket) and (self._command is not None or self._buffer.unread()):
+            return self._hand_over(guarded)
         self._gate.open()
         return super()._is_transport_event()
 
