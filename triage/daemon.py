@@ -38,7 +38,7 @@ from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
-from triage.errors import ConfigError, DeviceLost, Retryable, traced
+from triage.errors import ConfigError, DeviceLost, FreshProcess, Retryable, traced
 from triage.incoming import mllp
 from triage.web import app as web
 
@@ -233,7 +233,7 @@ def drain(step: Callable[[], bool], stop: threading.Event) -> bool:
     try:
         while not stop.is_set() and step():
             pass
-    except DeviceLost as failure:
+    except (DeviceLost, FreshProcess) as failure:
         log.error("%s; this process ends for a new one", failure)
         stop.set()
         return False
