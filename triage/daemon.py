@@ -40,7 +40,7 @@ from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
-from triage.errors import ConfigError, DeviceLost, Retryable, traced
+from triage.errors import ConfigError, DeviceLost, FreshProcess, Retryable, traced
 from triage.incoming import mllp
 
 log = logging.getLogger(__name__)
@@ -283,8 +283,8 @@ def drain(step: Callable[[], bool], stop: threading.Event, pulse: Silent = SILEN
     try:
         while not stop.is_set() and step():
             pass
-    except DeviceLost as failure:
-        pulse.count("step", "device lost")
+    except (DeviceLost, FreshProcess) as failure:
+        pulse.count("step", "device lost" if isinstance(failure, DeviceLost) else "fresh process")
         log.error("%s; this process ends for a new one", failure)
         stop.set()
         return False

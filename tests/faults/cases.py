@@ -6,10 +6,11 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
-from tests.faults import fuzz, kills, receiving
+from tests.faults import disk, fuzz, judging, kills, receiving
 from tests.faults.table import Case, Context, Row, ways_of_receiving
 
 RECEIVING: dict[str, Case] = {
+    "disk full": disk.full_at_each_write,
     "killed while slices come": kills.while_receiving,
     "receiving": receiving.all_faults,
 }
@@ -20,6 +21,7 @@ CASES: dict[str, tuple[Case, dict[str, Any]]] = {
         for name, case in RECEIVING.items()
     },
     "killed at each step": (kills.at_each_step, {}),
+    "judging": (judging.every_failure, {}),
     "broken images": (fuzz.images, {}),
     "broken archives": (fuzz.zips, {}),
 }
