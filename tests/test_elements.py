@@ -10,6 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -120,3 +122,20 @@ def test_the_walk_reads_real_series_as_pydicom_does() -> None:
         sure += isinstance(answer, Instance)
         assert answer in (None, slowly(bytes(body), syntax)), file
     assert sure > 0.8 * len(files[::3])
+
+
+@given(title=st.text(st.sampled_from("ABC 1_"), max_size=16), number=st.integers(0, 10**30))
+def test_the_file_meta_information_is_pydicoms(title: str, number: int) -> None:
+    instance = header.instance_of(
+        header.parse(encoded(ct(1, SOPInstanceUID=f"1.{number}"), explicit=True), ExplicitVRLittleEndian),
+        ExplicitVRLittleEndian,
+        Path(),
+        "",
+    )
+    raw = spool._file_meta(instance, title)
+    meta = pydicom.filereader.read_partial(BytesIO(raw)).file_meta
+    buffer = DicomBytesIO()
+    write_file_meta_info(buffer, meta)
+    assert raw == b"\0" * 128 + b"DICM" + buffer.getvalue()
+    assert meta.MediaStorageSOPInstanceUID == f"1.{number}"
+    assert meta.SourceApplicationEntityTitle == title.strip()

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "triage"
 
-BASE = {"domain", "errors", "config"}
+BASE = {"domain", "errors", "config", "together"}
 TOP = {"cli", "__main__", "daemon", "check", "predict"}
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
     "errors": set(),
     "config": {"errors"},
+    "together": {"errors"},
     "severity": {"domain", "config"},
     "priority": {"domain", "config"},
     "whatif": {"domain", "config", "priority"},

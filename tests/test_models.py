@@ -297,6 +297,17 @@ class TestCompute:
         with pytest.raises(ConfigError, match="cuda"):
             compute.choose(Analysis(device="cuda"))
 
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_gpu_that_is_gone_is_replaced_by_the_cpu_only_where_that_is_allowed(self, monkeypatch, caplog):
+        """It is still counted, as one that fell off the bus, and does nothing."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        assert compute.choose(Analysis(device="auto")).device.type == "cpu"
+        assert "the GPU does not work" in caplog.text
+        assert "judged on the CPU" in caplog.text
+        with pytest.raises(ConfigError, match="no GPU can be used here"):
+            compute.choose(Analysis(device="cuda"))
+
 
 orientations = st.permutations([0, 1]).flatmap(
     lambda axes: st.tuples(*(st.sampled_from([-1.0, 1.0]) for _ in axes)).map(

@@ -36,7 +36,7 @@ from triage.domain import (
     Study,
     Volume,
 )
-from triage.errors import DeviceLost, Rejected, Retryable
+from triage.errors import DeviceLost, FreshProcess, Rejected, Retryable
 from triage.models import Model
 from triage.unjudged import report_at_hand
 
@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_VERSION = 10
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
+NO_MEMORY = "not enough memory to judge this study"
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
 """What drawing may raise: an answer never waits for what only its page or a picture shows."""
 
@@ -140,6 +141,12 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
         judgement = _judgement_of(db, config, model, study, instances, now)
     except Rejected as rejection:
         reject(db, config, study, instances, str(rejection), now)
+    except FreshProcess as failure:
+        _count_failure(db, config, study, str(failure), now)
+        raise
+    except MemoryError as error:
+        _count_failure(db, config, study, NO_MEMORY, now)
+        raise FreshProcess(NO_MEMORY) from error
     except Retryable as failure:
         try_later(db, config, study, str(failure), now)
         if isinstance(failure, DeviceLost):

@@ -27,7 +27,10 @@ def register(db: Database, config: Config, received: Instance, now: datetime) ->
     """
     stat = received.requested_procedure_priority == priority.STAT
     judgeable = series.is_ct_image(received)
-    pending = policies.pending(db, config)
+
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return policies.pending(db, config)(arrived_at, stat)  # asked for when a study is placed, not before
+
     db.register(received, now, judgeable=judgeable, stat=stat, pending=pending)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -71,6 +71,8 @@ class Storage(Section):
     minimum_free_gb: Annotated[float, Field(ge=0)] = 5.0
     warning_free_gb: Annotated[float, Field(ge=0)] | None = None
     """From here on down somebody is told to make room; None: twice the minimum."""
+    sync: bool = True
+    """Flush what is received to the disk before it is acknowledged; False only to measure."""
 
     @property
     def warned_gb(self) -> float:
@@ -87,6 +89,53 @@ class Database(Section):
     url: str = "sqlite:///var/triage.db"
 
 
+class Tls(Section):
+    """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        return self
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
+        _readable(self.ca, self.certificate, self.key)
+        made = ssl.create_default_context(cafile=self.ca)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None:
+            made.load_cert_chain(self.certificate, self.key)
+        return made
+
+
+class ServerTls(Section):
+    """Who we are to those who connect; with ``ca`` they must show a certificate of one of its authorities."""
+
+    certificate: Path
+    key: Path
+    ca: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer (BCP 195); OSError when a file cannot be used."""
+        _readable(self.ca, self.certificate, self.key)
+        made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        made.load_cert_chain(self.certificate, self.key)
+        if self.ca is not None:
+            made.verify_mode = ssl.CERT_REQUIRED
+        return made
+
+
+def _readable(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            path.open("rb").close()  # its error names the file, ssl's does not
+
+
 class Listener(Section):
     ae_title: AETitle = "TRIAGE"
     host: str = "0.0.0.0"  # noqa: S104 - scanners and the PACS are other machines
@@ -96,6 +145,9 @@ class Listener(Section):
     maximum_associations: Annotated[int, Field(ge=1, le=1000)] = 25
     timeout_seconds: Seconds = 30.0
     maximum_pdu_bytes: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+    fast: bool = True
+    """Store objects without pynetdicom's queues and polling; False: its own way, for everything."""
+    tls: ServerTls | None = None
 
     @field_validator("peers")
     @classmethod
@@ -139,31 +191,6 @@ class Results(Section):
     picture: bool = True
     key_slices: bool = True
     view_3d: bool = False
-
-
-class Tls(Section):
-    """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together: give both, or neither")
-        return self
-
-    def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
-        for path in (self.ca, self.certificate, self.key):
-            if path is not None:
-                path.open("rb").close()  # its error names the file, ssl's does not
-        made = ssl.create_default_context(cafile=self.ca)
-        made.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.certificate is not None:
-            made.load_cert_chain(self.certificate, self.key)
-        return made
 
 
 DicomResult = Literal["lesion_seg", "lung_seg", "sr", "picture", "key_slices", "view_3d"]
@@ -788,6 +815,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     )
     sections: dict[str, Section] = {
         "storage": storage,
+        "listener": config.listener.model_copy(update={"tls": _anchored_tls(config.listener.tls, folder)}),
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
@@ -809,7 +837,10 @@ def _anchored_audit(audit: Audit, url: str, folder: Path) -> Audit:
     return audit.model_copy(update={"file": file, "syslog": syslog})
 
 
-def _anchored_tls(tls: Tls | None, folder: Path) -> Tls | None:
+AnyTls = TypeVar("AnyTls", Tls, ServerTls)
+
+
+def _anchored_tls(tls: AnyTls | None, folder: Path) -> AnyTls | None:
     if tls is None:
         return None
     return tls.model_copy(update={name: folder / path for name, path in tls if path is not None})

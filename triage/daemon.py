@@ -31,7 +31,7 @@ from time import monotonic
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from triage import analyze, assemble, commitment, deliver, orders, policies, priority, pull, trail, upkeep
+from triage import assemble, commitment, deliver, orders, policies, priority, pull, trail, upkeep
 from triage.alive import SILENT, Ear, Pulse, Silent, notify
 from triage.config import AnyDestination, Config, Destination
 from triage.db import Database
@@ -40,13 +40,14 @@ from triage.dicom.listener import Listener, index_spool
 from triage.dicom.lists import Lists
 from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
-from triage.errors import ConfigError, DeviceLost, Retryable, traced
+from triage.errors import ConfigError, DeviceLost, FreshProcess, Retryable, traced
 from triage.incoming import mllp
-from triage.web import app as web
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.5
+SWITCH_SECONDS = 0.0005
+"""A thread whose packet has come waits no longer for one that computes."""
 OVERTIME_SECONDS = 25.0
 """What a role is at when it is told to stop, it hands back after this."""
 STOP_SECONDS = 28.0
@@ -72,7 +73,7 @@ def now() -> datetime:
 
 
 def open_database(config: Config) -> Database:
-    database = Database(config.database.url)
+    database = Database(config.database.url, sync=config.storage.sync)
     database.migrate()
     return database
 
@@ -82,6 +83,7 @@ def open_database(config: Config) -> Database:
 
 def run_listener(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Receive until told to stop; first put on record what a killed process left unrecorded."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     db = open_database(config)
     spool = config.storage.spool
     spool.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,10 @@ def run_listener(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
         commitments=_reports(db, config) if commitment.wanted(config) else None,
         on_refused=lambda kind: pulse.count("refused", kind),
         on_turn=pulse.loop("accepting"),
+        sync=config.storage.sync,
     )
+    if not config.storage.sync:
+        log.warning("%s", files.NOT_DURABLE)
     try:
         listener.start()
     except OSError as error:
@@ -139,7 +144,7 @@ def _reports(db: Database, config: Config) -> Reports:
 
 def run_analyzer(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Judge one study after the other."""
-    from triage import models  # torch is loaded by this process only
+    from triage import analyze, models  # torch is loaded by this process only
 
     db = open_database(config)
     owner = f"{socket.gethostname()}/analyzer"
@@ -185,6 +190,7 @@ def run_clerk(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> 
         "quarantine": (lambda: strays.step(now()), 86400),
         "policy": (lambda: policies.settle(db, config, now()), 20),
         "assemble": (lambda: assemble.step(db, config, now()), 1),
+        "clock": (lambda: db.heed_clock(now(), config.analysis.lease_seconds), 60),
         "leases": (lambda: db.release_leases(now()) > 0, 60),
     }
     for destination in config.destinations:
@@ -251,6 +257,8 @@ def run_orders(config: Config, stop: threading.Event, pulse: Silent = SILENT) ->
 
 def run_web(config: Config, stop: threading.Event, pulse: Silent = SILENT) -> None:
     """Serve the page."""
+    from triage.web import app as web  # what the page needs does not hold up the listener's start
+
     web.serve(open_database(config), config, now, stop, on_ready=pulse.ready, on_turn=pulse.loop("answering"))
 
 
@@ -275,8 +283,8 @@ def drain(step: Callable[[], bool], stop: threading.Event, pulse: Silent = SILEN
     try:
         while not stop.is_set() and step():
             pass
-    except DeviceLost as failure:
-        pulse.count("step", "device lost")
+    except (DeviceLost, FreshProcess) as failure:
+        pulse.count("step", "device lost" if isinstance(failure, DeviceLost) else "fresh process")
         log.error("%s; this process ends for a new one", failure)
         stop.set()
         return False

@@ -34,12 +34,15 @@ def main() -> int:
         start = time.monotonic()
         with TemporaryDirectory(prefix="faults-") as folder:
             context = Context(Path(folder), asked.long, asked.seconds, seed=asked.seed)
-            row = attempt(name, context)
-        rows.append(cells(name, row))
-        clean &= row.is_clean
+            found = attempt(name, context)
+        rows += [cells(part, row) for part, row in found.items()]
+        clean &= all(row.is_clean for row in found.values())
         if not asked.markdown:
-            print(f"{name}: {time.monotonic() - start:.0f} s", *row.lost[:EXAMPLES], *row.wrong[:EXAMPLES],
-                  sep="\n    ", flush=True)  # fmt: skip
+            print(f"{name}: {time.monotonic() - start:.0f} s")
+            for part, row in found.items():
+                for amiss in (*row.lost[:EXAMPLES], *row.wrong[:EXAMPLES]):
+                    print(f"    {part}: {amiss}")
+            sys.stdout.flush()
     print(markdown(rows))
     return 0 if clean else 1
 

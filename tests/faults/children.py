@@ -65,10 +65,21 @@ def die_at(edge: int | None) -> Callable[[], int]:
     return lambda: seen[0]
 
 
-def role(name: str, path: Path, log: Path, edge: int | None = None) -> None:
-    """One role of the daemon, until a signal."""
+def _unchanged(_folder: Path) -> None:
+    pass
+
+
+def role(
+    name: str,
+    path: Path,
+    log: Path,
+    edge: int | None = None,
+    prepare: Callable[[Path], None] = _unchanged,
+) -> None:
+    """One role of the daemon, until a signal; ``prepare`` changes something in its process before."""
     _log_to(log)
     stop = daemon.stopped_by_signals()
+    prepare(path.parent)
     if edge is not None:
         die_at(edge)
     daemon.ROLES[name](config.load(path, {}), stop)
@@ -110,10 +121,12 @@ def running(target: Callable[..., None], *args: Any) -> Iterator[ForkServerProce
 
 
 @contextmanager
-def listening(path: Path, log: Path, edge: int | None = None) -> Iterator[ForkServerProcess]:
+def listening(
+    path: Path, log: Path, edge: int | None = None, prepare: Callable[[Path], None] = _unchanged
+) -> Iterator[ForkServerProcess]:
     """The listener, once it answers; it may have died before, at its edge."""
     peer = peers.destination(config.load(path, {}))
-    with running(role, "listener", path, log, edge) as process:
+    with running(role, "listener", path, log, edge, prepare) as process:
         peers.wait_until(lambda: not process.is_alive() or peers.answers(peer), log=log)
         yield process
 
@@ -127,7 +140,7 @@ def _log_to(log: Path) -> None:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds."""
+    """What a process holds; the database's files, of which a pool keeps some open, do not count."""
 
     megabytes: float
     files: int
@@ -140,8 +153,15 @@ class Footprint:
 def footprint(pid: int) -> Footprint:
     status = Path(f"/proc/{pid}/status").read_text()
     told = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    files = len(os.listdir(f"/proc/{pid}/fd"))
+    files = sum(1 for one in Path(f"/proc/{pid}/fd").iterdir() if not _is_database(one))
     return Footprint(int(told["VmRSS"].split()[0]) / 1024, files, int(told["Threads"]))
+
+
+def _is_database(descriptor: Path) -> bool:
+    try:
+        return "triage.db" in os.readlink(descriptor)
+    except OSError:
+        return True  # closed meanwhile
 
 
 def ask(settings: Config, query: str) -> list[Any]:

@@ -162,6 +162,10 @@ WRONG: dict[str, Callable[[], bytes]] = {
     "deflated zeros, 3 GiB": lambda: _bomb(3 << 30),
     "65 535 × 65 535 pixels": lambda: _file(Rows=HUGE, Columns=HUGE),
     "65 535 × 65 535 in RLE": lambda: _file(RLELossless, Rows=HUGE, Columns=HUGE),
+    "RLE segments out of reach": lambda: _claims(
+        RLELossless, b"\x02\0\0\0\x40\0\0\0", 4, struct.pack("<II", 0x40, 0x7FFFFFFF)
+    ),
+    "15 RLE segments": lambda: _claims(RLELossless, b"\x02\0\0\0\x40\0\0\0", 0, b"\x0f"),
     "65 535 × 65 535 in JPEG Lossless": lambda: _claims(JPEGLosslessSV1, b"\xff\xc3", 5, SIZE),
     "65 535 × 65 535 in JPEG-LS": lambda: _claims(JPEGLSLossless, b"\xff\xf7", 5, SIZE),
     "65 535 × 65 535 in JPEG 2000": lambda: _claims(JPEG2000Lossless, SIZ, 8, struct.pack(">II", HUGE, HUGE)),

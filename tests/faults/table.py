@@ -71,7 +71,8 @@ class Row:
         self.recovered.append(time.monotonic() - start)
 
 
-Case = Callable[[Context], Row]
+Case = Callable[[Context], Row | dict[str, Row]]
+"""Gives a row, or several with their names."""
 
 
 def ways_of_receiving() -> dict[str, dict[str, Any]]:

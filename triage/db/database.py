@@ -26,6 +26,7 @@ from triage.db import commitments, copies, intake, orders, policies, records, st
 from triage.db.audit import Trail, append
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
+from triage.db.intake import Arrival
 from triage.db.monitoring import Monitoring
 from triage.db.orders import Pending
 from triage.db.people import People
@@ -59,6 +60,7 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
 )
+from triage.together import Together
 
 PIECE = 5000
 """Studies that are read at once where all open ones are gone through."""
@@ -72,12 +74,18 @@ WAITED_FOR = timedelta(minutes=10)
 is worth more than its order."""
 
 
+CLOCKS_DIFFER = timedelta(seconds=10)
+"""By which the times of two processes may differ; more is a clock that was put right."""
+
+
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = connect(url)
+    def __init__(self, url: str, *, sync: bool = True) -> None:
+        """``sync`` False: a power cut may lose what was committed; only to measure."""
+        self._engine = connect(url, sync=sync)
         self._writing = self._engine.execution_options(writes=True)
+        self._arrivals = Together(self._register)
         self.reading = Reading(self._read, self._write)
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
@@ -116,10 +124,15 @@ class Database:
     ) -> None:
         """Remember an instance. Only a new judgeable one (a CT image) reopens its study.
 
-        ``pending`` gives the place of a study that nobody has judged yet.
+        ``pending`` gives the place of a study that nobody has judged yet. What several threads register at
+        the same time is one transaction.
         """
+        self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
+
+    def _register(self, arrivals: Sequence[Arrival]) -> None:
         with self._write() as connection:
-            intake.register(connection, received, now, judgeable=judgeable, stat=stat, pending=pending)
+            for arrival in arrivals:
+                intake.register(connection, arrival)
 
     def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
         """What is on record of a study, by SOP Instance UID."""
@@ -184,6 +197,32 @@ class Database:
                 .where(study.c.state == StudyState.RECEIVING)
                 .values(last_received_at=now, forgotten=False)
             )
+
+    def heed_clock(self, now: datetime, lease_seconds: float) -> bool:
+        """Bring back what lies in the future because the clock was ahead: nothing waits for that day to come.
+
+        A study that came then came now, and its place in the list moves with it. False when all is well.
+        """
+        ahead, lease = now + CLOCKS_DIFFER, timedelta(seconds=lease_seconds)
+        late_lease = study.c.lease_until > ahead + lease
+        query = select(study).where(
+            (study.c.last_received_at > ahead) | (study.c.arrived_at > ahead) | late_lease
+        )
+        with self._write() as connection:
+            found = connection.execute(query).mappings().all()
+            for row in found:
+                too_late = max(row["arrived_at"] - now, timedelta())
+                connection.execute(
+                    update(study)
+                    .where(study.c.study_instance_uid == row["study_instance_uid"])
+                    .values(
+                        arrived_at=row["arrived_at"] - too_late,
+                        due_at=row["due_at"] - too_late,
+                        last_received_at=min(row["last_received_at"], now),
+                        lease_until=row["lease_until"] and min(row["lease_until"], now + lease),
+                    )
+                )
+            return bool(found)
 
     def instances(self, study_instance_uid: str) -> list[Instance]:
         """All instances of the study, judgeable or not, in the order of arrival."""

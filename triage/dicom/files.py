@@ -14,6 +14,7 @@ from triage.config import Storage
 from triage.errors import Retryable
 
 GIGABYTE = 1024**3
+NOT_DURABLE = "storage.sync is false: a power cut loses images that were acknowledged; set it to true"
 
 
 def has_room(storage: Storage) -> bool:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,8 +184,18 @@ def _plain(byte_order: Literal["<", ">"]) -> Decoder:
 
 
 def _rle(data: bytes, pixels: Pixels) -> NDArray[Any]:
-    decoded = imagecodecs.dicomrle_decode(_frame(data), pixels.unsigned.newbyteorder("<"))
+    frame = _frame(data)
+    _check_segments(frame, pixels.bits_allocated // 8)
+    decoded = imagecodecs.dicomrle_decode(frame, pixels.unsigned.newbyteorder("<"))
     return np.frombuffer(decoded, pixels.unsigned.newbyteorder("<")).reshape(pixels.rows, pixels.columns)
+
+
+def _check_segments(frame: bytes, count: int) -> None:
+    """One for each byte of a sample, in ascending order (PS3.5 G.5): the codec reads where it is told to."""
+    told, *starts = struct.unpack_from("<16I", frame)
+    starts = [*starts[:count], len(frame)]
+    if told != count or starts[0] < 64 or any(begin >= end for begin, end in pairwise(starts)):
+        raise ValueError("the RLE segments are not where they should be")
 
 
 def _coded(codec: Callable[[bytes], NDArray[Any]], declared: Callable[[bytes], Size]) -> Decoder:
