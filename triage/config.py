@@ -590,6 +590,10 @@ class Lists(Section):
     maximum_answers: Annotated[int, Field(ge=1)] = 500
 
 
+class Log(Section):
+    format: Literal["text", "json"] = "text"
+
+
 class Retention(Section):
     leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
     delete_images_after_days: Annotated[float, Field(gt=0)] | None = None
@@ -622,6 +626,7 @@ class Config(Section):
     audit: Audit = Audit()
     lists: Lists = Lists()
     orders: Orders = Orders()
+    log: Log = Log()
     retention: Retention = Retention()
 
     @property
