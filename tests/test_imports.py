@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "triage"
 
-BASE = {"domain", "errors", "config", "together"}
+BASE = {"domain", "errors", "config", "together", "logs"}
 TOP = {"cli", "__main__", "daemon", "check", "predict"}
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
     "errors": set(),
+    "logs": set(),
     "config": {"errors"},
     "together": {"errors"},
     "severity": {"domain", "config"},

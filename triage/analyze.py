@@ -37,6 +37,7 @@ from triage.domain import (
     Volume,
 )
 from triage.errors import DeviceLost, FreshProcess, Rejected, Retryable
+from triage.logs import about
 from triage.models import Model
 from triage.unjudged import report_at_hand
 
@@ -133,6 +134,7 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
     study = db.claim(owner, now, config.analysis.lease_seconds)
     if study is None:
         return False
+    about(study.study_instance_uid)
     instances = db.instances(study.study_instance_uid)
     if study.attempts > config.analysis.maximum_attempts:
         give_up(db, config, study, "the analysis ended without a word each time it was tried", now)

@@ -14,6 +14,7 @@ from triage.db import Database
 from triage.dicom import series
 from triage.domain import Instance, Priority, Result, Status, Study, content_digest
 from triage.errors import Rejected, Retryable
+from triage.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def step(db: Database, config: Config, now: datetime) -> bool:
             db.mark_compared(study, NOT_COMPARED)
     if study is None:
         return False
+    about(study.study_instance_uid)
     try:
         _assemble(db, config, study, now)
     except Retryable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from triage import __version__, passwords
+from triage import __version__, logs, passwords
 from triage import config as configuration
 from triage.audit import Actor, Event, messages
 from triage.config import Analysis, Config
@@ -81,10 +80,7 @@ def main(
     if version:
         typer.echo(f"triage {__version__}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("triage").setLevel(logging.INFO)
+    logs.use("text", "cli")
     context.obj = config
 
 
@@ -109,6 +105,7 @@ def serve(
                 raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")
         if "web" in roles and not supervised:
             _offer_first_link(settings)
+        logs.use(settings.log.format, roles[0] if len(roles) == 1 else "supervisor")
         if supervised:
             daemon.run_role(roles[0], settings, supervised=True)
         elif len(roles) == 1:

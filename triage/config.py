@@ -42,6 +42,8 @@ SECRETS = {
 """Environment variables that override config.yaml: {name: (section, key)}."""
 PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
+IN_FILE = "_FILE"
+"""After the name of such a variable: the file that holds the secret instead."""
 PAGES = {"destinations": "Destinations", "sources": "Import and reconcile"}
 """Chapters of deploy/operating.md that list their keys."""
 WITH_SECRET = ("dicomweb", "webhook", "email")
@@ -204,7 +206,16 @@ def _web_address(value: str) -> str:
         raise ValueError("no web address; write https://host/path or https://host:port/path") from error
     if url.username or url.password:
         raise ValueError("has a user or password in it, which would be shown; set user and secret")
+    if _is_link_local((url.host or "").strip("[]")):
+        raise ValueError("is a link-local address: clouds tell secrets of the machine there, no peer has one")
     return value
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
 
 
 Url = Annotated[str, AfterValidator(_web_address)]
@@ -488,7 +499,7 @@ def _check_template(template: str, app_scheme: str | None) -> None:
 class Web(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
-    token: str = ""
+    token: str = Field(default="", repr=False)
     """Of programs that may read; more of them, with other scopes, are made on the page."""
     refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
     claim_minutes: Annotated[float, Field(gt=0, le=1440)] = 60.0
@@ -579,6 +590,10 @@ class Lists(Section):
     maximum_answers: Annotated[int, Field(ge=1)] = 500
 
 
+class Log(Section):
+    format: Literal["text", "json"] = "text"
+
+
 class Retention(Section):
     leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
     delete_images_after_days: Annotated[float, Field(gt=0)] | None = None
@@ -611,6 +626,7 @@ class Config(Section):
     audit: Audit = Audit()
     lists: Lists = Lists()
     orders: Orders = Orders()
+    log: Log = Log()
     retention: Retention = Retention()
 
     @property
@@ -734,7 +750,7 @@ def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
             key = ".".join([section, peers, name, *map(str, rest[1:])])
             page = f'deploy/operating.md, "{PAGES[peers]}",'
             if rest[1:] == ["secret"] and error["type"] == "missing":
-                return f"{key}: {message}; set {_variable(name)} in the environment"
+                return f"{key}: {message}; set {_variable(name)} or {_variable(name)}_FILE in the environment"
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key; see {page} for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
@@ -747,8 +763,8 @@ def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
 def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     merged = dict(data)
     for variable, (section, key) in SECRETS.items():
-        if variable in environ:
-            merged[section] = {**(merged.get(section) or {}), key: environ[variable]}
+        if (secret := _secret(variable, environ)) is not None:
+            merged[section] = {**(merged.get(section) or {}), key: secret}
     delivery = merged.get("delivery")
     if isinstance(delivery, dict) and isinstance(delivery.get("destinations"), list):
         destinations = [_with_secret(destination, environ) for destination in delivery["destinations"]]
@@ -762,8 +778,22 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
 def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
     if not isinstance(peer, dict) or peer.get("kind") not in WITH_SECRET:
         return peer
-    variable = _variable(str(peer.get("name")))
-    return {**peer, "secret": environ[variable]} if variable in environ else peer
+    secret = _secret(_variable(str(peer.get("name"))), environ)
+    return peer if secret is None else {**peer, "secret": secret}
+
+
+def _secret(variable: str, environ: Mapping[str, str]) -> str | None:
+    """The variable, or what the file holds that its companion names, but for a line's end."""
+    if variable in environ:
+        return environ[variable]
+    path = environ.get(variable + IN_FILE)
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is no text in UTF-8"
+        raise ConfigError(f"{variable}{IN_FILE}: cannot read {path}: {why}") from error
 
 
 def _variable(name: str) -> str:

@@ -42,6 +42,7 @@ from triage.dicom.storage_commitment import Reports
 from triage.domain import Instance, WorklistEntry
 from triage.errors import ConfigError, DeviceLost, FreshProcess, Retryable, traced
 from triage.incoming import mllp
+from triage.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -281,9 +282,10 @@ def _record(db: Database, config: Config, instance: Instance) -> None:
 
 def drain(step: Callable[[], bool], stop: threading.Event, pulse: Silent = SILENT) -> bool:
     """Repeat a step while it finds work. False when it failed: the caller waits before the next try."""
+    about("")
     try:
         while not stop.is_set() and step():
-            pass
+            about("")
     except (DeviceLost, FreshProcess) as failure:
         pulse.count("step", "device lost" if isinstance(failure, DeviceLost) else "fresh process")
         log.error("%s; this process ends for a new one", failure)

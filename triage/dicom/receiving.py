@@ -18,6 +18,7 @@ from triage.dicom import spool as spooling
 from triage.dicom.status import StoreStatus
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable, traced
+from triage.logs import about
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,9 @@ class Receiver:
         return int(StoreStatus.SUCCESS)
 
     def _store(self, request: Request, raw: bytes | memoryview) -> None:
+        about("")
         instance = _read(request, raw)
+        about(instance.study_instance_uid)
         try:
             self.keep(raw, instance, request.ae_title)
         except Retryable as error:
