@@ -33,7 +33,7 @@ from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.storage_commitment import Reports
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from triage.dicom.upper_layer import forget, guard, hang_up, watch_size
+from triage.dicom.upper_layer import forget, guard, hang_up, survive, watch_size
 from triage.domain import Instance
 
 __all__ = ["Listener", "index_spool"]
@@ -108,6 +108,7 @@ class Listener:
             evt_handlers=[
                 *also,
                 (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
+                (evt.EVT_CONN_OPEN, survive),
                 (evt.EVT_CONN_CLOSE, forget),
                 (evt.EVT_PDU_RECV, watch_size),
                 (evt.EVT_REQUESTED, self._on_requested),

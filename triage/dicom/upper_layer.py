@@ -13,6 +13,8 @@ from pynetdicom.events import Event
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
+from triage.errors import traced
+
 logger = logging.getLogger(__name__)
 
 # Its event loggers describe every message and data set, patients included, and cost time for each PDU.
@@ -82,6 +84,26 @@ def guard(event: Event, timeout: float) -> None:
     dul = event.assoc.dul
     if dul.socket is not None:
         dul.socket = GuardedSocket(dul.socket, timeout)
+
+
+def survive(event: Event) -> None:
+    """Handler of EVT_CONN_OPEN, as acceptor: nonsense that pynetdicom trips over ends its connection.
+
+    Else the thread that should answer would be dead, and the peer waited for until it goes by itself.
+    """
+    association = event.assoc
+    run = association.run
+
+    def run_or_let_go() -> None:
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 - whatever a peer sends must not hold a place
+            logger.warning("let go of %s: %s", association.requestor.address, traced(error))
+            hang_up(association)
+            association.kill()
+            close(association)
+
+    association.run = run_or_let_go  # type: ignore[method-assign]
 
 
 def watch_size(event: Event) -> None:
