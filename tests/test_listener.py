@@ -201,17 +201,6 @@ def test_a_service_that_is_not_offered_is_refused(received: Received) -> None:
         assert not association.accepted_contexts
 
 
-def test_four_associations_at_once(tmp_path: Path, received: Received) -> None:
-    files = [save(ct(n), tmp_path / f"{n}.dcm") for n in range(1, 41)]
-    threads = [threading.Thread(target=received.send, args=files[start::4]) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {i.digest for i in index_spool(received.spool)} == {i.digest for i in received.instances}
-    assert len(received.instances) == 40
-
-
 # --- the same again -------------------------------------------------------------------------------
 
 

@@ -53,6 +53,7 @@ OVERTIME_SECONDS = 25.0
 """What a role is at when it is told to stop, it hands back after this."""
 STOP_SECONDS = 28.0
 """After this the supervisor kills who has not stopped."""
+HEAD_START_SECONDS = 3.0
 HUNG_SECONDS = 120.0
 """A role that has been ready and then silent for this long hangs."""
 NOTIFY_SECONDS = 5.0
@@ -375,7 +376,11 @@ def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) ->
     that we are ready as soon as all roles are, or at the latest after PROVEN_SECONDS.
     """
     ear, status = Ear(), 0
-    children = {role: _Child(role, config_path, ear.address) for role in roles}
+    children: dict[str, _Child] = {}
+    for role in roles:
+        children[role] = _Child(role, config_path, ear.address)
+        if role == "listener":
+            _let_begin(children[role], ear, stop)
     told = _Told(children.values())
     while not stop.wait(IDLE_SECONDS):
         for process, states in ear.heard():
@@ -398,6 +403,14 @@ def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) ->
         child.wait_or_kill(deadline - monotonic())
     ear.close()
     return status
+
+
+def _let_begin(child: _Child, ear: Ear, stop: threading.Event) -> None:
+    """The others would take the processor from it for seconds, in which nobody could send."""
+    deadline = monotonic() + HEAD_START_SECONDS
+    while not (child.is_ready or child.ended() is not None or monotonic() > deadline or stop.wait(0.02)):
+        for process, states in ear.heard():
+            child.hear(process, states)
 
 
 class _Child:

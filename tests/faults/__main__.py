@@ -1,6 +1,7 @@
 """Every fault, and what came of it.
 
     python -m tests.faults [--long] [--only NAMES] [--seconds N] [--markdown]
+    python -m tests.faults --soak MINUTES
 
 Ends with status 1 when anything was lost or went wrong.
 """
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.faults.cases import CASES, attempt
+from tests.faults.cases import CASES, SOAK, attempt
 from tests.faults.table import EXAMPLES, Context, cells, markdown
 
 
@@ -24,9 +25,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="a case that could go on for ever ends after these")
     parser.add_argument("--seed", type=int, default=1, help="another number: other random moments and inputs")
     parser.add_argument("--markdown", action="store_true", help="nothing but the table")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="only the whole daemon's traffic")
     asked = parser.parse_args()
+    if asked.soak:
+        asked.only, asked.seconds = SOAK, 60 * asked.soak
     parts = [part.strip() for part in asked.only.split(",") if part.strip()]
-    chosen = [name for name in CASES if not parts or any(part in name for part in parts)]
+    known = [SOAK] if asked.soak else list(CASES)
+    chosen = [name for name in known if not parts or any(part in name for part in parts)]
     if not chosen:
         parser.error(f"no case is called {asked.only}; there are: {', '.join(CASES)}")
     rows, clean = [], True

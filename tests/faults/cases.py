@@ -6,7 +6,7 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
-from tests.faults import disk, fuzz, judging, kills, receiving
+from tests.faults import disk, fuzz, judging, kills, receiving, soak
 from tests.faults.table import Case, Context, Row, ways_of_receiving
 
 RECEIVING: dict[str, Case] = {
@@ -26,11 +26,13 @@ CASES: dict[str, tuple[Case, dict[str, Any]]] = {
     "broken archives": (fuzz.zips, {}),
 }
 """{name: (case, settings of the listener)}"""
+SOAK = "a department's traffic"
+"""Takes as long as one lets it: on demand only."""
 
 
 def attempt(name: str, context: Context) -> dict[str, Row]:
     """The rows of one case; what breaks the case itself is wrong as well."""
-    case, listener = CASES[name]
+    case, listener = {**CASES, SOAK: (soak.soak, {})}[name]
     try:
         found = case(replace(context, listener=listener))
     except Exception as error:  # noqa: BLE001 - one case must not hide the others

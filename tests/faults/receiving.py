@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -447,7 +448,8 @@ def mutated_pdus(here: Station, row: Row) -> None:
                     wire.answered(connection)
                 connection.sendall(b"".join(spoken[1:at]) + mutated(samples[at], chance))
                 connection.sendall(b"".join(spoken[at + 1 :]))
-                connection.shutdown(1)
+                if number % 25:
+                    connection.shutdown(socket.SHUT_WR)
                 closed = wire.closed_within(connection, 10)
         except OSError:
             closed = True
