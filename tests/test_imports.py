@@ -100,6 +100,7 @@ EDGES = {
     "matplotlib": {"training"},
     "SimpleITK": {"training"},
     "onnxruntime": {"models"},
+    "openvino": {"models"},
     "torchvision": set(),
 }
 
