@@ -106,6 +106,7 @@ EDGES = {
     "matplotlib": {"training"},
     "SimpleITK": {"training"},
     "onnxruntime": {"models"},
+    "openvino": {"models"},
     "torchvision": set(),
 }
 

@@ -127,3 +127,6 @@ def _model(config: Config) -> Iterator[Check]:
     yield Check("weights", True, detail)
     settings = ", ".join(f"{name} {value}" for name, value in model.settings.items())
     yield Check("device", True, settings)
+    if (speeds := models.speeds(config.analysis)) is not None:
+        taken = ", ".join(f"{name} {milliseconds:.1f}" for name, milliseconds in speeds.items())
+        yield Check("engine", True, f"milliseconds a slice in a trial: {taken}")

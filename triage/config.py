@@ -170,6 +170,7 @@ class Analysis(Section):
     model: str = "multitask"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["auto", "torch", "openvino", "onnxruntime"] = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     lesion_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     positive_probability: Fraction = 0.5

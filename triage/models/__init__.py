@@ -74,6 +74,13 @@ def load(analysis: Analysis) -> Model:
     return model
 
 
+def speeds(analysis: Analysis) -> Mapping[str, float] | None:
+    """Milliseconds a slice of a small network by each engine that can run here; None where a GPU judges."""
+    from triage.models import compute
+
+    return compute.speeds(analysis)
+
+
 def describe() -> list[Package]:
     """Every network that ships; compares its files with its card, but loads no network."""
     return [packages.read(folder) for folder in MODELS.values()]

@@ -134,9 +134,9 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
 
 def foreground(network: EncoderDecoder, running: Compute) -> Slicewise:
     """Slices → probability of the second of the two channels."""
-    network = network.to(running.device)
+    ready = running.ready(network, network.inputs)
     return slice_by_slice(
-        network, network.stride, running, lambda logits: logits.softmax(1)[:, 1:], network.inputs
+        ready, network.stride, running, lambda logits: logits.softmax(1)[:, 1:], network.inputs
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triage.config import Analysis
 from triage.errors import ConfigError, DeviceLost, FreshProcess
+from triage.models import engine
+from triage.models.engine import Network
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +30,26 @@ WAITING = 2
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """A device, the precision of convolutions on it, and how many batches a CPU works on at once."""
+    """A device, the precision of convolutions on it, how many batches a CPU works on at once, and by what."""
 
     device: torch.device
     dtype: torch.dtype
     threads: int
+    engine: str = "torch"
 
     @property
     def precision(self) -> str:
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What of it changes an answer, if only in the last digits."""
+        return {"precision": self.precision, "device": self.device.type, "engine": self.engine}
+
+    def ready(self, network: nn.Module, inputs: int) -> Network:
+        """A network of slices (n, inputs, h, w) → one tensor, on the device, as the engine runs it."""
+        network = network.to(self.device)
+        return engine.run_by(self.engine, network, inputs, self.dtype, self.threads)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -95,9 +108,10 @@ class Compute:
 
 
 def choose(analysis: Analysis) -> Compute:
-    """From the settings; ``auto`` takes a GPU where there is one, and bfloat16 where it is fast.
+    """From the settings; ``auto`` takes a GPU where there is one, bfloat16 where it is fast, and on a CPU the
+    engine that a short trial finds fastest.
 
-    Raises ConfigError for a GPU that is asked for and missing.
+    Raises ConfigError for a GPU or an engine that is asked for and missing.
     """
     on_gpu = analysis.device != "cpu" and _gpu_works()
     if analysis.device == "cuda" and not on_gpu:
@@ -107,7 +121,26 @@ def choose(analysis: Analysis) -> Compute:
     torch.set_num_threads(1)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if fast_bfloat16(on_gpu) else torch.float32)
-    return Compute(torch.device("cuda" if on_gpu else "cpu"), dtype, analysis.threads or os.cpu_count() or 1)
+    device, threads = torch.device("cuda" if on_gpu else "cpu"), analysis.threads or os.cpu_count() or 1
+    return Compute(device, dtype, threads, "torch" if on_gpu else _engine(analysis, dtype, threads))
+
+
+def speeds(analysis: Analysis) -> Mapping[str, float] | None:
+    """Milliseconds a slice by engine, the preferred one first; None on a GPU, which torch alone uses."""
+    running = choose(analysis)
+    return engine.trial(running.dtype, running.threads) if running.device.type == "cpu" else None
+
+
+def _engine(analysis: Analysis, dtype: torch.dtype, threads: int) -> str:
+    if analysis.engine == "auto":
+        name = engine.choose(dtype, threads)
+        log.info("networks of slices are run by %s, %s", name, _said(engine.trial(dtype, threads)))
+        return name
+    if not engine.installed(analysis.engine):
+        extra = {"openvino": "cpu", "onnxruntime": "onnx"}[analysis.engine]
+        missing = f"analysis.engine = {analysis.engine!r} is not installed"
+        raise ConfigError(f"{missing}: pip install '.[{extra}]', or set it to auto")
+    return analysis.engine
 
 
 def _gpu_works() -> bool:
@@ -128,3 +161,7 @@ def fast_bfloat16(on_gpu: bool) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _said(speeds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {milliseconds:.1f} ms a slice" for name, milliseconds in speeds.items())

@@ -7,6 +7,8 @@ unknown scanner positive (the card has the figures).
 
 from __future__ import annotations
 
+from torch import nn
+
 from triage.config import Analysis
 from triage.models import compute, weights
 from triage.models.networks import MultitaskNet
@@ -18,6 +20,6 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     """From the files ``lungs`` and ``multitask`` of a package. Raises ConfigError."""
     running = compute.choose(analysis)
     network, _ = weights.read(package.file("multitask"), MultitaskNet)
-    network = network.to(running.device)
-    lesions = slice_by_slice(lambda batch: network(batch)[0], network.stride, running, inputs=network.inputs)
+    ready = running.ready(nn.Sequential(network.backbone, network.lesions), network.inputs)
+    lesions = slice_by_slice(ready, network.stride, running, inputs=network.inputs)
     return assemble(package, analysis, running, in_each_slice(lesions))

@@ -115,11 +115,10 @@ class Pipeline:
 
     @property
     def settings(self) -> Mapping[str, str | float]:
-        """Lesion threshold, precision, kind of device, and the system's own parameters."""
+        """Lesion threshold, precision, kind of device, engine, and the system's own parameters."""
         return {
             "lesion_threshold": self.lesion_threshold,
-            "precision": self.compute.precision,
-            "device": self.compute.device.type,
+            **self.compute.settings,
             **self.parameters,
         }
 
@@ -214,8 +213,8 @@ def in_each_slice(find: Slicewise) -> Lesions:
 def lungs_network(path: Path, running: Compute) -> FindLungs:
     """Canonical slices → lung probability, only what can be lungs, from weights in a file."""
     network, _ = weights.read(path, LungsNet)
-    network = network.to(running.device)
-    return plausible_lungs(slice_by_slice(network, network.stride, running, inputs=network.inputs))
+    ready = running.ready(network, network.inputs)
+    return plausible_lungs(slice_by_slice(ready, network.stride, running, inputs=network.inputs))
 
 
 def plausible_lungs(found: Slicewise) -> FindLungs:

@@ -73,8 +73,8 @@ class Classifier:
 
     @property
     def settings(self) -> Mapping[str, str | float]:
-        """Precision and kind of device."""
-        return {"precision": self.compute.precision, "device": self.compute.device.type}
+        """Precision, kind of device and engine."""
+        return {**self.compute.settings}
 
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. No lesion mask: the affected fraction is unknown."""

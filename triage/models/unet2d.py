@@ -35,5 +35,5 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     """From the file ``lungs`` and the one named like its system of a package. Raises ConfigError."""
     running = compute.choose(analysis)
     network, _ = weights.read(package.file(package.card.system), LesionsNet)
-    lesions = slice_by_slice(network.to(running.device), network.stride, running)
+    lesions = slice_by_slice(running.ready(network, network.inputs), network.stride, running)
     return assemble(package, analysis, running, in_each_slice(lesions))
