@@ -179,6 +179,8 @@ class Monitoring:
             select(result, study.c.arrived_at, study.c.last_received_at)
             .join(study)
             .where(result.c.created_at >= since)
+            .order_by(result.c.created_at.desc())
+            .limit(MOST_TIMES)
         )
         with self._read() as connection:
             return [
