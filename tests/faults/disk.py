@@ -150,7 +150,7 @@ def receive(context: Context, disk: Disk, row: Row, where: str) -> None:
         check_kept(settings, known, row)
     row.keep(set(known) == {one.name for one in files}, "a slice that was sent until it was taken")
     check_database(settings, row)
-    left = list((settings.storage.spool / "incoming").iterdir())
+    left = list((settings.storage.spool / "incoming").glob("*"))
     row.expect(not left, f"{len(left)} unfinished files are left")
 
 
