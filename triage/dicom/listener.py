@@ -145,6 +145,9 @@ class Listener:
         """Makes the association of each who connects."""
         settings, receiver = self._settings, self._receiver
 
+        def stopped() -> bool:
+            return self._server is None
+
         class Handler(Encrypted):
             tls = _tls(settings)
             seconds = settings.timeout_seconds
@@ -153,7 +156,7 @@ class Listener:
                 association = super()._create_association()
                 if settings.fast:
                     in_place(association, receiver.store, _is_storage)
-                association.run = partial(_run, association)  # type: ignore[method-assign]
+                association.run = partial(_run, association, stopped)  # type: ignore[method-assign]
                 return association
 
         return Handler
@@ -162,8 +165,8 @@ class Listener:
         """Stop listening and end every association; what was not acknowledged will be sent again."""
         if self._server is None:
             return
-        self._server.shutdown()
-        self._server = None
+        server, self._server = self._server, None
+        server.shutdown()
         associations = self._ae.active_associations
         for association in associations:
             hang_up(association)
@@ -197,8 +200,13 @@ class Listener:
         association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *also]
 
 
-def _run(association: Association) -> None:
-    """What pynetdicom cannot read ends its thread, and would leave the peer without an answer."""
+def _run(association: Association, stopped: Callable[[], bool]) -> None:
+    """What pynetdicom cannot read ends its thread, and would leave the peer without an answer.
+
+    Who connected at the last moment is not among those that ``stop`` hangs up.
+    """
+    if stopped():
+        hang_up(association)
     try:
         Association.run(association)
     except Exception as error:  # noqa: BLE001 - one association must not end, or stay, for ever

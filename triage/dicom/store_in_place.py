@@ -262,7 +262,9 @@ class StoreInPlace(DULServiceProvider):
             return False
         if self.idle_timer_expired() and not self._buffer.unread():
             return False
-        return self._gate.shut(0 if monotonic() < self._alert_until else GATE_SECONDS)
+        if not self._gate.shut(0 if monotonic() < self._alert_until else GATE_SECONDS):
+            return False
+        return all(queue.empty() for queue in queues)  # before it paused it may have answered
 
     def _serve(self, guarded: GuardedSocket) -> bool:
         """Read and store until nothing comes for a while; True when something was for pynetdicom."""

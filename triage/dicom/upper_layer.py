@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import ssl
+import threading
 import time
 from contextlib import suppress
 from typing import cast
@@ -32,6 +33,8 @@ LONGEST_PDU = 8 * 1024 * 1024
 LARGEST_OBJECT = 1024**3
 """Bytes; an object that goes on beyond this has no end, and would fill the memory."""
 ENDLESS = "its object has no end"
+PAUSE_SECONDS = 2.0
+"""Longer than a reactor's round ever takes."""
 
 
 class ClosingSocket(AssociationSocket):
@@ -152,8 +155,49 @@ class GuardedSocket(ClosingSocket):
         return f"it stalled for {self.timeout:g} s within a PDU"
 
 
+class Checkpoint:
+    """Where the reactor of an association that we ask for pauses while we wait for an answer.
+
+    pynetdicom's own event can be passed once more after it was cleared; in that round the reactor may take
+    the answer, which is then waited for in vain.
+    """
+
+    def __init__(self, association: Association) -> None:
+        self._reactor = association
+        self._changed = threading.Condition()
+        self._is_open, self._waiting = True, False
+
+    def wait(self, _timeout: float | None = None) -> bool:
+        """Called by the reactor, in each of its rounds."""
+        with self._changed:
+            self._waiting = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._is_open)
+            self._waiting = False
+        return True
+
+    def clear(self) -> None:
+        """Returns once the reactor waits."""
+        deadline = time.monotonic() + PAUSE_SECONDS
+        with self._changed:
+            self._is_open = False
+            while not self._waiting and self._is_running() and time.monotonic() < deadline:
+                self._changed.wait(0.01)
+
+    def set(self) -> None:
+        """The reactor goes on."""
+        with self._changed:
+            self._is_open = True
+            self._changed.notify_all()
+
+    def _is_running(self) -> bool:
+        return self._reactor.is_alive() and threading.current_thread() is not self._reactor
+
+
 def guard(event: Event, timeout: float) -> None:
     """Handler of EVT_CONN_OPEN, on either side; no reactor reads the socket yet."""
+    if event.assoc.is_requestor:
+        event.assoc._reactor_checkpoint = cast(threading.Event, Checkpoint(event.assoc))
     dul = event.assoc.dul
     if dul.socket is not None:
         dul.socket = GuardedSocket(dul.socket, timeout)
