@@ -130,15 +130,13 @@ def speeds(analysis: Analysis) -> Mapping[str, float] | None:
 
 
 def _engine(analysis: Analysis, dtype: torch.dtype, threads: int) -> str:
-    name = analysis.engine
+    name: str = analysis.engine
     if name == "auto":
         name = engine.choose(dtype, threads)
         log.info("networks of slices are run by %s, %s", name, _said(engine.trial(dtype, threads)))
         return name
     if not engine.installed(name):
-        raise ConfigError(
-            f"analysis.engine = {name!r}: it is not installed; set it to auto or torch, or add it"
-        )
+        raise ConfigError(f"analysis.engine = {name!r}: not installed here; set it to auto or torch")
     return name
 
 
