@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 SLOWEST = (
-    "test_kill",
+    "test_faults",
     "test_cli",
     "test_systems",
     "test_radiologist_day",

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.killed", "triage.cli", "triage.predict"])
+PROCESSES.set_forkserver_preload(["tests.faults.children", "triage.cli", "triage.predict"])
 PATIENCE = 120
 
 

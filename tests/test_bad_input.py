@@ -149,21 +149,3 @@ def test_a_wrong_uid_is_refused_by_name(
     assert not outcome.sent
     assert "does not match" in caplog.text.lower() or "not_match" in caplog.text.lower()
     still_works(here, tmp_path / "next")
-
-
-def test_other_bytes_under_a_known_uid_keep_both_and_judge_the_first(here: Hospital, tmp_path: Path) -> None:
-    folder = made_up(tmp_path / "study")
-    path = next(folder.iterdir())
-    peers.scan(folder, here.config)
-    header = dcmread(path)
-    header.PixelData = bytes(len(header.PixelData))
-    header.save_as(path)
-    assert send(here, path)[0].sent
-    here.work()
-    entry = here.entry(str(header.StudyInstanceUID))
-    assert entry.study.state is StudyState.ANALYZED
-    assert "different content" in entry.study.notes[0]
-    first, beside = sorted(
-        here.config.storage.spool.rglob(f"{header.SOPInstanceUID}*"), key=lambda p: len(p.parts)
-    )
-    assert dcmread(first).PixelData != dcmread(beside).PixelData

@@ -84,7 +84,7 @@ BOARD = {"name": "on call", "kind": "webhook", "url": "https://h/x"}
     [
         (
             {},
-            "delivery.destinations.on call.secret: Field required; set TRIAGE_SECRET_ON_CALL in the environ",
+            "delivery.destinations.on call.secret: Field required; set TRIAGE_SECRET_ON_CALL or TRIAGE_S",
         ),
         (
             {"secret": "x" * 16, "sevret": 1},

@@ -56,6 +56,7 @@ def test_a_killed_role_is_started_again_and_the_study_is_judged(tmp_path: Path) 
     settings, log = config.load(path, {}), tmp_path / "log"
     phantom.write_study(tmp_path / "study", seed=1, slices=30, rows=128, slice_spacing=8)
     with peers.daemon(path, log) as process:
+        peers.wait_until(lambda: "analyzer" in children(process.pid), process, log)
         first = children(process.pid)["analyzer"]
         os.kill(first, signal.SIGKILL)
         peers.scan(tmp_path / "study", settings)
@@ -72,8 +73,8 @@ def test_a_killed_role_is_started_again_and_the_study_is_judged(tmp_path: Path) 
 def test_no_role_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     path = peers.write_config(tmp_path / "daemon")
     with peers.daemon(path, tmp_path / "log") as process:
+        peers.wait_until(lambda: set(children(process.pid)) == {"listener", "clerk", "analyzer", "web"})
         roles = children(process.pid)
-        assert set(roles) == {"listener", "clerk", "analyzer", "web"}
         process.kill()
         process.wait()
         peers.wait_until(lambda: not any(map(is_alive, roles.values())))

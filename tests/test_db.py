@@ -19,6 +19,7 @@ from triage.config import PriorityPolicy
 from triage.db import Database
 from triage.db.engine import MIGRATIONS, connect
 from triage.db.records import result_document, result_of
+from triage.db.tables import metadata
 from triage.domain import (
     Band,
     CtSeverityScore,
@@ -415,6 +416,97 @@ def upgraded(file: Path, revision: str) -> None:
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, revision)
     engine.dispose()
+
+
+REVISIONS = sorted(path.name[:4] for path in MIGRATIONS.glob("versions/0*.py"))
+
+
+def shape(file: Path) -> dict[str, object]:
+    """Every column, index and trigger, whatever order they were made in."""
+    with closing(sqlite3.connect(file)) as connection:
+        tables = [
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        ]
+        found: dict[str, object] = {}
+        for table in sorted(set(tables) - {"alembic_version", "sqlite_sequence"}):
+            columns = connection.execute(f"PRAGMA table_xinfo('{table}')").fetchall()
+            found[table] = {(row[1], row[2], row[3], row[5], row[6]) for row in columns}
+            for _, name, unique, _, partial in connection.execute(f"PRAGMA index_list('{table}')").fetchall():
+                keys = [row[2] for row in connection.execute(f"PRAGMA index_info('{name}')")]
+                known = name if not name.startswith("sqlite_autoindex") else ",".join(keys)
+                found[f"{table}.{known}"] = (keys, unique, partial)
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        found["triggers"] = sorted(triggers)
+        return found
+
+
+def some_rows(file: Path) -> dict[str, int]:
+    """One row in every table that there is; how many there are then."""
+    values = {
+        "INTEGER": 1,
+        "BOOLEAN": 0,
+        "FLOAT": 0.5,
+        "DATETIME": "2026-03-01 00:00:00.000000",
+        "JSON": "[]",
+    }
+    counts = {}
+    with closing(sqlite3.connect(file)) as old, old:
+        tables = [name for (name,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in set(tables) - {"alembic_version", "sqlite_sequence"}:
+            columns = [row for row in old.execute(f"PRAGMA table_xinfo('{table}')") if row[6] == 0]
+            given = [values.get(row[2].partition("(")[0], "1.2") for row in columns]
+            given = [
+                '{"probability": 0.5}' if row[1] in ("document", "facts") else value
+                for row, value in zip(columns, given, strict=True)
+            ]
+            names = ", ".join(f'"{row[1]}"' for row in columns)
+            places = ", ".join("?" * len(columns))
+            old.execute(f'INSERT INTO "{table}" ({names}) VALUES ({places})', given)
+            counts[table] = 1
+    return counts
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The shape of a database that never was another."""
+    file = tmp_path_factory.mktemp("new") / "triage.db"
+    upgraded(file, "head")
+    return shape(file)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_every_release_is_brought_to_the_newest_shape(
+    revision: str, tmp_path: Path, newest: dict[str, object]
+) -> None:
+    """With rows in it, and without losing one but wrong passwords, which are forgotten after a day anyway."""
+    file = tmp_path / "triage.db"
+    upgraded(file, revision)
+    counts = some_rows(file)
+    upgraded(file, "head")
+    assert shape(file) == newest
+    with closing(sqlite3.connect(file)) as new:
+        assert new.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert new.execute("PRAGMA foreign_key_check").fetchall() == []
+        for table in set(counts) - {"login_failure"}:
+            assert new.execute(f'SELECT count(*) FROM "{table}"').fetchone() >= (counts[table],), table
+    database = Database(f"sqlite:///{file}")
+    with database._read() as connection:
+        assert connection.exec_driver_sql("SELECT study_instance_uid FROM study").scalars().all() == ["1.2"]
+    database.close()
+
+
+def test_the_newest_shape_is_that_of_the_tables(tmp_path: Path, newest: dict[str, object]) -> None:
+    """What the queries are written for is what the migrations make, down to the last index."""
+    engine = connect(f"sqlite:///{tmp_path}/made.db")
+    metadata.create_all(engine)
+    engine.dispose()
+    made = shape(tmp_path / "made.db")
+    assert made.keys() - {"triggers"} == newest.keys() - {"triggers"}
+    for name in made.keys() - {"triggers"}:
+        if "." in name:
+            assert made[name] == newest[name], name
+        else:
+            assert {row[0] for row in made[name]} == {row[0] for row in newest[name]}, name
 
 
 def test_no_migration_promises_a_way_back() -> None:

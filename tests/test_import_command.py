@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import tracemalloc
 import zipfile
 from collections.abc import Iterator
@@ -19,15 +17,16 @@ from pydicom import Dataset, dcmread
 from pynetdicom import evt
 from typer.testing import CliRunner
 
-from tests import killed, peers
+from tests import peers
 from tests.archives import SMALL, Scripted, filled, slices
 from tests.archives import archive as serving
+from tests.faults import children
 from tests.hospital import Hospital, hospital
 from tests.needs import needs_orthanc
 from tests.objects import SERIES, STUDY, ct, save
 from tests.test_cli import triage
 from tests.test_orthanc import Orthanc
-from triage import pull
+from triage import config, pull
 from triage.cli import app
 from triage.config import DicomSource
 from triage.db import Database
@@ -185,19 +184,25 @@ def test_root_does_not_import_for_another_user(tmp_path: Path, monkeypatch: pyte
         pull.check_user(tmp_path / "spool")
 
 
-@pytest.mark.parametrize("point", list(killed.POINTS)[:3])
-def test_an_import_that_was_killed_goes_on(tmp_path: Path, point: str) -> None:
-    """By kill -9, at the twelfth of thirty images."""
-    paths = [save(ct(number), tmp_path / "in" / f"{number:02}.dcm") for number in range(30)]
+def import_and_die(home: Path, folder: Path, edge: int) -> None:
+    """In a process of its own."""
+    settings = config.load(home / "config.yaml", {})
+    db = Database(settings.database.url)
+    children.die_at(edge)
+    pull.read_files(pull.find([folder]), db, pull.receiver(db, settings, peers.now))
+
+
+@pytest.mark.parametrize("edge", [0, 101, 150, 205, 252])
+def test_an_import_that_was_killed_goes_on(tmp_path: Path, edge: int) -> None:
+    """By kill -9, before or behind a write or commit."""
+    for number in range(30):
+        save(ct(number), tmp_path / "in" / f"{number:02}.dcm")
     with hospital(tmp_path / "here") as ward:
-        script = "import sys; from tests import killed; killed.kill_at(sys.argv.pop(1)); "
-        script += "from triage.cli import app; app()"
-        command = [sys.executable, "-c", script, point, "-c", tmp_path / "here" / "config.yaml", "import"]
-        ended = subprocess.run([*command, *paths], capture_output=True, timeout=120, check=False)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
-        here = 12 if point.startswith("after a slice is on record") else 11
+        with children.running(import_and_die, tmp_path / "here", tmp_path / "in", edge) as process:
+            process.join(60)
+            assert process.exitcode == -signal.SIGKILL
         (study,) = import_files(ward, tmp_path / "in").studies.values()
-        assert (len(study.here_before), study.new) == (here, 30 - here)
+        assert len(study.here_before) + study.new == 30
         assert {i.path.stem for i in ward.db.instances(STUDY)} == study.objects
         assert ward.entry(STUDY).study.notes == ()
 

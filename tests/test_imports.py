@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "triage"
 
-BASE = {"domain", "errors", "config"}
+BASE = {"domain", "errors", "config", "together", "logs"}
 TOP = {"cli", "__main__", "daemon", "check", "predict"}
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
     "errors": set(),
+    "logs": set(),
     "config": {"errors"},
+    "together": {"errors"},
     "severity": {"domain", "config"},
     "priority": {"domain", "config"},
     "whatif": {"domain", "config", "priority"},
@@ -27,6 +29,8 @@ ROOMS: dict[str, set[str]] = {
     "first": {"config", "db", "passwords"},
     "trail": {*BASE, "audit", "db", "outgoing"},
     "db": BASE,
+    "alive": {*BASE, "db"},
+    "backup": {*BASE, "db", "dicom"},
     "dicom": BASE,
     # The transports that carry an answer instead of a DICOM object; like every room, they meet no other.
     "outgoing": {*BASE, "rows"},
@@ -61,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "deliver": {*BASE, "db", "dicom", "outgoing"},
     "commitment": {*BASE, "db", "dicom", "deliver"},
+    "upkeep": {*BASE, "assemble", "db", "dicom"},
     "incoming": BASE,
     "orders": {*BASE, "db", "policies", "dicom", "incoming", "priority"},
     "pull": {*BASE, "audit", "db", "dicom", "assemble"},
@@ -88,6 +93,7 @@ EDGES = {
     "apscheduler": {"daemon"},
     "starlette": {"web"},
     "uvicorn": {"web"},
+    "prometheus_client": {"web"},
     "python_multipart": {"web"},
     "jinja2": {"web", "training"},
     "typer": {"cli"},

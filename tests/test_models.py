@@ -321,7 +321,7 @@ class TestCompute:
 
     def test_an_engine_that_is_not_installed_is_told_at_start(self, monkeypatch):
         monkeypatch.setattr(engine, "find_spec", lambda name: None)
-        with pytest.raises(ConfigError, match="engine = 'openvino': not installed here"):
+        with pytest.raises(ConfigError, match="engine = 'openvino' is not installed"):
             compute.choose(Analysis(device="cpu", engine="openvino"))
 
     def test_another_engine_must_be_clearly_faster(self, monkeypatch):
@@ -332,6 +332,17 @@ class TestCompute:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_missing_gpu_is_told_at_start(self):
         with pytest.raises(ConfigError, match="cuda"):
+            compute.choose(Analysis(device="cuda"))
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_gpu_that_is_gone_is_replaced_by_the_cpu_only_where_that_is_allowed(self, monkeypatch, caplog):
+        """It is still counted, as one that fell off the bus, and does nothing."""
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        assert compute.choose(Analysis(device="auto")).device.type == "cpu"
+        assert "the GPU does not work" in caplog.text
+        assert "judged on the CPU" in caplog.text
+        with pytest.raises(ConfigError, match="no GPU can be used here"):
             compute.choose(Analysis(device="cuda"))
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from highdicom.seg import Segmentation, SegmentDescription
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -25,10 +26,10 @@ from tests.results import (
     source_series,
 )
 from triage.config import Assemble
-from triage.dicom import seg
+from triage.dicom import objects, seg, source
 from triage.dicom.header import find_instances
 from triage.dicom.series import choose
-from triage.domain import Mask, Series
+from triage.domain import Mask, ResultKind, Series
 from triage.errors import Retryable
 
 
@@ -141,6 +142,47 @@ def test_any_mask_reads_back(
     whole = mask.any(axis=(1, 2)).sum() if omit else 24
     assert dataset.NumberOfFrames == (sum(frames) if form == "binary" else whole)
     assert dataset.file_meta.TransferSyntaxUID == seg.FORMS[form][1]
+
+
+def test_bits_of_frames_of_any_size_follow_each_other() -> None:
+    frames = np.random.default_rng(0).random((19, 5, 7)) < 0.5
+    assert seg.packed(list(frames)) == np.packbits(frames, bitorder="little").tobytes()
+
+
+@pytest.mark.parametrize("form", seg.FORMS)
+@pytest.mark.parametrize("omit", [True, False])
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_equals_what_highdicom_makes_of_all_images(
+    study: Series, tmp_path: Path, form: seg.Form, omit: bool, kinds: int
+) -> None:
+    """Element by element, but for the one UID that it draws by chance."""
+    mask = blob(study)
+    parts = parted(mask) if kinds == 2 else {}
+    ours = lesions(study, mask, tmp_path, classes=parts, form=form, omit_empty_frames=omit)
+    labels = np.zeros(mask.shape, np.uint8)
+    for number, part in enumerate(parts.values() or [mask], 1):
+        labels[part] = number
+    slices = [source.slice_of(study, one, ours.FrameOfReferenceUID) for one in study.instances]
+    for keyword in source.TYPE_2:
+        setattr(slices[0], keyword, None)
+    theirs = Segmentation(
+        source_images=slices,
+        pixel_array=labels,
+        segmentation_type=ours.SegmentationType,
+        transfer_syntax_uid=ours.file_meta.TransferSyntaxUID,
+        segment_descriptions=[
+            SegmentDescription.from_dataset(item) for item in ours.SegmentSequence if item.SegmentNumber
+        ],
+        omit_empty_frames=omit,
+        content_label=ours.ContentLabel,
+        content_description=ours.ContentDescription,
+        **objects.identity(ResultKind.LESION_SEG, positive(study), INFO, NOW),
+    )
+    for item in (*theirs.DimensionOrganizationSequence, *theirs.DimensionIndexSequence):
+        item.DimensionOrganizationUID = ours.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    (tmp_path / "theirs").mkdir()
+    written = objects.write(ResultKind.LESION_SEG, theirs, source.patient(study), tmp_path / "theirs", NOW)
+    assert written.path.read_bytes() == (tmp_path / "lesion_seg.dcm").read_bytes()
 
 
 def test_kinds_of_lesion_are_segments_with_codes_and_colours_of_their_own(

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from highdicom.sr import (
+    ImageContentItem,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
+    RelationshipTypeValues,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
     srread,
 )
+from highdicom.sr.utils import collect_evidence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
@@ -36,7 +39,7 @@ from tests.results import (
     small_study,
     source_series,
 )
-from triage.dicom import codes, pictures, seg, sr
+from triage.dicom import codes, pictures, seg, source, sr
 from triage.domain import LUNG_REGIONS, Grade, Result, ResultObject, Series, Severity, Status
 
 PARAMETERS = {"lesion threshold": 0.5, "positive probability": 0.5}
@@ -260,6 +263,23 @@ def test_names_what_was_judged_and_shows_what_was_drawn(study: Series, tmp_path:
     assert (picture.sop_instance_uid, picture.sop_class_uid) in told
     current = dcmread(tmp_path / "sr.dcm").CurrentRequestedProcedureEvidenceSequence
     assert sum(len(s.ReferencedSOPSequence) for s in current[0].ReferencedSeriesSequence) == 25
+
+
+def test_repeats_what_highdicom_makes_of_each_image(study: Series, tmp_path: Path) -> None:
+    """Image library and evidence, element by element."""
+    report(study, positive(study), SEVERE, tmp_path)
+    ours = dcmread(tmp_path / "sr.dcm")
+    slices = [source.slice_of(study, one, "1.2") for one in study.instances]
+    (library,) = [
+        item for item in ours.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "111028"
+    ]
+    contains = RelationshipTypeValues.CONTAINS
+    assert list(library.ContentSequence[0].ContentSequence) == [
+        ImageContentItem(codes.SOURCE, one.SOPClassUID, one.SOPInstanceUID, relationship_type=contains)
+        for one in slices
+    ]
+    same, other = collect_evidence(slices, ours, study.study_instance_uid)
+    assert (list(ours.CurrentRequestedProcedureEvidenceSequence), []) == (same, other)
 
 
 def test_either_lung_is_measured_where_it_is_segmented(study: Series, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from triage.config import Assemble
 from triage.dicom.header import find_instances, read_instance
 from triage.dicom.phantom import ENCODERS, NOT_SCANNED, Phantom, draw, write_study
 from triage.dicom.series import choose
-from triage.dicom.volume import read
+from triage.dicom.volume import SIZ, read
 from triage.domain import Series, Volume
 from triage.errors import Rejected, Retryable
 
@@ -193,6 +193,29 @@ def test_a_real_series_becomes_one_grid_of_plausible_hu(folder: str, slices: int
 def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
     files = write_study(tmp_path, seed=5, slices=20, rows=64)
     np.testing.assert_array_equal(read(series(files), 1).array, read(series(files), 8).array)
+
+
+@pytest.mark.parametrize("form", ["j2k", "jp2"])
+def test_a_code_stream_may_say_anything_in_its_data(phantom: Path, tmp_path: Path, form: str) -> None:
+    """The bytes with which one begins occur within some of any long ones; and some writers leave a file's
+    boxes around it.
+    """
+    pixels = pydicom.dcmread(phantom).pixel_array
+    stream = imagecodecs.jpeg2k_encode(pixels, level=0, codecformat=form)
+    comment = b"\xff\x64\x00\x08\x00\x00" + SIZ  # behind the SIZ marker's segment
+    behind = stream.index(SIZ) + 4 + int.from_bytes(stream[stream.index(SIZ) + 4 :][:2], "big")
+    stream = stream[:behind] + comment + stream[behind:]
+    if form == "jp2":
+        at = stream.index(b"jp2c") - 4
+        length = int.from_bytes(stream[at : at + 4], "big")
+        stream = stream[:at] + (length and length + len(comment)).to_bytes(4, "big") + stream[at + 4 :]
+    dataset = pydicom.dcmread(phantom)
+    dataset.PixelData = encapsulate([stream])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = uid.JPEG2000Lossless
+    dataset.save_as(tmp_path / "coded.dcm")
+    np.testing.assert_array_equal(hu(tmp_path / "coded.dcm"), hu(phantom))
 
 
 # Stored values → HU.

@@ -36,14 +36,16 @@ from triage.domain import (
     Study,
     Volume,
 )
-from triage.errors import DeviceLost, Rejected, Retryable
+from triage.errors import DeviceLost, FreshProcess, Rejected, Retryable
+from triage.logs import about
 from triage.models import Model
 from triage.unjudged import report_at_hand
 
 log = logging.getLogger(__name__)
 
-ANSWER_VERSION = 9
+ANSWER_VERSION = 10
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
+NO_MEMORY = "not enough memory to judge this study"
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
 """What drawing may raise: an answer never waits for what only its page or a picture shows."""
 
@@ -132,6 +134,7 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
     study = db.claim(owner, now, config.analysis.lease_seconds)
     if study is None:
         return False
+    about(study.study_instance_uid)
     instances = db.instances(study.study_instance_uid)
     if study.attempts > config.analysis.maximum_attempts:
         give_up(db, config, study, "the analysis ended without a word each time it was tried", now)
@@ -140,6 +143,12 @@ def step(db: Database, config: Config, model: Model, owner: str, now: datetime) 
         judgement = _judgement_of(db, config, model, study, instances, now)
     except Rejected as rejection:
         reject(db, config, study, instances, str(rejection), now)
+    except FreshProcess as failure:
+        _count_failure(db, config, study, str(failure), now)
+        raise
+    except MemoryError as error:
+        _count_failure(db, config, study, NO_MEMORY, now)
+        raise FreshProcess(NO_MEMORY) from error
     except Retryable as failure:
         try_later(db, config, study, str(failure), now)
         if isinstance(failure, DeviceLost):

@@ -14,6 +14,7 @@ from triage.db import Database
 from triage.dicom import series
 from triage.domain import Instance, Priority, Result, Status, Study, content_digest
 from triage.errors import Rejected, Retryable
+from triage.logs import about
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ def register(db: Database, config: Config, received: Instance, now: datetime) ->
     """
     stat = received.requested_procedure_priority == priority.STAT
     judgeable = series.is_ct_image(received)
-    pending = policies.pending(db, config)
+
+    def pending(arrived_at: datetime, stat: bool) -> Priority:
+        return policies.pending(db, config)(arrived_at, stat)  # asked for when a study is placed, not before
+
     db.register(received, now, judgeable=judgeable, stat=stat, pending=pending)
 
 
@@ -45,6 +49,7 @@ def step(db: Database, config: Config, now: datetime) -> bool:
             db.mark_compared(study, NOT_COMPARED)
     if study is None:
         return False
+    about(study.study_instance_uid)
     try:
         _assemble(db, config, study, now)
     except Retryable:

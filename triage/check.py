@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from triage import daemon, deliver, models, policies, pull
-from triage.config import AnyDestination, Config, Destination, DicomWeb, Webhook
+from triage.config import AnyDestination, Config, Destination, DicomWeb, ServerTls, Webhook
 from triage.dicom import files, sender
 from triage.errors import TriageError
 
@@ -25,6 +25,8 @@ class Check:
 def run(config: Config) -> Iterator[Check]:
     """Try spool, disk, database, weights, device, every destination and every source."""
     yield _spool(config)
+    if config.listener.tls is not None:
+        yield _listener_tls(config.listener.tls)
     yield _database(config)
     yield _policy(config)
     yield from _model(config)
@@ -65,9 +67,22 @@ def _spool(config: Config) -> Check:
         probe.unlink()
     except (TriageError, OSError) as error:
         return Check("spool", False, f"{spool}: {error}; the daemon's user must be able to write there")
+    if not config.storage.sync:
+        return Check("spool", False, files.NOT_DURABLE)
     free = files.free_gigabytes(spool)
     detail = f"{spool}: {free:.0f} GB free, storage.minimum_free_gb is {needed:g}"
     return Check("spool", files.has_room(config.storage), detail)
+
+
+def _listener_tls(tls: ServerTls) -> Check:
+    try:
+        tls.context()
+    except OSError as error:
+        return Check(
+            "listener.tls", False, f"{error}: certificate, key and ca are PEM files that belong together"
+        )
+    who = "whoever connects" if tls.ca is None else f"who shows a certificate of {tls.ca}"
+    return Check("listener.tls", True, f"TLS 1.2 or newer, for {who}")
 
 
 def _database(config: Config) -> Check:

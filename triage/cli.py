@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from triage import __version__, passwords
+from triage import __version__, logs, passwords
 from triage import config as configuration
 from triage.audit import Actor, Event, messages
 from triage.config import Analysis, Config
@@ -81,10 +80,7 @@ def main(
     if version:
         typer.echo(f"triage {__version__}")
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("triage").setLevel(logging.INFO)
+    logs.use("text", "cli")
     context.obj = config
 
 
@@ -103,12 +99,13 @@ def serve(
     os.umask(0o077)  # images and names are for this user alone
     with _plain_errors():
         settings = configuration.load(context.obj)
-        roles = role or daemon.roles(settings)
+        roles = role or settings.roles
         for name in roles:
             if name not in daemon.ROLES:
                 raise ConfigError(f"--role {name}: unknown; there are {', '.join(daemon.ROLES)}")
         if "web" in roles and not supervised:
             _offer_first_link(settings)
+        logs.use(settings.log.format, roles[0] if len(roles) == 1 else "supervisor")
         if supervised:
             daemon.run_role(roles[0], settings, supervised=True)
         elif len(roles) == 1:
@@ -469,6 +466,47 @@ def close(
         _known(database.close_study(study_uid, reason, datetime.now(UTC)), study_uid)
         _record(database, Event.MARKED_READ, study_uid, reason)
     out.print(f"{study_uid} is closed: {reason}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    target: Annotated[Path, typer.Argument(help="A folder, or a file whose name ends with .tar.")],
+) -> None:
+    """Put database and spool away, also while the daemon runs; an earlier back-up there is renewed."""
+    from triage import backup as keeping
+    from triage import pull
+
+    os.umask(0o077)
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        pull.check_user(settings.storage.spool)
+        saved = keeping.save(_database(settings), settings, target, datetime.now(UTC))
+    held = f"{_count(saved.files, 'file')} of the spool, {saved.bytes / 1024**3:.1f} GB, and the database"
+    out.print(f"{target}: {held}", soft_wrap=True)
+    if saved.linked:
+        linked = _count(saved.linked, "file")
+        out.print(f"{linked} linked, not copied: they lie on the same disk as the spool", soft_wrap=True)
+    if saved.missing:
+        said = f"{_count(saved.missing, 'file')} that the database names lay in the spool no more"
+        err.print(said, style="yellow", soft_wrap=True)
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="What `triage backup` made.", exists=True)],
+) -> None:
+    """Bring a back-up to where the settings say; the daemon must not run, and there must be no database."""
+    from triage import backup as keeping
+    from triage import pull
+
+    os.umask(0o077)
+    with _plain_errors():
+        settings = configuration.load(context.obj)
+        pull.check_user(settings.storage.spool)
+        saved = keeping.restore(settings, source)
+    out.print(f"restored as of {saved.made_at}, by triage {saved.version}", soft_wrap=True)
 
 
 user_app = typer.Typer(help="Users of the page, for a site that is locked out.", no_args_is_help=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -42,6 +42,8 @@ SECRETS = {
 """Environment variables that override config.yaml: {name: (section, key)}."""
 PEER_SECRET = "TRIAGE_SECRET_"  # noqa: S105 - the name of a variable
 """Followed by the name of a destination or source, in capitals and with _ for other signs: its ``secret``."""
+IN_FILE = "_FILE"
+"""After the name of such a variable: the file that holds the secret instead."""
 PAGES = {"destinations": "Destinations", "sources": "Import and reconcile"}
 """Chapters of deploy/operating.md that list their keys."""
 WITH_SECRET = ("dicomweb", "webhook", "email")
@@ -67,10 +69,71 @@ class Section(BaseModel):
 class Storage(Section):
     spool: Path = Path("var/spool")
     minimum_free_gb: Annotated[float, Field(ge=0)] = 5.0
+    warning_free_gb: Annotated[float, Field(ge=0)] | None = None
+    """From here on down somebody is told to make room; None: twice the minimum."""
+    sync: bool = True
+    """Flush what is received to the disk before it is acknowledged; False only to measure."""
+
+    @property
+    def warned_gb(self) -> float:
+        return 2 * self.minimum_free_gb if self.warning_free_gb is None else self.warning_free_gb
+
+    @model_validator(mode="after")
+    def _early(self) -> Self:
+        if self.warned_gb < self.minimum_free_gb:
+            raise ValueError("warning_free_gb must not be below minimum_free_gb: it is to warn early")
+        return self
 
 
 class Database(Section):
     url: str = "sqlite:///var/triage.db"
+
+
+class Tls(Section):
+    """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together: give both, or neither")
+        return self
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
+        _readable(self.ca, self.certificate, self.key)
+        made = ssl.create_default_context(cafile=self.ca)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None:
+            made.load_cert_chain(self.certificate, self.key)
+        return made
+
+
+class ServerTls(Section):
+    """Who we are to those who connect; with ``ca`` they must show a certificate of one of its authorities."""
+
+    certificate: Path
+    key: Path
+    ca: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """TLS 1.2 or newer (BCP 195); OSError when a file cannot be used."""
+        _readable(self.ca, self.certificate, self.key)
+        made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca)
+        made.minimum_version = ssl.TLSVersion.TLSv1_2
+        made.load_cert_chain(self.certificate, self.key)
+        if self.ca is not None:
+            made.verify_mode = ssl.CERT_REQUIRED
+        return made
+
+
+def _readable(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            path.open("rb").close()  # its error names the file, ssl's does not
 
 
 class Listener(Section):
@@ -82,6 +145,9 @@ class Listener(Section):
     maximum_associations: Annotated[int, Field(ge=1, le=1000)] = 25
     timeout_seconds: Seconds = 30.0
     maximum_pdu_bytes: Annotated[int, Field(ge=4096, le=4 * 1024 * 1024)] = 131072
+    fast: bool = True
+    """Store objects without pynetdicom's queues and polling; False: its own way, for everything."""
+    tls: ServerTls | None = None
 
     @field_validator("peers")
     @classmethod
@@ -128,31 +194,6 @@ class Results(Section):
     view_3d: bool = False
 
 
-class Tls(Section):
-    """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
-
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-
-    @model_validator(mode="after")
-    def _pair(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together: give both, or neither")
-        return self
-
-    def context(self) -> ssl.SSLContext:
-        """TLS 1.2 or newer that checks the peer's name (BCP 195); OSError when a file cannot be used."""
-        for path in (self.ca, self.certificate, self.key):
-            if path is not None:
-                path.open("rb").close()  # its error names the file, ssl's does not
-        made = ssl.create_default_context(cafile=self.ca)
-        made.minimum_version = ssl.TLSVersion.TLSv1_2
-        if self.certificate is not None:
-            made.load_cert_chain(self.certificate, self.key)
-        return made
-
-
 DicomResult = Literal["lesion_seg", "lung_seg", "sr", "picture", "key_slices", "view_3d"]
 Only = Literal["all", "positive", "severe", "critical"]
 NotJudged = Literal["not_analysable", "failed"]
@@ -166,7 +207,16 @@ def _web_address(value: str) -> str:
         raise ValueError("no web address; write https://host/path or https://host:port/path") from error
     if url.username or url.password:
         raise ValueError("has a user or password in it, which would be shown; set user and secret")
+    if _is_link_local((url.host or "").strip("[]")):
+        raise ValueError("is a link-local address: clouds tell secrets of the machine there, no peer has one")
     return value
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
 
 
 Url = Annotated[str, AfterValidator(_web_address)]
@@ -450,7 +500,7 @@ def _check_template(template: str, app_scheme: str | None) -> None:
 class Web(Section):
     host: str = "127.0.0.1"
     port: Port = 8080
-    token: str = ""
+    token: str = Field(default="", repr=False)
     """Of programs that may read; more of them, with other scopes, are made on the page."""
     refresh_seconds: Annotated[int, Field(ge=1, le=3600)] = 5
     claim_minutes: Annotated[float, Field(gt=0, le=1440)] = 60.0
@@ -541,8 +591,22 @@ class Lists(Section):
     maximum_answers: Annotated[int, Field(ge=1)] = 500
 
 
+class Log(Section):
+    format: Literal["text", "json"] = "text"
+
+
 class Retention(Section):
     leave_list_after_days: Annotated[float, Field(gt=0)] = 7.0
+    delete_images_after_days: Annotated[float, Field(gt=0)] | None = None
+    """Of studies that have left the list, and whose results are delivered; None: never."""
+    quarantine_days: Annotated[float, Field(gt=0)] = 30.0
+
+    @model_validator(mode="after")
+    def _after_the_list(self) -> Self:
+        days = self.delete_images_after_days
+        if days is not None and days < self.leave_list_after_days:
+            raise ValueError("delete_images_after_days must not be below leave_list_after_days")
+        return self
 
 
 class Config(Section):
@@ -563,6 +627,7 @@ class Config(Section):
     audit: Audit = Audit()
     lists: Lists = Lists()
     orders: Orders = Orders()
+    log: Log = Log()
     retention: Retention = Retention()
 
     @property
@@ -580,6 +645,11 @@ class Config(Section):
     def under(self, policy: PriorityPolicy) -> Config:
         """The same settings with another policy; what is judged, and how, stays as it is."""
         return self.model_copy(update={"priority": policy})
+
+    @property
+    def roles(self) -> list[str]:
+        """The roles that these settings need; ``daemon.ROLES`` has their work."""
+        return ["listener", "clerk", "analyzer", "web", *(["orders"] if self.orders.port is not None else [])]
 
     @property
     def ordering(self) -> Literal["deadline", "strict", "arrival"]:
@@ -681,7 +751,7 @@ def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
             key = ".".join([section, peers, name, *map(str, rest[1:])])
             page = f'deploy/operating.md, "{PAGES[peers]}",'
             if rest[1:] == ["secret"] and error["type"] == "missing":
-                return f"{key}: {message}; set {_variable(name)} in the environment"
+                return f"{key}: {message}; set {_variable(name)} or {_variable(name)}_FILE in the environment"
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key; see {page} for the keys that exist"
     if isinstance(error["input"], BaseModel | dict):
@@ -694,8 +764,8 @@ def _explain(error: dict[str, Any], data: Mapping[str, Any]) -> str:
 def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
     merged = dict(data)
     for variable, (section, key) in SECRETS.items():
-        if variable in environ:
-            merged[section] = {**(merged.get(section) or {}), key: environ[variable]}
+        if (secret := _secret(variable, environ)) is not None:
+            merged[section] = {**(merged.get(section) or {}), key: secret}
     delivery = merged.get("delivery")
     if isinstance(delivery, dict) and isinstance(delivery.get("destinations"), list):
         destinations = [_with_secret(destination, environ) for destination in delivery["destinations"]]
@@ -709,8 +779,22 @@ def _with_secrets(data: Mapping[str, Any], environ: Mapping[str, str]) -> dict[s
 def _with_secret(peer: Any, environ: Mapping[str, str]) -> Any:
     if not isinstance(peer, dict) or peer.get("kind") not in WITH_SECRET:
         return peer
-    variable = _variable(str(peer.get("name")))
-    return {**peer, "secret": environ[variable]} if variable in environ else peer
+    secret = _secret(_variable(str(peer.get("name"))), environ)
+    return peer if secret is None else {**peer, "secret": secret}
+
+
+def _secret(variable: str, environ: Mapping[str, str]) -> str | None:
+    """The variable, or what the file holds that its companion names, but for a line's end."""
+    if variable in environ:
+        return environ[variable]
+    path = environ.get(variable + IN_FILE)
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "is no text in UTF-8"
+        raise ConfigError(f"{variable}{IN_FILE}: cannot read {path}: {why}") from error
 
 
 def _variable(name: str) -> str:
@@ -737,6 +821,7 @@ def _anchored(config: Config, folder: Path) -> Config:
     )
     sections: dict[str, Section] = {
         "storage": storage,
+        "listener": config.listener.model_copy(update={"tls": _anchored_tls(config.listener.tls, folder)}),
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
@@ -758,7 +843,10 @@ def _anchored_audit(audit: Audit, url: str, folder: Path) -> Audit:
     return audit.model_copy(update={"file": file, "syslog": syslog})
 
 
-def _anchored_tls(tls: Tls | None, folder: Path) -> Tls | None:
+AnyTls = TypeVar("AnyTls", Tls, ServerTls)
+
+
+def _anchored_tls(tls: AnyTls | None, folder: Path) -> AnyTls | None:
     if tls is None:
         return None
     return tls.model_copy(update={name: folder / path for name, path in tls if path is not None})

@@ -16,6 +16,7 @@ from triage.dicom import sender, storage_commitment, stow
 from triage.dicom.sender import SendOutcome
 from triage.domain import Delivery, Result
 from triage.errors import Retryable, traced
+from triage.logs import about
 from triage.outgoing import email, hl7, webhook
 from triage.outgoing.letters import Letter, Outcome
 
@@ -44,6 +45,7 @@ def step(db: Database, config: Config, destination: AnyDestination, now: datetim
         if delivery not in possible:
             db.give_up(delivery.delivery_id, f"{destination.name} is of kind {destination.kind} now")
     possible = [one for one in possible if one.study_instance_uid == possible[0].study_instance_uid]
+    about(possible[0].study_instance_uid if possible else "")
     for delivery, outcome in _tried(db, possible, destination, config, now) if possible else ():
         if outcome.sent:
             commit = isinstance(destination, Destination) and destination.commitment

@@ -454,11 +454,15 @@ class Study:
     """What the archive said of images missing here, "" when none is; None where it was not asked (yet)."""
     closed_at: datetime | None = None
     closed_reason: str = ""
+    images_deleted_at: datetime | None = None
+    """When its images were deleted here, long after its results were delivered."""
 
     @property
     def remarks(self) -> tuple[str, ...]:
         """What the reader must know beside the answer."""
-        return (*self.notes, *filter(None, [self.completeness]))
+        deleted = self.images_deleted_at
+        gone = f"images deleted here on {deleted:%Y-%m-%d}; the archive has them" if deleted else None
+        return (*self.notes, *filter(None, [self.completeness, gone]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ class Retryable(TriageError):
     """The attempt failed for a reason outside the study: disk, peer, memory, a killed process."""
 
 
+class FreshProcess(Retryable):
+    """This process may be unfit: the same is tried in a new one, and given up after a few times."""
+
+
 class DeviceLost(Retryable):
     """The GPU does not answer this process any more; only a new process can use it again."""
 

@@ -65,7 +65,7 @@ def write_summary(answers: Sequence[Result], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(lines[0]))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({name: rows.harmless(value) for name, value in line.items()} for line in lines)
 
 
 def _predict_one(

@@ -7,7 +7,9 @@ delivered alike, and the same one again changes nothing.
 from __future__ import annotations
 
 import logging
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +36,10 @@ log = logging.getLogger(__name__)
 
 LARGEST_OBJECT = 2 * 1024**3
 """Bytes; what is larger is no image."""
-BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error)
+BROKEN_ZIP = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error, lzma.LZMAError,
+    ValueError, IndexError, struct.error,
+)  # fmt: skip
 """What zipfile raises; RuntimeError is its word for an encrypted member."""
 NO_ZIP = "not a readable zip file"
 NOT_THERE = "not compared with the archive, which does not have this study: images may be missing"

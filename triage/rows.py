@@ -108,5 +108,14 @@ def delivery_row(delivery: Delivery) -> dict[str, Any]:
     }
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for the beginning of a formula (OWASP: CSV injection)."""
+
+
+def harmless(value: Any) -> Any:
+    """A cell of a CSV file. Names come from scanners, and from whoever made the file: none is a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def _iso(moment: datetime | None) -> str | None:
     return moment.isoformat() if moment else None

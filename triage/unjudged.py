@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from triage.config import Results
-from triage.dicom import files, series, sr
+from triage.dicom import files, series
 from triage.dicom.header import BROKEN
 from triage.domain import Instance, Result, ResultKind, ResultObject, content_digest
 from triage.errors import Rejected
@@ -71,6 +71,8 @@ def _report(
     now: datetime,
     predecessor: Path | None,
 ) -> Told:
+    from triage.dicom import sr  # half a second to load: the listener, which never reports, starts without
+
     files.make_folder(folder)
     report = sr.write_unjudged(
         images, answer, folder, now=now, sop_class=settings.sr, predecessor=predecessor

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -21,15 +22,17 @@ from sqlalchemy import (
 )
 
 from triage.config import PriorityPolicy
-from triage.db import commitments, intake, orders, policies, records, studies
+from triage.db import commitments, copies, intake, orders, policies, records, studies
 from triage.db.audit import Trail, append
 from triage.db.commitments import Again
 from triage.db.engine import connect, migrate, translated
+from triage.db.intake import Arrival
 from triage.db.monitoring import Monitoring
 from triage.db.orders import Pending
 from triage.db.people import People
 from triage.db.policies import Opinion, Placed, PolicyVersion
 from triage.db.reading import Reading
+from triage.db.roles import Roles
 from triage.db.tables import delivery, instance, rest, result, study
 from triage.db.uploads import Uploads, is_whole
 from triage.db.worklist import (
@@ -57,9 +60,12 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
 )
+from triage.together import Together
 
 PIECE = 5000
 """Studies that are read at once where all open ones are gone through."""
+AT_ONCE = 100
+"""Studies whose images are deleted in one step."""
 UNSENT = (DeliveryState.PENDING, DeliveryState.GIVEN_UP)
 """What a destination has not taken."""
 
@@ -68,16 +74,23 @@ WAITED_FOR = timedelta(minutes=10)
 is worth more than its order."""
 
 
+CLOCKS_DIFFER = timedelta(seconds=10)
+"""By which the times of two processes may differ; more is a clock that was put right."""
+
+
 class Database:
     """The state of the daemon. Safe to share between threads; every process opens its own."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = connect(url)
+    def __init__(self, url: str, *, sync: bool = True) -> None:
+        """``sync`` False: a power cut may lose what was committed; only to measure."""
+        self._engine = connect(url, sync=sync)
         self._writing = self._engine.execution_options(writes=True)
+        self._arrivals = Together(self._register)
         self.reading = Reading(self._read, self._write)
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
         self.monitoring = Monitoring(self._read)
+        self.roles = Roles(self._read, self._write)
         self.uploads = Uploads(self._read, self._write)
 
     def migrate(self) -> None:
@@ -86,6 +99,24 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    # --- back-up -----------------------------------------------------------------------------
+
+    def copy(self, path: Path) -> None:
+        """The whole database as of one moment, in a file that is nobody else's, while others write."""
+        copies.copy(self._engine, path)
+
+    def paths(self) -> Iterator[Path]:
+        """Every file that the rows name, but images that were deleted on purpose."""
+        with self._read() as connection:
+            yield from copies.paths(connection)
+
+    def settle_copy(self, old: Path, new: Path, *, audit_file: bool) -> None:
+        """A copy becomes the database: the spool moved from ``old`` to ``new``, and no role is alive."""
+        with self._write() as connection:
+            if old != new:
+                copies.move(connection, old, new)
+            copies.forget_processes(connection, audit_file=audit_file)
+
     # --- receiving ---------------------------------------------------------------------------
 
     def register(
@@ -93,10 +124,15 @@ class Database:
     ) -> None:
         """Remember an instance. Only a new judgeable one (a CT image) reopens its study.
 
-        ``pending`` gives the place of a study that nobody has judged yet.
+        ``pending`` gives the place of a study that nobody has judged yet. What several threads register at
+        the same time is one transaction.
         """
+        self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
+
+    def _register(self, arrivals: Sequence[Arrival]) -> None:
         with self._write() as connection:
-            intake.register(connection, received, now, judgeable=judgeable, stat=stat, pending=pending)
+            for arrival in arrivals:
+                intake.register(connection, arrival)
 
     def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
         """What is on record of a study, by SOP Instance UID."""
@@ -161,6 +197,32 @@ class Database:
                 .where(study.c.state == StudyState.RECEIVING)
                 .values(last_received_at=now, forgotten=False)
             )
+
+    def heed_clock(self, now: datetime, lease_seconds: float) -> bool:
+        """Bring back what lies in the future because the clock was ahead: nothing waits for that day to come.
+
+        A study that came then came now, and its place in the list moves with it. False when all is well.
+        """
+        ahead, lease = now + CLOCKS_DIFFER, timedelta(seconds=lease_seconds)
+        late_lease = study.c.lease_until > ahead + lease
+        query = select(study).where(
+            (study.c.last_received_at > ahead) | (study.c.arrived_at > ahead) | late_lease
+        )
+        with self._write() as connection:
+            found = connection.execute(query).mappings().all()
+            for row in found:
+                too_late = max(row["arrived_at"] - now, timedelta())
+                connection.execute(
+                    update(study)
+                    .where(study.c.study_instance_uid == row["study_instance_uid"])
+                    .values(
+                        arrived_at=row["arrived_at"] - too_late,
+                        due_at=row["due_at"] - too_late,
+                        last_received_at=min(row["last_received_at"], now),
+                        lease_until=row["lease_until"] and min(row["lease_until"], now + lease),
+                    )
+                )
+            return bool(found)
 
     def instances(self, study_instance_uid: str) -> list[Instance]:
         """All instances of the study, judgeable or not, in the order of arrival."""
@@ -265,6 +327,33 @@ class Database:
             return _settle(
                 connection, seen, StudyState.FAILED, answer, priority, owed, now, reason=answer.reason
             )
+
+    # --- the spool ---------------------------------------------------------------------------
+
+    def images_to_delete(self, received_before: datetime) -> list[str]:
+        """Some studies that are concluded and wholly delivered, and got no image since then."""
+        unfinished = exists().where(
+            delivery.c.study_instance_uid == study.c.study_instance_uid,
+            delivery.c.state.not_in((DeliveryState.SENT, DeliveryState.COMMITTED)),
+        )
+        newer = exists().where(
+            instance.c.study_instance_uid == study.c.study_instance_uid,
+            instance.c.received_at > received_before,
+        )
+        query = select(study.c.study_instance_uid).where(
+            study.c.state.in_((StudyState.ANALYZED, StudyState.REJECTED)),
+            study.c.last_received_at <= received_before,
+            study.c.images_deleted_at.is_(None),
+            ~unfinished,
+            ~newer,
+        )
+        with self._read() as connection:
+            return list(connection.execute(query.limit(AT_ONCE)).scalars())
+
+    def mark_images_deleted(self, uids: Collection[str], now: datetime) -> None:
+        these = update(study).where(study.c.study_instance_uid.in_(uids))
+        with self._write() as connection:
+            connection.execute(these.values(images_deleted_at=now))
 
     # --- delivering --------------------------------------------------------------------------
 

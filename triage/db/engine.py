@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30
 
 
-def connect(url: str) -> Engine:
-    """An engine for the URL. Raises ConfigError for a URL that no database can have."""
+def connect(url: str, *, sync: bool = True) -> Engine:
+    """An engine for the URL; without ``sync`` nothing is flushed to the disk.
+
+    Raises ConfigError for a URL that no database can have.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -29,7 +33,7 @@ def connect(url: str) -> Engine:
         raise ConfigError("database.url: only SQLite files are supported; use sqlite:///path/to/triage.db")
     _make(Path(parsed.database))
     engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "connect", _tune_sqlite)
+    event.listen(engine, "connect", partial(_tune_sqlite, sync))
     event.listen(engine, "begin", _begin)
     return engine
 
@@ -62,11 +66,12 @@ def translated() -> Iterator[None]:
         raise Retryable(f"database: {error.orig}") from error
 
 
-def _tune_sqlite(connection: Any, _record: Any) -> None:
+def _tune_sqlite(sync: bool, connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where _begin says, not where the driver guesses
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")  # a committed row must survive a power cut
+    # A committed row must survive a power cut.
+    cursor.execute("PRAGMA synchronous = FULL" if sync else "PRAGMA synchronous = OFF")
     cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
 

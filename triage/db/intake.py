@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from triage.db import orders, records
 from triage.db.orders import Pending
@@ -30,39 +30,66 @@ ANEW: dict[str, Any] = {
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
 OTHER_PATIENT_NOTE = "images of another patient ID came with this study's UID"
 
+# Statements of every arrival: to build them anew takes as long as to run them.
+KNOWN = "known_digest"
+BEFORE = (
+    select(study, instance.c.digest.label(KNOWN))
+    .outerjoin(
+        instance,
+        (instance.c.study_instance_uid == study.c.study_instance_uid)
+        & (instance.c.sop_instance_uid == bindparam("sop_instance_uid")),
+    )
+    .where(study.c.study_instance_uid == bindparam("uid"))
+)
+"""The study, and the digest of the instance where it is on record."""
+KEEP = insert(instance)
+TOUCH = (
+    update(study)
+    .where(study.c.study_instance_uid == bindparam("uid"))
+    .values(last_received_at=bindparam("now"))
+)
 
-def register(
-    connection: Connection,
-    received: Instance,
-    now: datetime,
-    *,
-    judgeable: bool,
-    stat: bool,
-    pending: Pending,
-) -> None:
+
+class Arrival(NamedTuple):
+    """An instance that came; ``pending`` gives the place of a study that nobody has judged yet."""
+
+    received: Instance
+    now: datetime
+    judgeable: bool
+    stat: bool
+    pending: Pending
+
+
+def register(connection: Connection, arrival: Arrival) -> None:
     """Put the instance on record; the same one again changes nothing, other bytes are noted."""
+    received, now, judgeable, stat, pending = arrival
     uid = received.study_instance_uid
-    known = connection.execute(
-        select(instance.c.digest).where(
-            instance.c.study_instance_uid == uid, instance.c.sop_instance_uid == received.sop_instance_uid
-        )
-    ).scalar()
-    if known == received.digest:
+    found = connection.execute(BEFORE, {"uid": uid, "sop_instance_uid": received.sop_instance_uid})
+    before = found.mappings().first()
+    if before is not None and before[KNOWN] is not None:
+        if before[KNOWN] != received.digest:
+            add_note(connection, uid, CONFLICT_NOTE)
+        elif before["images_deleted_at"] is not None:
+            _is_back(connection, received, now)
         return
-    if known is not None:
-        add_note(connection, uid, CONFLICT_NOTE)
-        return
-    stat = stat or orders.is_stat(connection, received.accession_number)
-    before = _study(connection, uid)
+    if before is None or before["accession_number"] != received.accession_number:  # else the order was told
+        stat = stat or orders.is_stat(connection, received.accession_number)
     if before is None:
         _open(connection, received, _identity(received, judgeable), now, stat, pending)
     else:
         _complete(connection, before, _identity(received, judgeable), stat, pending)
-    connection.execute(
-        insert(instance).values(**records.instance_values(received), received_at=now, judgeable=judgeable)
-    )
+    values = {**records.instance_values(received), "received_at": now, "judgeable": judgeable}
+    connection.execute(KEEP, values)
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
+
+
+def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
+    """Images that were deleted come again: they are new to the spool, and say nothing new of the study."""
+    uid = received.study_instance_uid
+    _update(connection, uid, images_deleted_at=None)
+    own = (instance.c.study_instance_uid == uid) & (instance.c.sop_instance_uid == received.sop_instance_uid)
+    connection.execute(update(instance).where(own).values(received_at=now))
 
 
 def add_note(connection: Connection, uid: str, note: str) -> None:
@@ -116,6 +143,9 @@ def _complete(
 
 def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: Pending) -> None:
     """New content: what was concluded is out of date; a closed study comes back to the list."""
+    if before["reason"] == "" and all(before[name] == value for name, value in ANEW.items()):
+        connection.execute(TOUCH, {"uid": before["study_instance_uid"], "now": now})
+        return
     values: dict[str, Any] = {}
     if before["state"] in CONCLUDED:
         values = place_again(before, pending, "new images came")

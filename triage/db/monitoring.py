@@ -20,6 +20,12 @@ MOST_TIMES = 20_000
 MOST_SCORES = 3_000
 """Answers of one period whose scores are compared, the newest."""
 MOST_REASONS = 20
+UNFINISHED = (
+    DeliveryState.PENDING,
+    DeliveryState.GIVEN_UP,
+    DeliveryState.COMMITTING,
+    DeliveryState.NOT_COMMITTED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,39 @@ class Scored:
     scanner: str
     kernel: str
     thickness: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One revision of an answer, and when what led to it happened; ``seconds`` of judging by stage."""
+
+    key: tuple[str, int]
+    status: Status
+    first_image_at: datetime
+    last_image_at: datetime
+    judged_at: datetime
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One object or answer that a destination took."""
+
+    key: int
+    destination: str
+    owed_at: datetime
+    taken_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a destination has not taken, or not committed: how many are in this state, and tried in vain."""
+
+    destination: str
+    state: DeliveryState
+    count: int
+    tried: int
+    since: datetime
 
 
 class Monitoring:
@@ -133,6 +172,63 @@ class Monitoring:
             for destination, owed, sent in connection.execute(query):
                 found.setdefault(destination, []).append(sent - owed)
         return found
+
+    def answered(self, since: datetime) -> list[Answered]:
+        """Answers whose judging began since then."""
+        query = (
+            select(result, study.c.arrived_at, study.c.last_received_at)
+            .join(study)
+            .where(result.c.created_at >= since)
+            .order_by(result.c.created_at.desc())
+            .limit(MOST_TIMES)
+        )
+        with self._read() as connection:
+            return [
+                Answered(
+                    (row.study_instance_uid, row.revision),
+                    Status(row.status),
+                    row.arrived_at,
+                    row.last_received_at,
+                    row.created_at,
+                    row.document.get("seconds") or {},
+                )
+                for row in connection.execute(query)
+            ]
+
+    def taken(self, since: datetime) -> list[Taken]:
+        """What destinations took since then."""
+        query = select(
+            delivery.c.delivery_id, delivery.c.destination, delivery.c.created_at, delivery.c.sent_at
+        ).where(delivery.c.sent_at >= since)
+        with self._read() as connection:
+            return [Taken(*row) for row in connection.execute(query)]
+
+    def waiting(self) -> list[Waiting]:
+        """What is not finished, by destination and state: few rows of an index, however many are sent."""
+        query = (
+            select(
+                delivery.c.destination,
+                delivery.c.state,
+                func.count(),
+                func.count().filter(delivery.c.attempts > 0),
+                func.min(delivery.c.created_at),
+            )
+            .where(delivery.c.state.in_(UNFINISHED))
+            .group_by(delivery.c.state, delivery.c.destination)
+        )
+        with self._read() as connection:
+            return [
+                Waiting(name, DeliveryState(state), count, tried, since)
+                for name, state, count, tried, since in connection.execute(query)
+            ]
+
+    def given_up(self) -> int:
+        """Studies that failed for good and were not looked at again."""
+        query = select(func.count()).where(
+            study.c.state == StudyState.FAILED, study.c.not_before.is_(None), study.c.closed_at.is_(None)
+        )
+        with self._read() as connection:
+            return connection.execute(query).scalar() or 0
 
     def newest_model(self) -> tuple[str, str]:
         """Name and version of the network that judged last; empty before that."""

@@ -36,12 +36,13 @@ _KEY_COLUMNS = frozenset(
         "digest",
     }
 )
+_INSTANCE_FIELDS = [f.name for f in dataclasses.fields(Instance)]
 _STUDY_FIELDS = [f.name for f in dataclasses.fields(Study)]
 
 
 def instance_values(instance: Instance) -> dict[str, Any]:
     """Column values of a received instance; header facts go into one JSON document."""
-    values = dataclasses.asdict(instance)
+    values = {name: getattr(instance, name) for name in _INSTANCE_FIELDS}
     keys = {name: values.pop(name) for name in _KEY_COLUMNS}
     return {**keys, "path": str(instance.path), "facts": values}
 

@@ -107,6 +107,7 @@ study = Table(
     Column("closed_at", UtcDateTime),
     Column("closed_reason", Text, nullable=False, default=""),
     Column("forgotten", Boolean, nullable=False, default=False),
+    Column("images_deleted_at", UtcDateTime),
     Column("changed", Integer, nullable=False, default=NEXT_CHANGE, onupdate=NEXT_CHANGE),
     Column("strict_rank", Integer, Computed("CASE WHEN band = 5 THEN 4 ELSE band END", persisted=False)),
     Column("strict_score", Float, Computed("-score", persisted=False)),
@@ -200,6 +201,7 @@ delivery = Table(
     Index("delivery_due", "state", "destination", "next_attempt_at"),
     Index("delivery_by_study", "study_instance_uid"),
     Index("delivery_by_creation", "created_at"),
+    Index("delivery_by_sending", "sent_at"),
     Index("delivery_by_transaction", "transaction_uid"),
     Index("delivery_by_change", "changed"),
     sqlite_autoincrement=True,  # who still sends a row that was deleted must not mark another one sent
@@ -337,4 +339,21 @@ rest = Table(
     metadata,
     Column("destination", String(64), primary_key=True),
     Column("until", UtcDateTime, nullable=False),
+)
+
+role = Table(
+    "role",
+    metadata,
+    Column("name", String(16), primary_key=True),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("beat_at", UtcDateTime),
+    Column("starts", Integer, nullable=False),
+)
+
+tally = Table(
+    "tally",
+    metadata,
+    Column("what", String(32), primary_key=True),
+    Column("kind", String(64), primary_key=True),
+    Column("count", Integer, nullable=False),
 )

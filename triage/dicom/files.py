@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from triage.config import Storage
 from triage.errors import Retryable
 
 GIGABYTE = 1024**3
+NOT_DURABLE = "storage.sync is false: a power cut loses images that were acknowledged; set it to true"
 
 
 def has_room(storage: Storage) -> bool:
@@ -20,6 +24,33 @@ def has_room(storage: Storage) -> bool:
 
 def free_gigabytes(folder: Path) -> float:
     return shutil.disk_usage(folder).free / GIGABYTE
+
+
+@contextmanager
+def undisturbed(spool: Path) -> Iterator[None]:
+    """Nobody deletes what the spool holds meanwhile; several may be undisturbed at once."""
+    with _locked(spool, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def may_delete(spool: Path) -> Iterator[bool]:
+    """False while somebody must be undisturbed, who otherwise waits."""
+    try:
+        with _locked(spool, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            yield True
+    except BlockingIOError:
+        yield False
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)  # which also lets go
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:

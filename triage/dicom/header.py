@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from triage.dicom import elements
 from triage.domain import Instance, Vector
 from triage.errors import Rejected, Retryable
 
@@ -39,9 +41,11 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 BROKEN = (
     ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError, struct.error,
-    BytesLengthException, EOFError, OSError,
+    BytesLengthException, EOFError, OSError, RecursionError,
 )  # fmt: skip
-"""What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence."""
+"""What pydicom raises when a value cannot be understood; OSError is its word for a cut sequence, and
+RecursionError for sequences in sequences without end.
+"""
 
 UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 """A UID as tolerant as scanners need it, and as strict as the name of a file or folder must be."""
@@ -49,6 +53,11 @@ UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 HEAD = 132
 """Bytes after which it shows whether a file may be DICOM."""
 LARGEST_INFLATED = 2 * 1024**3
+MOST_INFLATED = 100
+"""Times its size that a large deflated data set may unpack to: images never shrink as much, only bombs."""
+SMALL = 64 * 1024**2
+"""Bytes that any deflated data set may unpack to."""
+MOST_ELEMENTS = 100_000
 PIXEL_GROUP = 0x7FE00000
 LONG_LENGTH_VRS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 SCANNER = ("Manufacturer", "ManufacturerModelName")
@@ -61,6 +70,7 @@ KEYWORDS = (
     "RescaleSlope", "RequestAttributesSequence", "RequestedProcedurePriority", *SCANNER,
 )  # fmt: skip
 """The attributes an Instance is made of."""
+WANTED = elements.wanted(KEYWORDS, {"RequestAttributesSequence": ["RequestedProcedurePriority"]})
 
 DAYS = {"D": 1.0, "W": 7.0, "M": 365.25 / 12, "Y": 365.25}
 """Units of an Age String (PS3.5 section 6.2) in days."""
@@ -76,7 +86,16 @@ def read_instance(path: Path, digest: str | None = None) -> Instance:
     return instance_of(dataset, transfer_syntax_uid, path, digest or digest_of(body))
 
 
-def instance_of(dataset: Dataset, transfer_syntax_uid: str, path: Path, digest: str) -> Instance:
+def facts_of(body: bytes | memoryview, transfer_syntax_uid: str) -> elements.Facts | None:
+    """What ``instance_of`` needs of a whole data set, quickly; None where only ``parse`` can tell."""
+    if transfer_syntax_uid in (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian):
+        return None
+    return elements.find(body, WANTED, explicit=_is_explicit(body))
+
+
+def instance_of(
+    dataset: Dataset | elements.Facts, transfer_syntax_uid: str, path: Path, digest: str
+) -> Instance:
     """The header facts of a parsed data set (pixel data is not needed).
 
     Raises Rejected when an identifying UID is missing or none, and so could not name a file.
@@ -178,7 +197,8 @@ def parse(
         tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
         stop = None if pixels else _at_pixels
         elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
-        dataset = Dataset({element.tag: element for element in elements})
+        # The rest would count as cut off, or is padding: megabytes of zeros are millions of empty elements.
+        dataset = Dataset({element.tag: element for element in islice(elements, MOST_ELEMENTS)})
         dataset.set_original_encoding(implicit, little, convert_encodings(character_set(dataset)))
     except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
@@ -188,7 +208,7 @@ def parse(
 def _inflated(body: bytes | memoryview) -> bytes:
     """A deflated data set, as far as one fits into memory: what a few bytes blow up to is refused."""
     inflater = zlib.decompressobj(-15)
-    plain = inflater.decompress(body, LARGEST_INFLATED)
+    plain = inflater.decompress(body, min(LARGEST_INFLATED, max(SMALL, MOST_INFLATED * len(body))))
     if inflater.unconsumed_tail:
         raise Rejected("deflated data set unpacks to more than any image has")
     if not inflater.eof:
@@ -271,30 +291,30 @@ def _instance_or_reason(path: Path) -> Instance | str:
         return str(error)
 
 
-def _value(dataset: Dataset, keyword: str) -> Any:
+def _value(dataset: Dataset | elements.Facts, keyword: str) -> Any:
     try:
         return dataset.get(keyword)
     except BROKEN:
         return None
 
 
-def _values(dataset: Dataset, keyword: str) -> list[Any]:
+def _values(dataset: Dataset | elements.Facts, keyword: str) -> list[Any]:
     value = _value(dataset, keyword)
     if value is None:
         return []
-    return list(value) if isinstance(value, pydicom.multival.MultiValue) else [value]
+    return list(value) if isinstance(value, pydicom.multival.MultiValue | list) else [value]
 
 
-def _texts(dataset: Dataset, keyword: str) -> list[str]:
+def _texts(dataset: Dataset | elements.Facts, keyword: str) -> list[str]:
     """Without the escape sequence that pydicom leaves in text of ISO 2022 IR 58."""
     return [str(value).replace("\x1b$)A", "").strip("\0 ") for value in _values(dataset, keyword)]
 
 
-def _text(dataset: Dataset, keyword: str) -> str:
+def _text(dataset: Dataset | elements.Facts, keyword: str) -> str:
     return next(iter(_texts(dataset, keyword)), "")
 
 
-def _uid(dataset: Dataset, keyword: str) -> str:
+def _uid(dataset: Dataset | elements.Facts, keyword: str) -> str:
     uid = _text(dataset, keyword)
     if not uid:
         raise Rejected(f"missing {keyword}")
@@ -303,7 +323,7 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return uid
 
 
-def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | None:
+def _numbers(dataset: Dataset | elements.Facts, keyword: str, count: int) -> tuple[float, ...] | None:
     try:
         numbers = tuple(float(value) for value in _values(dataset, keyword))
     except BROKEN:
@@ -312,27 +332,27 @@ def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...] | 
     return numbers if len(numbers) == count and finite else None
 
 
-def _number(dataset: Dataset, keyword: str) -> float | None:
+def _number(dataset: Dataset | elements.Facts, keyword: str) -> float | None:
     numbers = _numbers(dataset, keyword, 1)
     return numbers[0] if numbers else None
 
 
-def _whole(dataset: Dataset, keyword: str) -> int | None:
+def _whole(dataset: Dataset | elements.Facts, keyword: str) -> int | None:
     number = _number(dataset, keyword)
     return None if number is None else int(number)
 
 
-def _position(dataset: Dataset) -> Vector | None:
+def _position(dataset: Dataset | elements.Facts) -> Vector | None:
     numbers = _numbers(dataset, "ImagePositionPatient", 3)
     return None if numbers is None else (numbers[0], numbers[1], numbers[2])
 
 
-def _pixel_spacing(dataset: Dataset) -> tuple[float, float] | None:
+def _pixel_spacing(dataset: Dataset | elements.Facts) -> tuple[float, float] | None:
     numbers = _numbers(dataset, "PixelSpacing", 2)
     return (numbers[0], numbers[1]) if numbers and min(numbers) > 0 else None
 
 
-def _age_years(dataset: Dataset) -> float | None:
+def _age_years(dataset: Dataset | elements.Facts) -> float | None:
     """PatientAge ("042Y", "018M"), else the time between birth and study."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", _text(dataset, "PatientAge").upper())
     if match:
@@ -346,9 +366,9 @@ def _age_years(dataset: Dataset) -> float | None:
     return days / DAYS["Y"] if days >= 0 else None
 
 
-def _priority(dataset: Dataset) -> str:
+def _priority(dataset: Dataset | elements.Facts) -> str:
     """RequestedProcedurePriority (0040,1003), of the data set or of a request it answers."""
     requests = _value(dataset, "RequestAttributesSequence")
-    items = list(requests) if isinstance(requests, pydicom.sequence.Sequence) else []
+    items = list(requests) if isinstance(requests, pydicom.sequence.Sequence | list) else []
     texts = (_text(item, "RequestedProcedurePriority").upper() for item in (dataset, *items))
     return next((text for text in texts if text), "")

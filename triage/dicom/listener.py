@@ -6,8 +6,10 @@ An object is acknowledged only when its file and folder are on the disk and ``on
 from __future__ import annotations
 
 import logging
+import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from socketserver import BaseServer
@@ -22,19 +24,23 @@ from pynetdicom import (
     StoragePresentationContexts,
     evt,
 )
+from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.transport import ThreadedAssociationServer
 
 from triage import config
 from triage.dicom import lists, storage_commitment
+from triage.dicom.handshake import Encrypted
 from triage.dicom.receiving import Receiver
 from triage.dicom.spool import index_spool
 from triage.dicom.status import NO_REASON, explain_rejection
 from triage.dicom.storage_commitment import Reports
+from triage.dicom.store_in_place import in_place
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from triage.dicom.upper_layer import forget, guard, hang_up
+from triage.dicom.upper_layer import close, forget, guard, hang_up, watch_size
 from triage.domain import Instance
+from triage.errors import ConfigError, traced
 
 __all__ = ["Listener", "index_spool"]
 
@@ -64,6 +70,7 @@ class _Server(ThreadedAssociationServer):
     """As pynetdicom's, but it belongs to the Listener and not to the AE's list of servers."""
 
     request_queue_size = 64
+    daemon_threads = True  # one that shakes hands with nobody keeps nobody from stopping
 
     def shutdown(self) -> None:
         BaseServer.shutdown(self)
@@ -75,6 +82,8 @@ class Listener:
 
     What becomes of an object, and when the three callables are called, ``Receiver`` says. With ``worklist``
     it also answers C-FIND, under the same AE title; with ``commitments`` it also hears what archives report.
+    ``on_turn`` is called again and again as long as new associations are accepted.
+    Without ``sync`` nothing is flushed to the disk, which is only for measuring.
     """
 
     def __init__(
@@ -86,18 +95,26 @@ class Listener:
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
         worklist: lists.Lists | None = None,
         commitments: Reports | None = None,
+        on_refused: Callable[[str], None] = lambda _kind: None,
+        on_turn: Callable[[], None] = lambda: None,
+        *,
+        sync: bool = True,
     ) -> None:
+        self._on_turn = on_turn
         self.port = settings.port
         self._worklist = worklist
         self._commitments = commitments
         self._settings = settings
-        self._receiver = Receiver(spool, on_received, has_room, on_conflict)
+        self._receiver = Receiver(spool, on_received, has_room, on_conflict, on_refused, sync=sync)
         self._peers = [ip_network(peer) for peer in settings.peers]
         self._ae = _application_entity(settings)
         self._server: ThreadedAssociationServer | None = None
 
     def start(self) -> None:
-        """Bind and listen in the background; afterwards ``port`` is the real one. Raises OSError."""
+        """Bind and listen in the background; afterwards ``port`` is the real one.
+
+        Raises OSError, or ConfigError for a certificate that cannot be used.
+        """
         also: list[evt.EventHandlerType] = []
         if self._worklist is not None:
             also.append((evt.EVT_C_FIND, self._worklist.on_find))
@@ -109,17 +126,37 @@ class Listener:
                 *also,
                 (evt.EVT_CONN_OPEN, guard, [self._settings.timeout_seconds]),
                 (evt.EVT_CONN_CLOSE, forget),
+                (evt.EVT_PDU_RECV, watch_size),
                 (evt.EVT_REQUESTED, self._on_requested),
                 (evt.EVT_SOP_COMMON, _storage_services),
                 (evt.EVT_REJECTED, _log_rejection),
                 (evt.EVT_C_STORE, self._receiver.on_store),
             ],
             server_class=_Server,
+            request_handler=self._request_handler(),
         )
+        server.service_actions = self._on_turn  # type: ignore[method-assign]  # of socketserver, at each turn
         self._server = server
         self.port = int(server.server_address[1])
         threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
         logger.info("listening as %s on %s:%d", self._settings.ae_title, self._settings.host, self.port)
+
+    def _request_handler(self) -> type[Encrypted]:
+        """Makes the association of each who connects."""
+        settings, receiver = self._settings, self._receiver
+
+        class Handler(Encrypted):
+            tls = _tls(settings)
+            seconds = settings.timeout_seconds
+
+            def _create_association(self) -> Association:
+                association = super()._create_association()
+                if settings.fast:
+                    in_place(association, receiver.store, _is_storage)
+                association.run = partial(_run, association)  # type: ignore[method-assign]
+                return association
+
+        return Handler
 
     def stop(self) -> None:
         """Stop listening and end every association; what was not acknowledged will be sent again."""
@@ -160,6 +197,24 @@ class Listener:
         association.acceptor.supported_contexts = [*_contexts_for(_proposed(event)), *also]
 
 
+def _run(association: Association) -> None:
+    """What pynetdicom cannot read ends its thread, and would leave the peer without an answer."""
+    try:
+        Association.run(association)
+    except Exception as error:  # noqa: BLE001 - one association must not end, or stay, for ever
+        peer = association.requestor.address
+        logger.warning("aborted the association of %s: what it sent cannot be read (%s)", peer, traced(error))
+        association.abort()
+        close(association)
+
+
+def _tls(settings: config.Listener) -> ssl.SSLContext | None:
+    try:
+        return settings.tls.context() if settings.tls else None
+    except OSError as error:
+        raise ConfigError(f"listener.tls: {error.filename or 'certificate, key or ca'}: {error}") from error
+
+
 def _application_entity(settings: config.Listener) -> AE:
     ae = AE(settings.ae_title)
     ae.require_called_aet = True
@@ -178,9 +233,9 @@ def _proposed(event: evt.Event) -> list[PresentationContext]:
     return list(primitive.presentation_context_definition_list) if primitive else []
 
 
-def _is_storage(abstract_syntax: UID) -> bool:
+def _is_storage(abstract_syntax: str) -> bool:
     """Private classes count: scanners store them beside images, and one refusal may fail a PACS's job."""
-    return abstract_syntax in KNOWN_CLASSES | RETIRED_CLASSES or abstract_syntax.is_private
+    return abstract_syntax in KNOWN_CLASSES | RETIRED_CLASSES or UID(abstract_syntax).is_private
 
 
 def _contexts_for(proposed: list[PresentationContext]) -> list[PresentationContext]:

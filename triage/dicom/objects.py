@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -10,8 +10,11 @@ from typing import Any
 
 import highdicom
 from pydicom.charset import convert_encodings, default_encoding
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filewriter import correct_ambiguous_vr
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     Comprehensive3DSRStorage,
@@ -24,6 +27,7 @@ from pydicom.uid import (
 from pydicom.valuerep import DA, DT, TM
 
 from triage import __version__
+from triage.dicom import stamp
 from triage.dicom.files import write_durably
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derive
 from triage.domain import ModelInfo, Result, ResultKind, ResultObject
@@ -87,10 +91,18 @@ def identity(kind: ResultKind, result: Result, info: ModelInfo | None, now: date
     }
 
 
-def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, now: datetime) -> ResultObject:
+def write(
+    kind: ResultKind,
+    dataset: Dataset,
+    patient: Dataset,
+    folder: Path,
+    now: datetime,
+    encoded: Iterable[stamp.Encoded] = (),
+) -> ResultObject:
     """Give the object its patient and its time of making, and put it durably into the folder.
 
-    One folder belongs to one content key. Raises Retryable when the disk refuses.
+    ``encoded`` are sequences of it, or within it, that are bytes already. One folder belongs to one content
+    key. Raises Retryable when the disk refuses.
     """
     dataset.update(patient)
     moment = now.astimezone()
@@ -103,6 +115,8 @@ def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, no
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = BytesIO()
     _keep_bytes(dataset)
+    for made in encoded:
+        _put(made)
     dataset.save_as(buffer, enforce_file_format=True)
     path = folder / f"{kind.value}.dcm"
     write_durably(path, buffer.getbuffer())
@@ -110,13 +124,24 @@ def write(kind: ResultKind, dataset: Dataset, patient: Dataset, folder: Path, no
 
 
 def _keep_bytes(dataset: Dataset) -> None:
-    """Have the patient's bytes written as they are: pydicom cannot write again all that it reads.
+    """Have the patient's bytes written as they are: pydicom cannot write again all that it reads."""
+    correct_ambiguous_vr(dataset, True)
+    _as_it_will_be(dataset)
 
-    It does so where a data set is said to be encoded as it will be, and then leaves ambiguous VRs to us.
-    """
+
+def _as_it_will_be(dataset: Dataset) -> None:
+    """Say that it is encoded so already: pydicom then keeps bytes, and leaves ambiguous VRs to us."""
     terms = dataset.get("SpecificCharacterSet")
     dataset.set_original_encoding(False, True, convert_encodings(terms) if terms else default_encoding)
-    correct_ambiguous_vr(dataset, True)
+    for element in dataset.elements():
+        if isinstance(element.value, Sequence):
+            for item in element.value:
+                _as_it_will_be(item)
+
+
+def _put(made: stamp.Encoded) -> None:
+    tag = Tag(made.keyword)
+    made.holder[tag] = RawDataElement(tag, "SQ", len(made.items), made.items, 0, False, True)
 
 
 ASCII_FOR = {"–": "-", "—": "-", "≤": "<=", "≥": ">=", "…": "...", "×": "x", "\u202f": " ", "\xa0": " "}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_STORE
@@ -18,6 +18,7 @@ from triage.dicom import spool as spooling
 from triage.dicom.status import StoreStatus
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable, traced
+from triage.logs import about
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,25 @@ class _Refused(Exception):
         self.status = status
 
 
+class Request(NamedTuple):
+    """What a C-STORE-RQ says, in which presentation context, and who sent it from where."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    abstract_syntax: str
+    transfer_syntax: str
+    ae_title: str
+    address: str
+
+
 class Receiver:
     """Takes objects in; it never sees the database.
 
     ``on_received(instance)`` is called for every object on the disk, also when it comes again: it must be
     idempotent. It may raise Retryable, and the object is to be sent again. ``on_conflict(instance)`` is
     called for other bytes under a known SOP Instance UID, after ``on_received`` for the first ones.
-    ``has_room()`` says whether the disk takes more. All are called from the threads of several associations.
+    ``has_room()`` says whether the disk takes more. ``on_refused(status)`` is told of each object that is not
+    taken. All are called from the threads of several associations.
     """
 
     def __init__(
@@ -45,20 +58,25 @@ class Receiver:
         on_received: Callable[[Instance], None],
         has_room: Callable[[], bool],
         on_conflict: Callable[[Instance], None] = lambda _instance: None,
+        on_refused: Callable[[str], None] = lambda _status: None,
+        *,
+        sync: bool = True,
     ) -> None:
+        self._sync = sync
         self._spool = spool
         self._on_received = on_received
         self._on_conflict = on_conflict
         self._has_room = has_room
+        self._on_refused = on_refused
 
-    def keep(self, raw: bytes, instance: Instance, source: str) -> None:
+    def keep(self, raw: bytes | memoryview, instance: Instance, source: str) -> None:
         """File a data set and put it on record; ``spool.read`` gave ``instance``.
 
         ``source`` is the AE title that sent it, or "". Raises Retryable when it cannot be kept now.
         """
         if not self._has_room():
             raise Retryable("the disk is full: make room for the spool, see storage.minimum_free_gb")
-        filed = spooling.file(self._spool, raw, instance, source)
+        filed = spooling.file(self._spool, raw, instance, source, sync=self._sync)
         if filed.conflict:
             self._conflict(filed.instance)
         else:
@@ -66,23 +84,34 @@ class Receiver:
 
     def on_store(self, event: evt.Event) -> int:
         """Handler of EVT_C_STORE, on either side of an association: the status to answer with."""
-        request = cast(C_STORE, event.request)
         try:
-            self._store(event, request)
+            request, raw = _said(event)
+        except Exception as error:  # noqa: BLE001 - as in store
+            logger.warning("a store request cannot be understood: %s", traced(error))
+            return int(StoreStatus.PROCESSING_FAILURE)
+        return self.store(request, raw)
+
+    def store(self, request: Request, raw: bytes | memoryview) -> int:
+        """Keep the data set of a C-STORE-RQ: the status; ``raw`` is not used thereafter."""
+        try:
+            self._store(request, raw)
         except _Refused as refusal:
-            _log_refusal(event, request, refusal.status, str(refusal))
+            _log_refusal(request, refusal.status, str(refusal))
+            self._on_refused(refusal.status.label)
             return int(refusal.status)
         except Exception as error:  # noqa: BLE001 - one object must not end the receiving of others
             failure = StoreStatus.PROCESSING_FAILURE
-            _log_refusal(event, request, failure, traced(error))
+            _log_refusal(request, failure, traced(error))
+            self._on_refused(failure.label)
             return int(failure)
         return int(StoreStatus.SUCCESS)
 
-    def _store(self, event: evt.Event, request: C_STORE) -> None:
-        raw = request.DataSet.getvalue() if request.DataSet else b""
-        instance = _read(event, request, raw)
+    def _store(self, request: Request, raw: bytes | memoryview) -> None:
+        about("")
+        instance = _read(request, raw)
+        about(instance.study_instance_uid)
         try:
-            self.keep(raw, instance, event.assoc.remote["ae_title"])
+            self.keep(raw, instance, request.ae_title)
         except Retryable as error:
             raise _Refused(StoreStatus.OUT_OF_RESOURCES, str(error)) from error
 
@@ -97,28 +126,40 @@ class Receiver:
         self._on_conflict(instance)
 
 
-def _read(event: evt.Event, request: C_STORE, raw: bytes) -> Instance:
+def _said(event: evt.Event) -> tuple[Request, bytes | memoryview]:
+    said, peer = cast(C_STORE, event.request), event.assoc.remote
+    request = Request(
+        sop_class_uid=str(said.AffectedSOPClassUID),
+        sop_instance_uid=str(said.AffectedSOPInstanceUID),
+        abstract_syntax=str(event.context.abstract_syntax),
+        transfer_syntax=str(event.context.transfer_syntax),
+        ae_title=peer["ae_title"],
+        address=peer["address"],
+    )
+    return request, said.DataSet.getbuffer() if said.DataSet else b""
+
+
+def _read(request: Request, raw: bytes | memoryview) -> Instance:
     """The data set's header facts; refused when it is unreadable or is not what the command announces."""
-    if request.AffectedSOPClassUID != event.context.abstract_syntax:
+    if request.sop_class_uid != request.abstract_syntax:
         raise _Refused(StoreStatus.SOP_CLASS_NOT_SUPPORTED, "not the SOP class of its presentation context")
     try:
-        instance = spooling.read(raw, str(event.context.transfer_syntax))
+        instance = spooling.read(raw, request.transfer_syntax)
     except Rejected as error:
         raise _Refused(StoreStatus.CANNOT_UNDERSTAND, str(error)) from error
-    if instance.sop_class_uid != request.AffectedSOPClassUID:
+    if instance.sop_class_uid != request.sop_class_uid:
         raise _Refused(StoreStatus.DATA_SET_DOES_NOT_MATCH, "SOP Class UID of command and data set differ")
-    if instance.sop_instance_uid != request.AffectedSOPInstanceUID:
+    if instance.sop_instance_uid != request.sop_instance_uid:
         raise _Refused(StoreStatus.DATA_SET_DOES_NOT_MATCH, "SOP Instance UID of command and data set differ")
     return instance
 
 
-def _log_refusal(event: evt.Event, request: C_STORE, status: StoreStatus, reason: str) -> None:
-    peer = event.assoc.remote
+def _log_refusal(request: Request, status: StoreStatus, reason: str) -> None:
     logger.warning(
         "refused SOP instance %s from %s at %s: %s (0x%04X): %s",
-        request.AffectedSOPInstanceUID,
-        peer["ae_title"],
-        peer["address"],
+        request.sop_instance_uid,
+        request.ae_title,
+        request.address,
         status.label,
         status,
         reason,

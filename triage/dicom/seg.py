@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from struct import pack
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
+from highdicom.frame import encode_frame
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.spatial import get_plane_sort_index, get_volume_positions
 from highdicom.sr import CodedConcept
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, ExplicitVRLittleEndian, JPEGLSLossless, RLELossless
+from pydicom.valuerep import DS
 
-from triage.dicom import codes, objects, source
+from triage.dicom import codes, objects, source, stamp
 from triage.dicom.uids import derive
-from triage.domain import LesionClass, Mask, ModelInfo, Result, ResultKind, ResultObject, Series
+from triage.domain import (
+    Instance,
+    LesionClass,
+    Mask,
+    ModelInfo,
+    Result,
+    ResultKind,
+    ResultObject,
+    Series,
+    Vector,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +93,22 @@ def write_lesions(
     disjoint parts, and for another grid; Retryable when source or disk fail.
     """
     parts = lesion_parts(mask, classes)
-    labels, segments = np.zeros(mask.shape, np.uint8), []
-    for number, (kind, part) in enumerate(parts, 1):
-        labels[part] = number
-        segments.append(_segment(number, kind.label, CIELabColor.from_rgb(*kind.colour), result, info))
-    voxels = sum(np.count_nonzero(part) for _, part in parts)
-    if voxels != np.count_nonzero(mask) or not np.array_equal(labels > 0, mask):
+    if classes and not _are_parts([part for _, part in parts], mask):
         raise ValueError("the classes are not the lesions in disjoint parts")
-    return _write(
-        ResultKind.LESION_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames, form
-    )
+    segments = [
+        (_segment(number, kind.label, CIELabColor.from_rgb(*kind.colour), result, info), part)
+        for number, (kind, part) in enumerate(parts, 1)
+    ]
+    return _write(ResultKind.LESION_SEG, series, segments, result, info, folder, now, omit_empty_frames, form)
+
+
+def _are_parts(parts: Sequence[Mask], mask: Mask) -> bool:
+    """Whether each voxel of the mask, and no other, is in one of the parts."""
+    union = np.zeros_like(mask)
+    for part in parts:
+        union |= part
+    voxels = sum(np.count_nonzero(part) for part in parts)
+    return voxels == np.count_nonzero(mask) and np.array_equal(union, mask)
 
 
 def lesion_parts(mask: Mask, classes: Mapping[LesionClass, Mask]) -> list[tuple[LesionKind, Mask]]:
@@ -114,18 +136,14 @@ def write_lungs(
 
     Both masks are (slices, rows, columns) and must not overlap. Raises as ``write_lesions``.
     """
-    if np.logical_and(left, right).any():
+    if any(np.logical_and(*planes).any() for planes in zip(left, right, strict=True)):
         raise ValueError("the lungs overlap")
-    labels = np.zeros(left.shape, np.uint8)
-    segments: list[SegmentDescription] = []
-    for name, mask in zip(LUNGS, (right, left), strict=True):
-        if mask.any():
-            number = len(segments) + 1
-            labels[mask] = number
-            segments.append(_segment(number, name, LUNGS[name][1], result, info))
-    return _write(
-        ResultKind.LUNG_SEG, series, labels, segments, result, info, folder, now, omit_empty_frames, form
-    )
+    present = [(name, mask) for name, mask in zip(LUNGS, (right, left), strict=True) if mask.any()]
+    segments = [
+        (_segment(number, name, LUNGS[name][1], result, info), mask)
+        for number, (name, mask) in enumerate(present, 1)
+    ]
+    return _write(ResultKind.LUNG_SEG, series, segments, result, info, folder, now, omit_empty_frames, form)
 
 
 def _segment(
@@ -161,8 +179,7 @@ def tracking_uid(label: str, result: Result) -> str:
 def _write(
     kind: ResultKind,
     series: Series,
-    labels: NDArray[np.uint8],
-    segments: list[SegmentDescription],
+    segments: Sequence[tuple[SegmentDescription, Mask]],
     result: Result,
     info: ModelInfo,
     folder: Path,
@@ -170,29 +187,134 @@ def _write(
     omit_empty_frames: bool,
     form: Form,
 ) -> ResultObject:
-    if len(labels) != len(series.instances):
-        raise ValueError(f"{len(labels)} mask slices for {len(series.instances)} images")
-    if not labels.any():
+    """highdicom says, of one image, what such an object is; what each image and frame adds is stamped."""
+    if not segments:
         raise ValueError("an empty mask makes no segmentation")
+    described, masks = [one for one, _ in segments], [mask for _, mask in segments]
+    if len(masks[0]) != len(series.instances):
+        raise ValueError(f"{len(masks[0])} mask slices for {len(series.instances)} images")
+    areas = np.array([[np.count_nonzero(plane) for plane in mask] for mask in masks])
     received = source.read(series)
-    segmentation_type, transfer_syntax_uid = FORMS[form]
-    segmentation = Segmentation(
-        source_images=received.slices,
-        pixel_array=labels,
-        segmentation_type=segmentation_type,
-        transfer_syntax_uid=transfer_syntax_uid,
-        segment_descriptions=segments,
-        omit_empty_frames=omit_empty_frames,
-        content_label=kind.value.upper(),
-        content_description=objects.DISCLAIMER,
-        **objects.identity(kind, result, info, now),
-    )
-    written = objects.write(kind, segmentation, received.patient, folder, now)
+    made = _of_one_image(kind, received.images, masks[0].shape[1:], described, result, info, now, form)
+    layers = areas if made.SegmentationType == "BINARY" else areas.sum(axis=0, keepdims=True)
+    frames = _frames(layers > 0 if omit_empty_frames else np.ones_like(layers), series)
+    encoded = _repeat(made, series, frames, len(layers))
+    if made.SegmentationType == "BINARY":
+        made.PixelData = packed([masks[layer][plane] for layer, plane, _ in frames])
+    else:
+        made.PixelData = _label_maps(made, [[mask[plane] for mask in masks] for _, plane, _ in frames])
+    written = objects.write(kind, made, received.patient, folder, now, encoded)
     voxel_ml = math.prod(series.spacing) / 1000
     return replace(
         written,
-        segments=tuple(segment.segment_label for segment in segments),
-        volumes_ml=tuple(
-            float(np.count_nonzero(labels == number) * voxel_ml) for number in range(1, len(segments) + 1)
-        ),
+        segments=tuple(segment.segment_label for segment in described),
+        volumes_ml=tuple(float(area * voxel_ml) for area in areas.sum(axis=1)),
     )
+
+
+def _of_one_image(
+    kind: ResultKind,
+    images: Sequence[Dataset],
+    shape: tuple[int, ...],
+    segments: Sequence[SegmentDescription],
+    result: Result,
+    info: ModelInfo,
+    now: datetime,
+    form: Form,
+) -> Segmentation:
+    segmentation_type, transfer_syntax_uid = FORMS[form]
+    identity = objects.identity(kind, result, info, now)
+    made = Segmentation(
+        source_images=images,
+        pixel_array=np.zeros((1, *shape), np.uint8),
+        segmentation_type=segmentation_type,
+        transfer_syntax_uid=transfer_syntax_uid,
+        segment_descriptions=segments,
+        omit_empty_frames=False,
+        content_label=kind.value.upper(),
+        content_description=objects.DISCLAIMER,
+        **identity,
+    )
+    dimensions = derive("dimensions", identity["sop_instance_uid"])  # highdicom draws one by chance
+    for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
+    return made
+
+
+Frame = tuple[int, int, int]
+"""Layer (a segment, or the label map) and slice that a frame shows, and the number of its place, from 1."""
+
+
+def _frames(shown: NDArray[Any], series: Series) -> list[Frame]:
+    """What is ``shown`` (layers, slices): one layer after the other, each along the normal."""
+    order = get_plane_sort_index(_positions(series), series.orientation)
+    places = list(enumerate((plane for plane in order if shown[:, plane].any()), 1))
+    return [
+        (layer, plane, place) for layer in range(len(shown)) for place, plane in places if shown[layer, plane]
+    ]
+
+
+def _positions(series: Series) -> list[Vector]:
+    return [instance.image_position_patient or (0.0, 0.0, 0.0) for instance in series.instances]
+
+
+def _repeat(made: Segmentation, series: Series, frames: Sequence[Frame], layers: int) -> list[stamp.Encoded]:
+    """Give the object of one image all images and frames: highdicom's items, each with its own values."""
+    binary = made.SegmentationType == "BINARY"
+    images = [_image(instance) for instance in series.instances]
+    reference = stamp.Stamp(made.SourceImageSequence[0], *stamp.REFERENCE)
+    group = stamp.Stamp(made.PerFrameFunctionalGroupsSequence[0], *stamp.REFERENCE, *OF_A_FRAME)
+    references = b"".join(map(reference, images))
+    groups = b"".join(
+        group(
+            images[plane]
+            | {
+                "DimensionIndexValues": pack("<2L", layer + 1, place) if binary else pack("<L", place),
+                "ReferencedSegmentNumber": pack("<H", layer + 1),
+            }
+        )
+        for layer, plane, place in frames
+    )
+    made.NumberOfFrames = len(frames)
+    if layers == 1 and _is_volume(series, frames):
+        made.DimensionOrganizationType = "3D"
+    return [
+        stamp.Encoded(made, "SourceImageSequence", references),
+        stamp.Encoded(made.ReferencedSeriesSequence[0], "ReferencedInstanceSequence", references),
+        stamp.Encoded(made, "PerFrameFunctionalGroupsSequence", groups),
+    ]
+
+
+OF_A_FRAME = ("ImagePositionPatient", "DimensionIndexValues", "ReferencedSegmentNumber")
+"""What differs in the functional groups of one frame and the next, beside the image."""
+
+
+def _image(instance: Instance) -> dict[str, bytes]:
+    position = [str(DS(value, auto_format=True)) for value in instance.image_position_patient or ()]
+    return stamp.reference(instance) | {"ImagePositionPatient": stamp.decimals(position)}
+
+
+def _is_volume(series: Series, frames: Sequence[Frame]) -> bool:
+    """Whether the frames are planes of one volume, evenly apart (PS3.3 C.7.6.17, 3D)."""
+    positions = _positions(series)
+    planes = sorted(plane for _, plane, _ in frames)
+    spacing, _ = get_volume_positions([positions[plane] for plane in planes], series.orientation, sort=False)
+    return len(planes) > 1 and bool(spacing)
+
+
+def packed(frames: Sequence[Mask]) -> bytes:
+    """Frames follow each other bit by bit (PS3.5 8.1.1): those of eight are whole bytes, of any size."""
+    pieces = (np.stack(frames[first : first + 8]) for first in range(0, len(frames), 8))
+    return b"".join(np.packbits(piece, bitorder="little").tobytes() for piece in pieces)
+
+
+def _label_maps(made: Segmentation, frames: Iterable[Sequence[Mask]]) -> bytes:
+    """Each frame is given as the masks of its segments."""
+    return encapsulate([_label_map(made, masks) for masks in frames])
+
+
+def _label_map(made: Segmentation, masks: Sequence[Mask]) -> bytes:
+    labels = np.zeros(masks[0].shape, np.uint8)
+    for number, mask in enumerate(masks, 1):
+        labels += number * mask.view(np.uint8)
+    return bytes(encode_frame(labels, made.file_meta.TransferSyntaxUID, 8, 8, made.PhotometricInterpretation))

@@ -169,31 +169,31 @@ TYPE_2 = (
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """patient: what every object of ours copies. slices: one small data set a slice, in series order.
+    """patient: what every object of ours copies. images: one of each series and SOP class at least.
 
-    No slice says whose it is: names reach our objects from ``patient`` alone, byte for byte, past
+    No image says whose it is: names reach our objects from ``patient`` alone, byte for byte, past
     highdicom, which prints names that it finds odd (one component is enough).
     """
 
     patient: Dataset
-    slices: list[Dataset]
+    images: list[Dataset]
 
 
 def read(series: Series) -> Source:
-    """What the segmentation and the report need of the series.
+    """What the segmentation needs of the series: its first slice, with its place.
 
-    Only the first file is opened: all other facts were kept at arrival. Raises Retryable when the file
-    cannot be read, Rejected when it is no longer DICOM.
+    Only that file is opened: all other facts were kept at arrival. Raises Retryable when the file cannot be
+    read, Rejected when it is no longer DICOM.
     """
     header = _header(series.instances[0].path)
     frame_of_reference_uid = header.get("FrameOfReferenceUID") or derive("space", series.series_instance_uid)
-    slices = [_slice(series, instance, str(frame_of_reference_uid)) for instance in series.instances]
-    return _source(header, slices)
+    return _source(header, [slice_of(series, series.instances[0], str(frame_of_reference_uid))])
 
 
 def of_instances(instances: Sequence[Instance]) -> Source:
-    """What a report needs of images that were not judged; raises as ``read``."""
-    return _source(_header(instances[0].path), [_named(instance) for instance in instances])
+    """What a report needs of the images that it is about; raises as ``read``."""
+    kinds = {(one.series_instance_uid, one.sop_class_uid): one for one in reversed(instances)}
+    return _source(_header(instances[0].path), [_named(one) for one in reversed(kinds.values())])
 
 
 def patient(series: Series) -> Dataset:
@@ -201,10 +201,10 @@ def patient(series: Series) -> Dataset:
     return _patient(_header(series.instances[0].path))
 
 
-def _source(header: Dataset, slices: list[Dataset]) -> Source:
+def _source(header: Dataset, images: list[Dataset]) -> Source:
     for keyword in TYPE_2:
-        setattr(slices[0], keyword, None)
-    return Source(_patient(header), slices)
+        setattr(images[0], keyword, None)
+    return Source(_patient(header), images)
 
 
 def _header(path: Path) -> Dataset:
@@ -284,7 +284,8 @@ def _named(instance: Instance) -> Dataset:
     return dataset
 
 
-def _slice(series: Series, instance: Instance, frame_of_reference_uid: str) -> Dataset:
+def slice_of(series: Series, instance: Instance, frame_of_reference_uid: str) -> Dataset:
+    """One slice as highdicom needs to know it."""
     dataset = _named(instance)
     dataset.FrameOfReferenceUID = frame_of_reference_uid
     dataset.Rows = instance.rows

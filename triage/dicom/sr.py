@@ -42,7 +42,7 @@ from pydicom.sr.codedict import codes as standard_codes
 from pydicom.sr.coding import Code
 
 from triage import __version__
-from triage.dicom import codes, objects, seg, source
+from triage.dicom import codes, objects, seg, source, stamp
 from triage.dicom.header import parse, read_bytes, split
 from triage.dicom.series import CT_IMAGE, MULTI_FRAME_CT
 from triage.dicom.uids import derive
@@ -99,13 +99,13 @@ def write(
     algorithm = _algorithm(info, parameters)
     study = _study(result, _figures(result, severity), _evaluations(result, severity), algorithm)
     for picture in pictures:
-        study[0].ContentSequence.append(_image(codes.ILLUSTRATION, _evidence(picture, result)))
+        study[0].ContentSequence.append(_image(codes.ILLUSTRATION, picture))
     groups: list[Group] = [study, *_regions(result, severity, algorithm)]
     for segmentation in segmentations:
         groups += _segments(series, result, algorithm, segmentation)
     ours = [_evidence(written, result) for written in (*segmentations, *pictures)]
     return _write(
-        source.read(series), ours, groups, result, info, folder, now, SOP_CLASSES[sop_class], predecessor
+        series.instances, ours, groups, result, info, folder, now, SOP_CLASSES[sop_class], predecessor
     )
 
 
@@ -127,12 +127,11 @@ def write_unjudged(
         raise ValueError(f"a {result.status.value} study was judged")
     algorithm = AlgorithmIdentification(name=objects.MANUFACTURER, version=__version__)
     groups = [_study(result, (), _evaluations(result, None), algorithm)]
-    received = source.of_instances(images)
-    return _write(received, [], groups, result, None, folder, now, SOP_CLASSES[sop_class], predecessor)
+    return _write(images, [], groups, result, None, folder, now, SOP_CLASSES[sop_class], predecessor)
 
 
 def _write(
-    received: source.Source,
+    images: Sequence[Instance],
     ours: Sequence[Dataset],
     groups: Sequence[Group],
     result: Result,
@@ -142,39 +141,53 @@ def _write(
     sop_class: type[EnhancedSR | ComprehensiveSR | Comprehensive3DSR],
     predecessor: Path | None,
 ) -> ResultObject:
+    """The libraries are shown one image of each series; all others are stamped after it."""
+    received = source.of_instances(images)
     content = MeasurementReport(
         observation_context=_observer(info),
         procedure_reported=codes.CT_CHEST,
         imaging_measurements=groups,
     )
-    images = [image for image in received.slices if image.SOPClassUID in (CT_IMAGE, *MULTI_FRAME_CT)]
-    if images:
+    encoded = []
+    if judgeable := [image for image in images if image.sop_class_uid in (CT_IMAGE, *MULTI_FRAME_CT)]:
+        library = _image_library(judgeable[0])
         parts = content[0].ContentSequence
         names = [item.ConceptNameCodeSequence[0].CodeValue for item in parts]
-        parts.insert(names.index(codes.IMAGING_MEASUREMENTS.value), _image_library(images))
+        parts.insert(names.index(codes.IMAGING_MEASUREMENTS.value), library)
+        encoded.append(_repeated(library.ContentSequence[0], "ContentSequence", judgeable))
     report = sop_class(
-        evidence=[*received.slices, *ours],
+        evidence=[*received.images, *ours],
         content=content,
         is_complete=True,
         previous_versions=_previous(result, predecessor),
         coding_schemes=[codes.private_scheme()],
         **objects.identity(ResultKind.SR, result, info, now),
     )
-    return objects.write(ResultKind.SR, report, received.patient, folder, now)
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    for item in study.ReferencedSeriesSequence:
+        if of_it := [one for one in images if one.series_instance_uid == item.SeriesInstanceUID]:
+            encoded.append(_repeated(item, "ReferencedSOPSequence", of_it))
+    return objects.write(ResultKind.SR, report, received.patient, folder, now, encoded)
 
 
-def _image_library(images: Iterable[Dataset]) -> ContainerContentItem:
+def _repeated(holder: Dataset, keyword: str, images: Iterable[Instance]) -> stamp.Encoded:
+    """The sequence's first item for each of the images."""
+    item = stamp.Stamp(holder[keyword].value[0], *stamp.REFERENCE)
+    return stamp.Encoded(holder, keyword, b"".join(item(stamp.reference(image)) for image in images))
+
+
+def _image_library(image: Instance) -> ContainerContentItem:
     """TID 1600, without what the images say of themselves: the report would be fifteen times larger."""
     library = ContainerContentItem(codes.IMAGE_LIBRARY, relationship_type=RelationshipTypeValues.CONTAINS)
     group = ContainerContentItem(codes.IMAGE_LIBRARY_GROUP, relationship_type=RelationshipTypeValues.CONTAINS)
-    group.ContentSequence = ContentSequence([_image(codes.SOURCE, image) for image in images])
+    group.ContentSequence = ContentSequence([_image(codes.SOURCE, image)])
     library.ContentSequence = ContentSequence([group])
     return library
 
 
-def _image(name: Code, image: Dataset) -> ImageContentItem:
+def _image(name: Code, image: Instance | ResultObject) -> ImageContentItem:
     return ImageContentItem(
-        name, image.SOPClassUID, image.SOPInstanceUID, relationship_type=RelationshipTypeValues.CONTAINS
+        name, image.sop_class_uid, image.sop_instance_uid, relationship_type=RelationshipTypeValues.CONTAINS
     )
 
 

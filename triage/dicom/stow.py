@@ -135,6 +135,7 @@ def client_of(peer: DicomWeb | WebSource, timeout: float) -> Iterator[DICOMwebCl
 def session_of(peer: DicomWeb | WebSource) -> Iterator[requests.Session]:
     """Lets itself in as the settings say, over TLS that checks who answers."""
     with requests.Session() as session:
+        session.max_redirects = 0  # nobody but the settings says where patients' data go
         session.trust_env = False  # what stands in a .netrc would replace our own credentials
         if peer.user:
             session.auth = (peer.user, peer.secret)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from triage.errors import Rejected, Retryable
 AIR = -1024
 """HU of what was never scanned: padding, and whatever lies below the scale of a CT scanner."""
 HIGHEST = int(np.iinfo(np.int16).max)
+MOST_PIXELS = 4096 * 4096
+"""Of one slice; no scanner makes more, and a header that claims more would fill the memory."""
 
 KEYWORDS = (
     "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -49,6 +52,13 @@ class Pixels:
 
 
 Decoder = Callable[[bytes, Pixels], NDArray[Any]]
+Size = tuple[int, int, int]
+"""Rows, columns and components."""
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG and JPEG-LS behind which the size stands."""
+FILL = 0xFF
+SIZ = b"\xff\x4f\xff\x51"
+"""How a code stream of JPEG 2000 begins."""
 
 
 def read(series: Series, threads: int = 0) -> Volume:
@@ -59,7 +69,7 @@ def read(series: Series, threads: int = 0) -> Volume:
     Raises Rejected naming the slice that is gone or cannot be decoded, Retryable when a file cannot be read.
     """
     first = series.instances[0]
-    array = np.empty((len(series.instances), first.rows, first.columns), np.int16)
+    array = _room_for(first, len(series.instances))
     numbers = range(1, len(array) + 1)
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(_read_slice, series.instances, numbers, array, repeat(array.shape[1:])):
@@ -69,9 +79,16 @@ def read(series: Series, threads: int = 0) -> Volume:
 
 def read_image(instance: Instance) -> NDArray[np.int16]:
     """One image in HU, (rows, columns), as ``read`` gives it, and with the same errors."""
-    image = np.empty((instance.rows, instance.columns), np.int16)
-    _read_slice(instance, 1, image, (instance.rows, instance.columns))
+    image: NDArray[np.int16] = _room_for(instance, 1)[0]
+    _read_slice(instance, 1, image, image.shape)
     return image
+
+
+def _room_for(instance: Instance, slices: int) -> NDArray[np.int16]:
+    """An array for so many slices like this one. Raises Rejected where no slice can be as large."""
+    if instance.rows * instance.columns > MOST_PIXELS:
+        raise Rejected(f"{instance.rows} × {instance.columns} pixels are too many for a CT slice")
+    return np.empty((slices, instance.rows, instance.columns), np.int16)
 
 
 def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: tuple[int, int]) -> None:
@@ -167,13 +184,26 @@ def _plain(byte_order: Literal["<", ">"]) -> Decoder:
 
 
 def _rle(data: bytes, pixels: Pixels) -> NDArray[Any]:
-    decoded = imagecodecs.dicomrle_decode(_frame(data), pixels.unsigned.newbyteorder("<"))
+    frame = _frame(data)
+    _check_segments(frame, pixels.bits_allocated // 8)
+    decoded = imagecodecs.dicomrle_decode(frame, pixels.unsigned.newbyteorder("<"))
     return np.frombuffer(decoded, pixels.unsigned.newbyteorder("<")).reshape(pixels.rows, pixels.columns)
 
 
-def _coded(codec: Callable[[bytes], NDArray[Any]]) -> Decoder:
-    def decode(data: bytes, _pixels: Pixels) -> NDArray[Any]:
+def _check_segments(frame: bytes, count: int) -> None:
+    """One for each byte of a sample, in ascending order (PS3.5 G.5): the codec reads where it is told to."""
+    told, *starts = struct.unpack_from("<16I", frame)
+    starts = [*starts[:count], len(frame)]
+    if told != count or starts[0] < 64 or any(begin >= end for begin, end in pairwise(starts)):
+        raise ValueError("the RLE segments are not where they should be")
+
+
+def _coded(codec: Callable[[bytes], NDArray[Any]], declared: Callable[[bytes], Size]) -> Decoder:
+    def decode(data: bytes, pixels: Pixels) -> NDArray[Any]:
         frame = _frame(data)
+        # Codecs make room for what the stream says of itself: a few bytes would ask for all our memory.
+        if (said := declared(frame)) != (pixels.rows, pixels.columns, 1):
+            raise ValueError(f"the code stream says that it has {said} rows, columns and components")
         # libjpeg and OpenJPEG fill the missing end of a cut stream with grey and report success.
         if b"\xff\xd9" not in frame[-4:]:
             raise ValueError("the code stream has no end marker")
@@ -186,10 +216,46 @@ def _frame(data: bytes) -> bytes:
     return next(generate_frames(data, number_of_frames=1))
 
 
-_jpeg = _coded(imagecodecs.jpeg8_decode)
-_jpeg_ls = _coded(imagecodecs.jpegls_decode)
-_jpeg_2000 = _coded(imagecodecs.jpeg2k_decode)
-_htj2k = _coded(imagecodecs.htj2k_decode)
+def _in_jpeg(stream: bytes) -> Size:
+    """The frame header's (ISO/IEC 10918-1 B.2.2; JPEG-LS has the same)."""
+    at = 2
+    while stream[at : at + 1] == b"\xff":
+        marker = stream[at + 1]
+        if marker in FRAME_HEADERS:
+            rows, columns, components = struct.unpack_from(">HHB", stream, at + 5)
+            return rows, columns, components
+        at += 1 if marker == FILL else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    raise ValueError("the code stream has no frame header")
+
+
+def _in_jpeg_2000(stream: bytes) -> Size:
+    """The SIZ marker's (ISO/IEC 15444-1 A.5.1)."""
+    at = _code_stream(stream)
+    if stream[at : at + 4] != SIZ:
+        raise ValueError("no code stream of JPEG 2000")
+    right, bottom, left, top = struct.unpack_from(">4I", stream, at + 8)
+    (components,) = struct.unpack_from(">H", stream, at + 40)
+    return bottom - top, right - left, components
+
+
+def _code_stream(stream: bytes) -> int:
+    """Where it begins: some writers leave the boxes of a file around it (ISO/IEC 15444-1 I.4)."""
+    at, kind, length, head = 0, b"", 0, 0
+    while stream[:4] != SIZ and kind != b"jp2c":
+        at += length
+        length, kind = struct.unpack_from(">I4s", stream, at)
+        head = 8
+        if length == 1:
+            (length,), head = struct.unpack_from(">Q", stream, at + 8), 16
+        if length < head and kind != b"jp2c":
+            raise ValueError("a box of JPEG 2000 without an end")
+    return at + head
+
+
+_jpeg = _coded(imagecodecs.jpeg8_decode, _in_jpeg)
+_jpeg_ls = _coded(imagecodecs.jpegls_decode, _in_jpeg)
+_jpeg_2000 = _coded(imagecodecs.jpeg2k_decode, _in_jpeg_2000)
+_htj2k = _coded(imagecodecs.htj2k_decode, _in_jpeg_2000)
 
 DECODERS: dict[str, Decoder] = {
     uid.ImplicitVRLittleEndian: _plain("<"),

@@ -18,17 +18,35 @@ logger = logging.getLogger(__name__)
 LONGEST_MESSAGE = 1024 * 1024
 """Bytes; an order or a report is some kilobytes."""
 MAXIMUM_CONNECTIONS = 50
+TURN_SECONDS = 5.0
 
 Take = Callable[[bytes], bytes]
 """A message → its acknowledgment; called from a thread, returns when the message is stored."""
 
 
-def serve(settings: Orders, port: int, take: Take, stop: threading.Event) -> None:
-    """Receive until told to stop; a message that is being stored is answered first. Raises OSError."""
-    asyncio.run(_serve(settings, port, take, stop))
+def serve(
+    settings: Orders,
+    port: int,
+    take: Take,
+    stop: threading.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    on_turn: Callable[[], None] = lambda: None,
+) -> None:
+    """Receive until told to stop; a message that is being stored is answered first. Raises OSError.
+
+    ``on_ready`` is called once we listen, ``on_turn`` every few seconds as long as all goes on.
+    """
+    asyncio.run(_serve(settings, port, take, stop, on_ready, on_turn))
 
 
-async def _serve(settings: Orders, port: int, take: Take, stop: threading.Event) -> None:
+async def _serve(
+    settings: Orders,
+    port: int,
+    take: Take,
+    stop: threading.Event,
+    on_ready: Callable[[], None],
+    on_turn: Callable[[], None],
+) -> None:
     networks = [ip_network(peer) for peer in settings.peers]
     busy = asyncio.Lock()  # messages of one order over two connections are stored one after the other
     conversations: set[asyncio.Task[None]] = set()
@@ -50,7 +68,9 @@ async def _serve(settings: Orders, port: int, take: Take, stop: threading.Event)
 
     server = await start_hl7_server(connected, settings.host, port, limit=LONGEST_MESSAGE)
     logger.info("listening for HL7 on %s:%d", settings.host, port)
-    await asyncio.to_thread(stop.wait)
+    await asyncio.to_thread(on_ready)
+    while not await asyncio.to_thread(stop.wait, TURN_SECONDS):
+        on_turn()
     server.close()
     async with busy:
         for task in conversations:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from triage.config import Analysis
-from triage.errors import ConfigError, DeviceLost, Retryable
+from triage.errors import ConfigError, DeviceLost, FreshProcess
 from triage.models import engine
 from triage.models.engine import Network
 
@@ -53,7 +53,7 @@ class Compute:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Inference in this precision. Raises Retryable where memory fails, DeviceLost where the GPU does."""
+        """Inference in this precision. Raises FreshProcess where memory fails, DeviceLost where the GPU."""
         try:
             with (
                 torch.inference_mode(),
@@ -61,11 +61,11 @@ class Compute:
             ):
                 yield
         except MemoryError as error:
-            raise Retryable("not enough memory to judge this study") from error
+            raise FreshProcess("not enough memory to judge this study") from error
         except RuntimeError as error:
             said = f"the network could not run: {str(error).splitlines()[0]}"
             if any(part in said.lower() for part in MEMORY):
-                raise Retryable(said) from error
+                raise FreshProcess(said) from error
             if any(part in said.lower() for part in DEVICE):
                 raise DeviceLost(said) from error
             raise
@@ -78,7 +78,7 @@ class Compute:
     ) -> list[Tensor]:
         """The network's answers after ``activation``, in order.
 
-        Raises Retryable for NaN, which every threshold calls negative. Few batches wait for their turn and
+        Raises FreshProcess for NaN, which every threshold calls negative. Few batches wait for their turn and
         only what ``activation`` keeps is kept, however long the volume is.
 
         On a CPU each thread takes whole batches: threads that share a layer wait for each other at its
@@ -89,7 +89,7 @@ class Compute:
             with self.running():
                 values = network(batch)
                 if not torch.isfinite(values).all():
-                    raise Retryable("the network gave no numbers")
+                    raise FreshProcess("the network gave no numbers")
                 return activation(values)
 
         if self.device.type != "cpu":
@@ -113,9 +113,11 @@ def choose(analysis: Analysis) -> Compute:
 
     Raises ConfigError for a GPU or an engine that is asked for and missing.
     """
-    if analysis.device == "cuda" and not torch.cuda.is_available():
+    on_gpu = analysis.device != "cpu" and _gpu_works()
+    if analysis.device == "cuda" and not on_gpu:
         raise ConfigError("analysis.device = 'cuda': no GPU can be used here; set it to auto or cpu")
-    on_gpu = analysis.device != "cpu" and torch.cuda.is_available()
+    if analysis.device == "auto" and not on_gpu and torch.version.cuda is not None:
+        log.warning("no GPU can be used: studies are judged on the CPU, which takes longer")
     torch.set_num_threads(1)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if fast_bfloat16(on_gpu) else torch.float32)
@@ -130,14 +132,26 @@ def speeds(analysis: Analysis) -> Mapping[str, float] | None:
 
 
 def _engine(analysis: Analysis, dtype: torch.dtype, threads: int) -> str:
-    name: str = analysis.engine
-    if name == "auto":
+    if analysis.engine == "auto":
         name = engine.choose(dtype, threads)
         log.info("networks of slices are run by %s, %s", name, _said(engine.trial(dtype, threads)))
         return name
-    if not engine.installed(name):
-        raise ConfigError(f"analysis.engine = {name!r}: not installed here; set it to auto or torch")
-    return name
+    if not engine.installed(analysis.engine):
+        extra = {"openvino": "cpu", "onnxruntime": "onnx"}[analysis.engine]
+        missing = f"analysis.engine = {analysis.engine!r} is not installed"
+        raise ConfigError(f"{missing}: pip install '.[{extra}]', or set it to auto")
+    return analysis.engine
+
+
+def _gpu_works() -> bool:
+    """Whether it does something for us: a GPU that fell off the bus may still be counted."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        return bool(torch.ones(1, device="cuda").sum().item() == 1)
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        log.warning("the GPU does not work: %s", str(error).splitlines()[0])
+        return False
 
 
 @cache

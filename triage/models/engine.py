@@ -18,7 +18,7 @@ from math import prod
 from threading import Lock
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ def exported(network: nn.Module, inputs: int) -> bytes:
         export(
             network,
             (torch.zeros(2, inputs, side, side),),
-            file,
+            cast(Any, file),  # what it says of itself leaves files in memory out
             dynamo=False,
             input_names=["slices"],
             dynamic_axes={"slices": free},

@@ -37,8 +37,9 @@ from triage.errors import ConfigError, Retryable
 from triage.rows import entry_row
 from triage.web import api, words
 from triage.web.access import Auditor, Clock, Page, audit
-from triage.web.guard import HEADERS, Guard
-from triage.web.health import troubles
+from triage.web.guard import HEADERS, LIVE, Guard
+from triage.web.health import health, troubles
+from triage.web.metrics import Metrics
 from triage.web.monitoring import MonitoringPage
 from triage.web.people import People
 from triage.web.people_api import PeopleApi
@@ -58,14 +59,28 @@ STATIC = Path(__file__).parent / "static"
 LONGEST_LIST = 1000
 """Rows of /api/worklist; when more studies are open, a link leads on."""
 LONGEST_SEARCH = 100
+PROGRAMS = ("/api/", "/health", "/metrics")
+"""Addresses that programs ask: they get JSON, and no form to log in with."""
 NEEDS_TOKEN = "this needs the header 'Authorization: Bearer TOKEN'"  # noqa: S105 - no token, a sentence
 
 
-def serve(database: Database, config: Config, clock: Clock, stop: threading.Event) -> None:
+def serve(
+    database: Database,
+    config: Config,
+    clock: Clock,
+    stop: threading.Event,
+    on_ready: Callable[[], None] = lambda: None,
+    on_turn: Callable[[], None] = lambda: None,
+) -> None:
     """Answer on ``config.web`` until ``stop`` is set (or a signal comes, in the main thread).
 
+    ``on_ready`` is called once we listen, ``on_turn`` every few seconds as long as the loop turns.
     Raises ConfigError when the address cannot be listened on.
     """
+
+    async def turned() -> None:
+        on_turn()
+
     settings = uvicorn.Config(
         create_app(database, config, clock, stop),
         log_config=None,
@@ -75,6 +90,8 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
         server_header=False,
         ws="none",
         timeout_graceful_shutdown=5,
+        callback_notify=turned,
+        timeout_notify=5,
     )
     server = _Server(settings, stop)
 
@@ -85,6 +102,7 @@ def serve(database: Database, config: Config, clock: Clock, stop: threading.Even
     with _listen(config.web.host, config.web.port) as listening:
         threading.Thread(target=end_with_stop, name="web-stop", daemon=True).start()
         log.info("worklist on http://%s:%d/", config.web.host, config.web.port)
+        on_ready()
         server.run(sockets=[listening])
 
 
@@ -134,6 +152,9 @@ def create_app(
         Page("/meshes/{study_instance_uid}.glb", pages.mesh, Permission.READ),
         Page("/api/worklist", pages.api_worklist, Permission.READ),
         Page("/healthz", pages.health, Permission.OPEN),
+        Page(LIVE, pages.live, Permission.OPEN),
+        Page("/health/ready", pages.ready, Permission.OPEN),
+        *Metrics(database, config, clock).routes(),
         *people.routes(),
         *policy.routes(),
         *monitoring.routes(),
@@ -228,10 +249,25 @@ class Pages:
         states = {state.value: counts.get(state, 0) for state in StudyState}
         return JSONResponse({"ok": not found, "troubles": found, "open": states})
 
+    def live(self, _: Request) -> Response:
+        """This process answers; it asks nobody else."""
+        return JSONResponse({"ok": True})
+
+    def ready(self, _: Request) -> Response:
+        """Whether everything is here that the daemon needs: 200, else 503; and what it warns of."""
+        found = health(self.database, self.config, self.clock())
+        answer = {
+            "ok": not found.problems,
+            "problems": found.problems,
+            "warnings": found.warnings,
+            "roles": found.roles,
+        }
+        return JSONResponse(answer, status_code=503 if found.problems else 200)
+
     def refused(self, request: Request, error: Exception, login: Callable[[Request], Response]) -> Response:
         """Who has to log in first is shown ``login`` in place of the page."""
         assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it alone
-        if error.status_code == 401 and not request.url.path.startswith("/api/"):
+        if error.status_code == 401 and not request.url.path.startswith(PROGRAMS):
             return login(request)
         plain = {"Not Found": "There is no such page or study.", "Unauthorized": NEEDS_TOKEN}
         detail = plain.get(error.detail, error.detail)
@@ -247,7 +283,7 @@ class Pages:
         return response
 
     def _plain(self, request: Request, status_code: int, detail: str) -> Response:
-        if request.url.path.startswith(("/api/", "/healthz")):
+        if request.url.path.startswith(PROGRAMS):
             return JSONResponse({"ok": False, "error": detail}, status_code=status_code)
         html = self.templates.get_template("message.html").render(status_code=status_code, detail=detail)
         return HTMLResponse(html, status_code=status_code)

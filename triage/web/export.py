@@ -12,7 +12,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from triage.domain import WorklistEntry
-from triage.rows import entry_row
+from triage.rows import entry_row, harmless
 
 COLUMNS = (
     "study_instance_uid",
@@ -48,8 +48,6 @@ COLUMNS = (
     "revision",
     "notes",
 )
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the beginning of a formula (OWASP: CSV injection)."""
 
 
 def as_csv(name: str, pieces: Iterator[Iterable[WorklistEntry]], now: datetime) -> StreamingResponse:
@@ -72,10 +70,5 @@ def _lines(entries: Iterable[WorklistEntry], now: datetime) -> Iterator[str]:
 
 def _line(values: Iterable[Any]) -> str:
     line = StringIO()
-    csv.writer(line).writerow([_harmless(value) for value in values])
+    csv.writer(line).writerow([harmless(value) for value in values])
     return line.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    """Names come from scanners, and from whoever made the file: none is a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

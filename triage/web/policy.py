@@ -149,7 +149,7 @@ class PolicyPages:
         try:
             self.keep(request, wanted, form.one("reason")[:LONGEST_REASON], _number(form, "after"))
         except (ConfigError, Rejected) as error:
-            raise HTTPException(409, _sentence(error)) from error
+            raise HTTPException(409, words.sentence(str(error))) from error
         return RedirectResponse("/policy", status_code=303)
 
     def keep(self, request: Request, wanted: PriorityPolicy | int, reason: str, after: int) -> PolicyVersion:
@@ -218,11 +218,6 @@ def _understood(given: Mapping[str, str]) -> PriorityPolicy:
         return read(given)
     except ConfigError as error:
         raise HTTPException(400, f"{error}.") from error
-
-
-def _sentence(error: Exception) -> str:
-    text = str(error)
-    return f"{text[0].upper()}{text[1:]}."
 
 
 # --- what the what-if says, as rows of a table ------------------------------------------------------

@@ -211,6 +211,6 @@ class ReadingList:
         try:
             found = self.page(request, filters, now, after=after, until=until, limit=PIECE)
         except Rejected as error:
-            raise HTTPException(409, f"{error}. Load the page again.".capitalize()) from error
+            raise HTTPException(409, f"{words.sentence(str(error))} Load the page again.") from error
         following = found.rows[-1].key if found.more else None
         return {"page": found, "following": following, "query": filters.query(), "ordering": self.ordering}

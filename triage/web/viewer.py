@@ -198,7 +198,8 @@ class Viewer:
         entry = self.database.entry(uid)
         patient = entry.study.patient_id if entry else ""
         same = [one for one in found if not (one.patient_id and patient) or one.patient_id == patient]
-        if not same:
+        deleted = entry is not None and entry.study.images_deleted_at is not None
+        if not same or (deleted and not same[0].path.exists()):
             raise HTTPException(404, "There are no images of this study to show.")
         return same, len(same) < len(found)
 

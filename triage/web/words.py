@@ -158,6 +158,11 @@ def day(date: str) -> str:
     return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdigit() else date
 
 
+def sentence(reason: str) -> str:
+    """A reason as a sentence: "bad key" → "Bad key."; the rest stays as it is."""
+    return f"{reason[:1].upper()}{reason[1:]}."
+
+
 def when(moment: datetime, now: datetime) -> str:
     """Hour and minute in the server's zone, with the day where it is not today."""
     local, today = moment.astimezone(), now.astimezone()

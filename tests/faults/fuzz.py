@@ -1,0 +1,184 @@
+"""Inputs made wrong: each is answered, quickly, and none ends the process or fills its memory."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import random
+import resource
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tests.faults.children import footprint, running
+from tests.faults.inputs import WRONG, WRONG_ARCHIVES, archives, samples
+from tests.faults.mutations import Sample, mutated
+from tests.faults.table import Context, Row
+from triage import config, pull
+from triage.dicom import header, series, spool, volume
+from triage.domain import Instance
+from triage.errors import Rejected, Retryable, traced
+
+LONGEST = 10
+"""Seconds that one input may take."""
+MOST_ADDRESSED = 4 << 30
+MOST_MEGABYTES = 1024
+"""By which an input may make the process grow."""
+RULES = config.Assemble(minimum_slices=2, minimum_coverage_mm=1)
+NOBODY = "DOE^FUZZED"
+
+Read = Callable[[bytes, Path], None]
+
+
+def read_image(raw: bytes, path: Path) -> None:
+    """The way of a received image up to the network: header, choice, pixels."""
+    syntax, body = header.split(raw)
+    instance = replace(spool.read(bytes(body), syntax), path=path)
+    header.read_instance(path)
+    with suppress(Rejected):
+        series.choose([instance, _neighbour(instance)], RULES)
+    volume.read_image(instance)
+
+
+def _neighbour(instance: Instance) -> Instance:
+    """The same slice, 2 mm further up."""
+    x, y, z = instance.image_position_patient or (0.0, 0.0, 0.0)
+    return replace(instance, sop_instance_uid="1.9", image_position_patient=(x, y, z + 2))
+
+
+def read_archive(raw: bytes, path: Path) -> None:
+    """The way of an upload or import up to the spool."""
+
+    class Nothing:
+        def sop_instance_uids(self, _study: str) -> set[str]:
+            return set()
+
+    named = path.with_suffix(".zip")
+    named.write_bytes(raw)
+    pull.read_files(pull.find([named]), Nothing(), None)  # type: ignore[arg-type]
+    with named.open("rb") as stream:
+        for file, content in pull.streamed(named, stream, 128 << 20):
+            pull.read_in(file, content, Nothing(), None, pull.FilesRead())  # type: ignore[arg-type]
+
+
+KINDS: dict[str, tuple[Read, Callable[[], Sequence[Sample]], dict[str, Callable[[], bytes]]]] = {
+    "image": (read_image, samples, WRONG),
+    "archive": (read_archive, archives, WRONG_ARCHIVES),
+}
+"""{kind: (who reads it, good ones to be mutated, wrong ones made by hand)}"""
+
+
+def images(context: Context) -> Row:
+    """Mutated images, real headers and made-up ones in every encoding, and those made wrong by hand."""
+    return _fuzz(context, "image", context.number(4000, 1_000_000))
+
+
+def zips(context: Context) -> Row:
+    """Mutated zip files, and those that lead elsewhere, blow up, lie or nest."""
+    return _fuzz(context, "archive", context.number(400, 20_000))
+
+
+def _fuzz(context: Context, kind: str, count: int) -> Row:
+    """In a process of its own; when an input ends it, the next one goes on behind that input."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        return _fuzz_in(Path(folder), context, kind, count)
+
+
+def _fuzz_in(folder: Path, context: Context, kind: str, count: int) -> Row:
+    row, done, answers, growth, slowest = Row(), 0, Counter[str](), 0.0, 0.0
+    ends = context.ends()
+    report, log = folder / "report", folder / "log"
+    while done < count and not ends():
+        report.unlink(missing_ok=True)
+        with running(work, kind, folder, context.seed, done, count, context.seconds) as process:
+            process.join()
+            code = process.exitcode
+        if not report.exists():
+            row.wrong.append(f"the reader did not begin: {log.read_text()[-1500:]}")
+            break
+        told = json.loads(report.read_text())
+        done, slowest = int((folder / "at").read_text()), max(slowest, told["slowest"])
+        answers.update(told["answers"])
+        growth = max(growth, told["growth"])
+        row.wrong += told["wrong"]
+        if code == 0:
+            done = told["done"]
+        else:
+            said = log.read_text()[-1500:] if code == 1 else ""
+            row.wrong.append(f"input {done} of seed {context.seed} ended the process with {code} {said}")
+            done += 1
+        if len(row.wrong) > 100:
+            break
+    row.tries = done
+    row.expect(growth < MOST_MEGABYTES, f"grew by {growth:.0f} MB")
+    taken = 100 * answers["taken"] / max(done, 1)
+    row.figure = f"{taken:.0f} % readable nonetheless, slowest {slowest:.1f} s, {growth:+.0f} MB"
+    return row
+
+
+def inputs(kind: str, seed: int, begin: int, count: int) -> Iterator[tuple[str, bytes]]:
+    """Input *n* depends on kind, seed and *n* alone: whatever one does can be done again."""
+    _, good, bad = KINDS[kind]
+    by_hand = list(bad.items())
+    corpus = good()
+    for number in range(begin, count):
+        if number < len(by_hand):
+            name, make = by_hand[number]
+            yield name, make()
+            continue
+        chance = random.Random(f"{kind} {seed} {number}")
+        sample = chance.choice(corpus)
+        yield f"{number} ({sample.name})", mutated(sample, chance)
+
+
+def work(kind: str, folder: Path, seed: int, begin: int, count: int, seconds: float | None) -> None:
+    """In a process of its own: read one input after the other; what is said of them goes to a file."""
+    warnings.simplefilter("ignore")
+    read, path = KINDS[kind][0], folder / "input.dcm"
+    told: dict[str, Any] = {"done": begin, "slowest": 0.0, "answers": Counter(), "wrong": [], "growth": 0.0}
+    log, at = (folder / "log").open("a"), os.open(folder / "at", os.O_WRONLY | os.O_CREAT)
+    start, before = time.monotonic(), footprint(os.getpid()).megabytes
+    limit = _kilobytes("VmSize") * 1024 + MOST_ADDRESSED
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # what asks for all memory gets none
+
+    def report() -> None:
+        told["growth"] = max(told["growth"], _kilobytes("VmHWM") / 1024 - before)
+        (folder / "report").write_text(json.dumps(told))
+
+    def attempt(name: str, raw: bytes) -> None:
+        path.write_bytes(raw)
+        faulthandler.dump_traceback_later(LONGEST, exit=True, file=log)
+        began = time.perf_counter()
+        try:
+            read(raw, path)
+            told["answers"]["taken"] += 1
+        except (Rejected, Retryable) as refusal:
+            told["answers"]["refused"] += 1
+            if NOBODY in str(refusal):
+                told["wrong"].append(f"input {name}: says a patient's name")
+        except Exception as error:  # noqa: BLE001 - this is what is looked for
+            told["wrong"].append(f"input {name}: {traced(error)}: {str(error)[:80]}")
+        faulthandler.cancel_dump_traceback_later()
+        told["slowest"] = max(told["slowest"], time.perf_counter() - began)
+
+    for name, raw in inputs(kind, seed, begin, count):
+        if told["done"] % 200 == 0 or told["done"] == begin:
+            report()
+        os.pwrite(at, b"%d" % told["done"], 0)
+        attempt(name, raw)
+        told["done"] += 1
+        if seconds is not None and time.monotonic() - start > seconds:
+            break
+    report()
+
+
+def _kilobytes(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])

@@ -1,0 +1,158 @@
+"""The spool is kept in order: old images go, once they are delivered and not before; strays are put aside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import peers
+from tests.hospital import Hospital, hospital
+from triage import config, upkeep
+from triage.config import Config
+from triage.dicom import files, phantom
+from triage.dicom.spool import QUARANTINE, RESULTS
+from triage.domain import StudyState
+from triage.errors import ConfigError
+from triage.web.app import create_app
+
+
+def scanned(here: Hospital, folder: Path, seed: int) -> str:
+    phantom.write_study(folder, seed=seed, slices=30, rows=64, slice_spacing=8)
+    known = {entry.study.study_instance_uid for entry in here.db.search("")}
+    peers.scan(folder, here.config)
+    (uid,) = {entry.study.study_instance_uid for entry in here.db.search("")} - known
+    return uid
+
+
+def images(settings: Config, uid: str) -> list[Path]:
+    return [path for path in (settings.storage.spool / uid).glob("*/*.dcm") if path.parent.name != RESULTS]
+
+
+def get(here: Hospital, address: str) -> httpx.Response:
+    async def asked() -> httpx.Response:
+        app = create_app(here.db, here.config, lambda: here.now)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:8080"
+        ) as client:
+            return await client.get(address)
+
+    return asyncio.run(asked())
+
+
+def test_images_go_when_they_are_old_and_delivered_and_not_before(tmp_path: Path) -> None:
+    retention = {"delete_images_after_days": 30}
+    port = peers.free_port()
+    with hospital(tmp_path / "here", port, retention=retention) as here:
+        with peers.pacs(tmp_path / "pacs", port):
+            delivered = scanned(here, tmp_path / "first", 1)
+            here.work()
+        owed = scanned(here, tmp_path / "second", 2)
+        here.work()  # the PACS is away
+        waits = scanned(here, tmp_path / "third", 3)
+
+        here.pass_time(29 * 86400)
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+        here.pass_time(2 * 86400)
+        with files.undisturbed(here.config.storage.spool):
+            assert not upkeep.delete_images(here.db, here.config, here.now), "a back-up is being made"
+        assert upkeep.delete_images(here.db, here.config, here.now)
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+        assert [len(images(here.config, uid)) for uid in (delivered, owed, waits)] == [0, 30, 30]
+
+        entry = here.entry(delivered)
+        assert entry.result is not None
+        assert all(path.is_file() for path in entry.result.files.values()), "answers stay"
+        assert get(here, f"/studies/{delivered}/viewer.json").status_code == 404
+        assert "images deleted here on 2026-04-02" in get(here, f"/studies/{delivered}").text
+
+        here.requeue(delivered)
+        here.work()
+        assert here.entry(delivered).result == entry.result, "the answer stands without its images"
+        peers.scan(tmp_path / "first", here.config)
+        here.requeue(delivered)
+        here.work()
+        again = here.entry(delivered)
+        assert again.study.state is StudyState.ANALYZED
+        assert again.study.images_deleted_at is None
+        assert get(here, f"/studies/{delivered}/viewer.json").status_code == 200
+        with peers.pacs(tmp_path / "pacs", port):
+            here.pass_time(86400)
+            here.deliver()
+        here.pass_time(28 * 86400)
+        assert upkeep.delete_images(here.db, here.config, here.now), "the second one is delivered now"
+        assert len(images(here.config, delivered)) == 30, "what came again stays as long again"
+
+
+def test_nothing_is_deleted_by_default_nor_while_it_is_on_the_list() -> None:
+    assert Config().retention.delete_images_after_days is None
+    with pytest.raises(ConfigError, match="leave_list_after_days"):
+        config.parse({"retention": {"delete_images_after_days": 3}})
+
+
+def test_strays_are_put_aside_and_what_is_whole_comes_on_record(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hospital(tmp_path / "here", retention={"quarantine_days": 10}) as here:
+        uid = scanned(here, tmp_path / "first", 1)
+        here.now = peers.now()
+        here.work()
+        spool = here.config.storage.spool
+        first, *_ = images(here.config, uid)
+        series = first.parent
+        (other,) = phantom.write_study(tmp_path / "other", seed=9, slices=1, rows=64)
+        strays = {
+            spool / "notes.txt": b"call back",
+            spool / uid / "thumbs.db": b"?",
+            series / "1.2.3.dcm": b"no image at all",
+            series / "copy of an image": first.read_bytes(),
+            series / "1.2.4.dcm": other.read_bytes(),
+            spool / uid / RESULTS / "20260101T000000000000" / "sr.dcm": b"left by who was killed",
+        }
+        for path, data in strays.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        (spool / "lost+found").mkdir()
+        (spool / "lost+found" / "inode").write_bytes(b"")
+        (spool / ".writable").write_bytes(b"")
+        unknown = scanned(here, tmp_path / "second", 2)
+        with here.db._write() as connection:
+            connection.exec_driver_sql("DELETE FROM instance WHERE study_instance_uid = ?", (unknown,))
+            connection.exec_driver_sql("DELETE FROM study WHERE study_instance_uid = ?", (unknown,))
+        before = {path for path in spool.rglob("*") if path.is_file()} - set(strays)
+
+        sweep = upkeep.Quarantine(here.db, here.config)
+        now = peers.now()
+        while sweep.step(now):
+            pass
+        assert not (spool / QUARANTINE).exists(), "whatever is young may be in the middle of something"
+        later = now + timedelta(hours=2)
+        with caplog.at_level(logging.INFO):
+            while sweep.step(later):
+                pass
+        aside = spool / QUARANTINE / f"{later:%Y%m%dT%H%M%S}"
+        found = {
+            spool / path.relative_to(aside): path.read_bytes() for path in aside.rglob("*") if path.is_file()
+        }
+        assert found == strays
+        assert {path for path in spool.rglob("*") if path.is_file()} - set(aside.rglob("*")) == before
+        assert len(here.db.instances(unknown)) == 30
+        assert "1.2.3.dcm of the spool was put into its quarantine: not a DICOM file" in caplog.text
+        assert here.entry(uid).study.state is StudyState.ANALYZED
+
+        for path in (spool, spool / uid, series):  # as if it happened days later
+            os.utime(path, (0, 0))
+        shutil.copy(first, series / "again")
+        os.utime(series, (0, 0))
+        while sweep.step(later + timedelta(days=2)):
+            pass
+        assert (series / "again").exists(), "folders in which nothing changed are not looked at again"
+        while sweep.step(later + timedelta(days=11)):
+            pass
+        assert not aside.exists()
