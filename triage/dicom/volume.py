@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ KEYWORDS = (
     "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
 )  # fmt: skip
-WANTED = elements.wanted(KEYWORDS, {}) | {
+WANTED = elements.wanted(("SpecificCharacterSet", *KEYWORDS), {}) | {
     elements.PIXEL_DATA: elements.Wanted("PixelData", b"OW", {}),
     PADDING: elements.Wanted("PixelPaddingValue", elements.US_OR_SS, {}),
     PADDING + 1: elements.Wanted("PixelPaddingRangeLimit", elements.US_OR_SS, {}),
@@ -121,15 +122,39 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
     _write_hu(values, padding, instance, out)
 
 
-def _bytes_of(path: Path, number: int) -> bytes:
-    """A disk may come back; a file that was deleted does not, until someone sends it again."""
+class _Kept(threading.local):
+    """Room for a file, kept by each thread: fresh memory for every slice takes longer than reading it."""
+
+    room = bytearray()
+
+
+_kept = _Kept()
+
+
+def _bytes_of(path: Path, number: int) -> bytes | bytearray:
+    """Good until this thread reads the next slice.
+
+    A disk may come back; a file that was deleted does not, until someone sends it again.
+    """
     try:
-        return read_bytes(path)
+        return _into_room(path) or read_bytes(path)
     except Retryable as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         reason = f"image file of slice {number} is gone from the spool; send the study again"
         raise Rejected(reason) from error
+
+
+def _into_room(path: Path) -> bytearray | None:
+    """None where it is not read at once, so that the error is told by ``read_bytes``."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if len(_kept.room) != size:
+                _kept.room = bytearray(size)
+            return _kept.room if file.readinto(_kept.room) == size else None
+    except OSError:
+        return None
 
 
 def _fields(body: memoryview, transfer_syntax_uid: str) -> Fields:
@@ -205,10 +230,13 @@ def _write_hu(
 
 def _add(values: NDArray[Any], intercept: int, out: NDArray[np.int16]) -> None:
     """The same in sixteen bits and one pass less: clipped first, so that the sum cannot leave int16."""
-    limits = np.iinfo(values.dtype)
+    limits, clipped = np.iinfo(values.dtype), out.view(values.dtype)
     low, high = max(AIR - intercept, limits.min), min(HIGHEST - intercept, limits.max)
-    np.clip(values, low, high, out=out.view(values.dtype))
-    np.add(out, np.int16(intercept), out=out)
+    np.maximum(values, low, out=clipped)
+    if high < limits.max:
+        np.minimum(clipped, high, out=clipped)
+    if intercept:
+        np.add(out, np.int16(intercept), out=out)
 
 
 def _plain(byte_order: Literal["<", ">"]) -> Decoder:
