@@ -38,7 +38,7 @@ LARGEST_OBJECT = 2 * 1024**3
 """Bytes; what is larger is no image."""
 BROKEN_ZIP = (
     zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error, lzma.LZMAError,
-    ValueError, IndexError, struct.error,
+    ValueError, IndexError, struct.error, MemoryError,
 )  # fmt: skip
 """What zipfile raises; RuntimeError is its word for an encrypted member."""
 NO_ZIP = "not a readable zip file"

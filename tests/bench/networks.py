@@ -38,25 +38,20 @@ def seconds(model, volume):
     return perf_counter() - start, int(found.lung_mask.any(axis=(1, 2)).sum())
 
 
-def measured(names, rounds=ROUNDS):
-    """Name, seconds a study and seconds a slice with lung: medians, all networks in turn."""
+def main(names):
     instances, _ = find_instances([DATA / "dicom" / SERIES])
     volume = read(choose(instances, Assemble()))
     loaded = {name: models.load(Analysis(model=name)) for name in names}
     taken = {name: [] for name in names}
-    for _ in range(rounds + 1):  # in the first, plans are made
+    for _ in range(ROUNDS):
         for name, model in loaded.items():
             taken[name].append(seconds(model, volume))
-    for name, (_, *times) in taken.items():
-        study, slices = median(s for s, _ in times), times[0][1]
-        yield loaded[name].info.name, study, study / slices
-
-
-def main(names):
-    print(f"{SERIES}; medians of {ROUNDS} rounds, all networks in turn")
+    print(f"{len(volume.array)} slices; medians of {ROUNDS} rounds, all networks in turn")
     print(f"{'network':12} {'million weights':>15} {'s a study':>10} {'s a slice with lung':>20}")
-    for name, (shown, study, slice_with_lung) in zip(names, measured(names), strict=True):
-        print(f"{shown:12} {weights(name):15.1f} {study:10.2f} {slice_with_lung:20.3f}")
+    for name, rounds in taken.items():
+        study, slices = median(s for s, _ in rounds), rounds[0][1]
+        shown = loaded[name].info.name
+        print(f"{shown:12} {weights(name):15.1f} {study:10.2f} {study / slices:20.3f}")
 
 
 if __name__ == "__main__":

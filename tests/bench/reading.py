@@ -1,118 +1,133 @@
-"""Slices on disk → HU, beside SimpleITK, pydicom and the bare reading of bytes.
+"""Files → HU: one series of 300 slices, and the same in every kind of compression, beside other readers.
 
     python -m tests.bench.reading
 
-Made-up slices of 512 × 512 that lie in the file cache: 300 plain ones, 24 of each compressed transfer syntax.
-The floor is one thread's pread of the pixels, whose places are known, into a new array. All in turn, medians.
+Warm files, in turn, medians. SimpleITK and pydicom read as they come; the floor reads known bytes into one
+array with two threads, and turns nothing into HU.
 """
 
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
-from pydicom import dcmread, uid
+from pydicom import uid
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_rescale
 
-from tests.bench.results import study
+from tests.bench.results import ROUNDS, SLICES, study, timed
 from tests.bench.table import Line, show
 from triage.config import Assemble
 from triage.dicom.header import find_instances
-from triage.dicom.phantom import write_study
+from triage.dicom.phantom import ENCODERS
 from triage.dicom.series import choose
 from triage.dicom.volume import read
 
-SLICES, CODED, ROUNDS = 300, 24, 7
-SYNTAXES = {
-    "JPEG-LS": uid.JPEGLSLossless,
-    "JPEG Lossless": uid.JPEGLosslessSV1,
-    "JPEG 2000": uid.JPEG2000Lossless,
-    "RLE": uid.RLELossless,
-}
-BYTES = 2 * 512 * 512
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from tests.bench.reading import chosen
+from triage.dicom.volume import read
+series = chosen(Path(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+array = read(series, 2).array
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, array.nbytes / 1024**2)
+"""
 
 
-def by_pydicom(paths):
-    """Its default decoder, as a tutorial does it."""
-    slices = [dcmread(path) for path in paths]
-    return np.stack([one.pixel_array * one.RescaleSlope + one.RescaleIntercept for one in slices])
+def chosen(folder: Path):
+    return choose(find_instances([folder])[0], Assemble())
 
 
-def by_simpleitk(paths):
+def compressed(folder: Path, series, transfer_syntax_uid: str):
+    """The same slices in another transfer syntax."""
+    folder.mkdir()
+    for number, instance in enumerate(series.instances):
+        dataset = pydicom.dcmread(instance.path)
+        dataset.PixelData = encapsulate([ENCODERS[transfer_syntax_uid](dataset.pixel_array)])
+        dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+        dataset.file_meta.TransferSyntaxUID = uid.UID(transfer_syntax_uid)
+        dataset.save_as(folder / f"{number:04}.dcm")
+    return chosen(folder)
+
+
+def by_simpleitk(files: list[str]):
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(path) for path in paths])
+    reader.SetFileNames(files)
     return sitk.GetArrayFromImage(reader.Execute())
 
 
-def floor(paths, offsets):
-    array = np.empty((len(paths), 512, 512), np.int16)
-    for path, offset, out in zip(paths, offsets, array, strict=True):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.preadv(descriptor, [out], offset)
+def by_pydicom(files: list[str]):
+    slices = (pydicom.dcmread(file) for file in files)
+    return np.stack([apply_rescale(one.pixel_array, one) for one in slices])
+
+
+def floor(places: list[tuple[str, int]], shape):
+    array = np.empty((len(places), *shape), np.int16)
+
+    def one(place, out):
+        descriptor = os.open(place[0], os.O_RDONLY)
+        os.preadv(descriptor, [out], place[1])
         os.close(descriptor)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(one, places, array))
     return array
 
 
-def in_turn(ways, rounds):
-    """Name → median seconds; a way that cannot read these files is left out."""
-    taken = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, way in ways.items():
-            start = perf_counter()
-            try:
-                way()
-            except (RuntimeError, AttributeError, NotImplementedError):
-                continue
-            taken[name].append(perf_counter() - start)
-    return {name: median(times[1:]) for name, times in taken.items() if times}
-
-
-def told(taken):
-    return ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in taken.items())
-
-
-def plain(chosen, rounds):
-    paths = [one.path for one in chosen.instances]
-    offsets = [path.stat().st_size - BYTES for path in paths]
-    ways = {
-        "ours": lambda: read(chosen),
-        "SimpleITK": lambda: by_simpleitk(paths),
-        "pydicom": lambda: by_pydicom(paths),
-        "pread": lambda: floor(paths, offsets),
+def compared(what, series, rounds, goals):
+    files = [str(instance.path) for instance in series.instances]
+    acts = {
+        "ours": lambda: read(series, 2),
+        "SimpleITK": lambda: by_simpleitk(files),
+        "pydicom": lambda: by_pydicom(files),
     }
-    taken = in_turn(ways, rounds)
-    what, ours = f"{len(paths)} plain slices", taken["ours"]
-    ahead, over = taken["SimpleITK"] / ours, ours / taken["pread"]
-    yield Line(f"{what}: SimpleITK over ours", told(taken), ahead, "≥ 4", ahead >= 4)
-    yield Line(f"{what}: ours over pread", "", over, "≤ 3", over <= 3)
+    if "floor" in goals:
+        shape = read(series).array.shape[1:]
+        size = 2 * int(np.prod(shape))
+        places = [(file, os.path.getsize(file) - size) for file in files]
+        acts["floor"] = lambda: floor(places, shape)
+    taken = timed(acts, rounds)
+    for peer, goal in goals.items():
+        ratio = taken[peer] / taken["ours"]
+        said = f"≥ {goal:g} × as fast" if goal > 0 else f"≤ {-goal:g} × as long"
+        met = ratio >= goal if goal > 0 else 1 / ratio <= -goal
+        yield Line(f"{what}, beside {peer}", f"{taken['ours']:.3f} s, {taken[peer]:.3f} s", ratio, said, met)
 
 
-def coded(name, transfer_syntax_uid, folder, slices, rounds):
-    write_study(
-        folder, seed=7, slices=slices, rows=512, slice_spacing=10, transfer_syntax_uid=transfer_syntax_uid
+def memory(folder: Path, slices: int) -> Line:
+    """Of a process that reads nothing else: what it holds beyond the array it gives."""
+    series = study(folder, slices)
+    command = [sys.executable, "-c", MEMORY, str(series.instances[0].path.parent)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    grown, array = map(float, said.split())
+    beside = grown - array
+    return Line(
+        f"memory for {slices} slices",
+        f"{array:.0f} MB of HU and {beside:.0f} MB beside",
+        goal="≤ 100 MB beside",
+        met=beside <= 100,
     )
-    chosen = choose(find_instances([folder])[0], Assemble())
-    paths = [one.path for one in chosen.instances]
-    ways = {
-        "ours": lambda: read(chosen),
-        "SimpleITK": lambda: by_simpleitk(paths),
-        "pydicom": lambda: by_pydicom(paths),
-    }
-    taken = in_turn(ways, rounds)
-    ahead = min((seconds for way, seconds in taken.items() if way != "ours"), default=0) / taken["ours"]
-    yield Line(f"{slices} slices in {name}: the faster peer over ours", told(taken), ahead, "> 1", ahead > 1)
 
 
-def lines(quick=False):
-    slices, few, rounds = (30, 4, 1) if quick else (SLICES, CODED, ROUNDS)
-    with TemporaryDirectory() as folder:
-        yield from plain(study(Path(folder), slices), rounds)
-    for name, transfer_syntax_uid in SYNTAXES.items():
-        with TemporaryDirectory() as folder:
-            yield from coded(name, transfer_syntax_uid, Path(folder), few, rounds)
+def lines(quick: bool) -> list[Line]:
+    slices, rounds, many = (40, 1, 100) if quick else (SLICES, ROUNDS, 2000)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "raw").mkdir()
+        series = study(folder / "raw", slices)
+        found = list(compared("raw", series, rounds, {"SimpleITK": 4, "pydicom": 1, "floor": -3}))
+        for syntax in ENCODERS:
+            same = compressed(folder / syntax, series, syntax)
+            found += compared(uid.UID(syntax).name, same, min(rounds, 2), {"SimpleITK": 1, "pydicom": 1})
+        (folder / "many").mkdir()
+        return [*found, memory(folder / "many", many)]
 
 
 if __name__ == "__main__":
-    show(lines())
+    show(lines(quick="--quick" in sys.argv))

@@ -279,6 +279,11 @@ def main(rounds: int, names: list[str], folder: Path) -> list[Line]:
     return lines
 
 
+def lines(quick: bool) -> list[Line]:
+    with TemporaryDirectory() as made:
+        return main(1 if quick else ROUNDS, [], Path(made))
+
+
 if __name__ == "__main__":
     with TemporaryDirectory() as made:
         show(main(int(sys.argv[1]) if sys.argv[1:] else ROUNDS, sys.argv[2:], Path(made)))

@@ -175,7 +175,8 @@ def aborts(here: Station, row: Row) -> None:
             connection = wire.associated(here.port)
             data = encoded(files[3])
             pieces = wire.store(one, data, piece=100)
-            connection.sendall(b"".join(pieces[: 1 + number % len(pieces)])[: -1 - number % 50])
+            # An A-ABORT is 10 bytes: it must not complete the object.
+            connection.sendall(b"".join(pieces[: 1 + number % len(pieces)])[: -11 - number % 50])
             if number % 3 == 0:
                 connection.sendall(wire.ABORT)
             wire.hang_up(connection, rudely=number % 3 == 1)

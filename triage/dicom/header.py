@@ -53,7 +53,7 @@ UID_NAME = re.compile(r"[0-9][0-9.]{0,63}", re.ASCII)
 HEAD = 132
 """Bytes after which it shows whether a file may be DICOM."""
 LARGEST_INFLATED = 2 * 1024**3
-MOST_INFLATED = 100
+MOST_INFLATED = 20
 """Times its size that a large deflated data set may unpack to: images never shrink as much, only bombs."""
 SMALL = 64 * 1024**2
 """Bytes that any deflated data set may unpack to."""
