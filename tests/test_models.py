@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise, product
 
@@ -16,7 +17,7 @@ from triage import models
 from triage.config import Analysis
 from triage.domain import Volume
 from triage.errors import ConfigError, DeviceLost, Rejected, Retryable
-from triage.models import compute, lungs, packages, preprocessing, weights
+from triage.models import compute, engine, lungs, packages, preprocessing, weights
 from triage.models.networks import PAPER_WIDTHS, PYRAMID, LungsNet, MultitaskNet, pyramid
 from triage.models.pipeline import BATCH, score, slice_by_slice
 from triage.models.preprocessing import Layout, bounding_box, pad, prepare, restore
@@ -291,6 +292,42 @@ class TestCompute:
     def test_precision_is_what_the_settings_say(self):
         assert compute.choose(Analysis(device="cpu", precision="float32")).precision == "float32"
         assert compute.choose(Analysis(device="cpu", precision="bfloat16")).precision == "bfloat16"
+
+    @pytest.mark.parametrize("name", engine.ENGINES)
+    def test_every_engine_gives_what_torch_gives_for_any_size_from_any_thread(self, name):
+        pytest.importorskip(name)
+        network = LungsNet((4, 8), inputs=3).requires_grad_(False).eval()
+        run = engine.run_by(name, network, 3, torch.float32, 2)
+        batches = [
+            torch.rand(n, 3, 2 * h, 2 * w) for n, h, w in ((1, 8, 9), (16, 20, 16), (5, 8, 9), (3, 7, 2))
+        ]
+        with ThreadPoolExecutor(2) as pool:
+            for batch, found in zip(batches, pool.map(run, batches), strict=True):
+                assert torch.allclose(found, network(batch), atol=1e-4)
+
+    def test_torch_takes_over_from_an_engine_that_fails(self, monkeypatch, caplog):
+        def cannot(*_):
+            raise RuntimeError("no such instruction\nmore")
+
+        network = LungsNet((4, 8)).requires_grad_(False).eval()
+        slices = torch.rand(2, 1, 8, 8)
+        for made in (cannot, lambda *_: cannot):  # when it is loaded, and later
+            monkeypatch.setitem(engine.ENGINES, "openvino", made)
+            run = engine.run_by("openvino", network, 1, torch.float32, 1)
+            assert torch.equal(run(slices), network(slices))
+            assert torch.equal(run(slices), network(slices))
+        said = "openvino cannot run this network, torch does: no such instruction"
+        assert [record.getMessage() for record in caplog.records] == [said, said]
+
+    def test_an_engine_that_is_not_installed_is_told_at_start(self, monkeypatch):
+        monkeypatch.setattr(engine, "find_spec", lambda name: None)
+        with pytest.raises(ConfigError, match="engine = 'openvino' is not installed"):
+            compute.choose(Analysis(device="cpu", engine="openvino"))
+
+    def test_another_engine_must_be_clearly_faster(self, monkeypatch):
+        for torchs, chosen in ((2.0, "openvino"), (1.7, "openvino"), (1.5, "torch")):
+            monkeypatch.setattr(engine, "trial", lambda *_, t=torchs: {"openvino": 2.0, "torch": t})
+            assert engine.choose(torch.bfloat16, 1) == chosen
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_missing_gpu_is_told_at_start(self):

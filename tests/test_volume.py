@@ -321,6 +321,18 @@ def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after[1][inside], before[1][inside] + 100)
 
 
+@pytest.mark.parametrize("transfer_syntax_uid", PLAIN[:2])
+def test_the_short_walk_reads_what_pydicom_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transfer_syntax_uid: str
+) -> None:
+    files = write_study(tmp_path, seed=5, slices=3, rows=64, transfer_syntax_uid=transfer_syntax_uid)
+    with monkeypatch.context() as without:
+        without.setattr("triage.dicom.volume.parse", None)
+        walked = read(series(files)).array
+    monkeypatch.setattr("triage.dicom.elements.find", lambda *_, **__: None)
+    np.testing.assert_array_equal(walked, read(series(files)).array)
+
+
 # What cannot be read.
 
 

@@ -36,13 +36,16 @@ UID = re.compile(rb"[0-9.]*")
 DECIMAL = re.compile(rb" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,2})? *")
 WHOLE = re.compile(rb" *[+-]?\d{1,9} *")
 PLAIN = re.compile(rb"[ -~]*")
+US_OR_SS = b"US or SS"
+"""Of an attribute that may be either: told as its sixteen bits."""
+SIGNED = {(b"SS", US_OR_SS), (b"US", US_OR_SS)}
 PLAIN_IN_ALL_BUT = b"13"
 """Printable ASCII says the same in every character set of DICOM but the Japanese ISO_IR 13."""
 DECODED_HERE = {b"": "latin-1", b"ISO_IR 100": "latin-1", b"ISO_IR 192": "utf-8"}
 
 
 class Wanted(NamedTuple):
-    """An attribute to look for; ``items``: those of a sequence's items."""
+    """An attribute to look for; ``items``: those of a sequence's items. Of OW is told where it lies."""
 
     keyword: str
     vr: bytes
@@ -158,12 +161,14 @@ class _Walk:
         return items, at
 
     def _values(self, found: Wanted, vr: bytes, start: int, end: int, depth: int) -> list[Any]:
-        if vr not in (found.vr, b""):
+        if vr not in (found.vr, b"") and (vr, found.vr) not in SIGNED:
             raise _Unsure
+        if found.vr == b"OW":
+            return [start, end]
         if found.vr == b"SQ":
             return self._items(start, end, found, depth + 1, open_end=False)[0]
         raw = bytes(self._body[start:end])
-        if found.vr == b"US":
+        if found.vr in (b"US", US_OR_SS):
             if len(raw) > 2:
                 raise _Unsure
             return [int.from_bytes(raw, "little")] if len(raw) == 2 else []

@@ -161,7 +161,7 @@ def may_be_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or head[:2] == b"\x02\x00" or _starts_like_a_data_set(memoryview(head))
 
 
-def split(raw: bytes) -> tuple[str, memoryview]:
+def split(raw: bytes | bytearray) -> tuple[str, memoryview]:
     """Transfer syntax UID and data set of a file (PS3.10 section 7.1).
 
     Preamble and file meta information may both be missing, as old archives write it; the encoding is then
@@ -220,7 +220,7 @@ def _at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
     return int(tag) >= PIXEL_GROUP
 
 
-def _file_meta(raw: bytes, start: int) -> tuple[str, int]:
+def _file_meta(raw: bytes | bytearray, start: int) -> tuple[str, int]:
     """Transfer syntax UID ("" when not told) and the offset behind group 0002 (explicit little endian)."""
     transfer_syntax_uid, at = "", start
     while raw[at : at + 2] == b"\x02\x00" and len(raw) >= at + 12:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
-from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 
+from triage.dicom import elements
 from triage.dicom.header import BROKEN, parse, read_bytes, split
 from triage.domain import Instance, Series, Volume
 from triage.errors import Rejected, Retryable
@@ -25,13 +26,23 @@ from triage.errors import Rejected, Retryable
 AIR = -1024
 """HU of what was never scanned: padding, and whatever lies below the scale of a CT scanner."""
 HIGHEST = int(np.iinfo(np.int16).max)
+FEW = 16384
+"""Of an intercept: stored values clipped to what gives HU then fit into sixteen bits."""
 MOST_PIXELS = 4096 * 4096
 """Of one slice; no scanner makes more, and a header that claims more would fill the memory."""
 
+PADDING = 0x00280120
 KEYWORDS = (
     "SamplesPerPixel", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelPaddingValue", "PixelPaddingRangeLimit", "PixelData",
 )  # fmt: skip
+WANTED = elements.wanted(("SpecificCharacterSet", *KEYWORDS), {}) | {
+    elements.PIXEL_DATA: elements.Wanted("PixelData", b"OW", {}),
+    PADDING: elements.Wanted("PixelPaddingValue", elements.US_OR_SS, {}),
+    PADDING + 1: elements.Wanted("PixelPaddingRangeLimit", elements.US_OR_SS, {}),
+}
+Fields = dict[str, Any]
+"""Keyword → value, of those that are there."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,10 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
         name = uid.UID(transfer_syntax_uid).name
         raise Rejected(f"transfer syntax of slice {number} is not supported: {name}")
     try:
-        dataset = parse(body, transfer_syntax_uid, KEYWORDS, pixels=True)
-        pixels = _pixels(dataset)
-        values = _stored(decoder(dataset.PixelData, pixels), pixels)
-        padding = _padding(dataset, pixels)
+        fields = _fields(body, transfer_syntax_uid)
+        pixels = _pixels(fields)
+        values = _stored(decoder(fields["PixelData"], pixels), pixels)
+        padding = _padding(fields, pixels)
     except (Rejected, RuntimeError, *BROKEN) as error:
         raise Rejected(f"pixel data of slice {number} cannot be decoded") from error
     if values.shape != shape:
@@ -111,10 +122,22 @@ def _read_slice(instance: Instance, place: int, out: NDArray[np.int16], shape: t
     _write_hu(values, padding, instance, out)
 
 
-def _bytes_of(path: Path, number: int) -> bytes:
-    """A disk may come back; a file that was deleted does not, until someone sends it again."""
+class _Kept(threading.local):
+    """Room for a file, kept by each thread: fresh memory for every slice takes longer than reading it."""
+
+    room = bytearray()
+
+
+_kept = _Kept()
+
+
+def _bytes_of(path: Path, number: int) -> bytes | bytearray:
+    """Good until this thread reads the next slice.
+
+    A disk may come back; a file that was deleted does not, until someone sends it again.
+    """
     try:
-        return read_bytes(path)
+        return _into_room(path) or read_bytes(path)
     except Retryable as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
@@ -122,21 +145,47 @@ def _bytes_of(path: Path, number: int) -> bytes:
         raise Rejected(reason) from error
 
 
-def _pixels(dataset: Dataset) -> Pixels:
+def _into_room(path: Path) -> bytearray | None:
+    """None where it is not read at once, so that the error is told by ``read_bytes``."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if len(_kept.room) != size:
+                _kept.room = bytearray(size)
+            return _kept.room if file.readinto(_kept.room) == size else None
+    except OSError:
+        return None
+
+
+def _fields(body: memoryview, transfer_syntax_uid: str) -> Fields:
+    """What KEYWORDS name. Plain pixels stay where they are; raises one of BROKEN, or Rejected."""
+    if transfer_syntax_uid in (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian):
+        explicit = transfer_syntax_uid == uid.ExplicitVRLittleEndian
+        found = elements.find(body, WANTED, explicit=explicit)
+        if found and found.get("PixelData"):
+            start, end = found.pop("PixelData")
+            return {keyword: values[0] for keyword, values in found.items() if values} | {
+                "PixelData": body[start:end]
+            }
+    dataset = parse(body, transfer_syntax_uid, KEYWORDS, pixels=True)
+    return {keyword: dataset[keyword].value for keyword in KEYWORDS if keyword in dataset}
+
+
+def _pixels(fields: Fields) -> Pixels:
     """Raises one of BROKEN when an attribute that is required is missing or contradicts the others."""
-    bits_allocated, bits_stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
-    high_bit = int(dataset.get("HighBit", bits_stored - 1))
+    bits_allocated, bits_stored = int(fields["BitsAllocated"]), int(fields["BitsStored"])
+    high_bit = int(fields.get("HighBit", bits_stored - 1))
     if bits_allocated not in (8, 16, 32) or not bits_stored <= high_bit + 1 <= bits_allocated:
         raise ValueError(f"{bits_stored} of {bits_allocated} bits, the highest at {high_bit}")
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+    if int(fields.get("SamplesPerPixel", 1)) != 1:
         raise ValueError("colour")
-    signed = bool(dataset.PixelRepresentation)
-    return Pixels(int(dataset.Rows), int(dataset.Columns), bits_allocated, bits_stored, high_bit, signed)
+    signed = bool(fields["PixelRepresentation"])
+    return Pixels(int(fields["Rows"]), int(fields["Columns"]), bits_allocated, bits_stored, high_bit, signed)
 
 
-def _padding(dataset: Dataset, pixels: Pixels) -> tuple[int, int] | None:
+def _padding(fields: Fields, pixels: Pixels) -> tuple[int, int] | None:
     """The range of padding values, as stored values; scanners write it signed, unsigned, or as junk."""
-    limits = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    limits = [fields.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     whole = [limit for limit in limits if isinstance(limit, int)]
     if not isinstance(limits[0], int):
         return None
@@ -165,13 +214,29 @@ def _write_hu(
     slope, intercept = instance.rescale_slope, instance.rescale_intercept
     if not slope or intercept is None:
         raise Rejected("missing RescaleSlope")
-    if slope == 1 and intercept == int(intercept):
+    if slope == 1 and intercept == int(intercept) and values.itemsize == 2 and abs(intercept) <= FEW:
+        _add(values, int(intercept), out)
+        if padding is not None and padding[1] + intercept <= AIR:
+            return  # it was clipped
+    elif slope == 1 and intercept == int(intercept):
         hu: NDArray[Any] = np.add(values, int(intercept), dtype=np.int64 if values.itemsize > 2 else np.int32)
+        np.clip(hu, AIR, HIGHEST, out=out, casting="unsafe")
     else:
         hu = np.rint(values * np.float64(slope) + intercept)
-    np.clip(hu, AIR, HIGHEST, out=out, casting="unsafe")
+        np.clip(hu, AIR, HIGHEST, out=out, casting="unsafe")
     if padding is not None:
         out[(values >= padding[0]) & (values <= padding[1])] = AIR
+
+
+def _add(values: NDArray[Any], intercept: int, out: NDArray[np.int16]) -> None:
+    """The same in sixteen bits and one pass less: clipped first, so that the sum cannot leave int16."""
+    limits, clipped = np.iinfo(values.dtype), out.view(values.dtype)
+    low, high = max(AIR - intercept, limits.min), min(HIGHEST - intercept, limits.max)
+    np.maximum(values, low, out=clipped)
+    if high < limits.max:
+        np.minimum(clipped, high, out=clipped)
+    if intercept:
+        np.add(out, np.int16(intercept), out=out)
 
 
 def _plain(byte_order: Literal["<", ">"]) -> Decoder:

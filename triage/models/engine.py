@@ -153,7 +153,8 @@ def exported(network: nn.Module, inputs: int) -> bytes:
     free = {0: "n", 2: "h", 3: "w"}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the exporter that needs no further package is called the old one
-        torch.onnx.export(
+        export: Callable[..., object] = torch.onnx.export  # its types know of files on disk only
+        export(
             network,
             (torch.zeros(2, inputs, side, side),),
             cast(Any, file),  # what it says of itself leaves files in memory out
