@@ -157,6 +157,7 @@ class Listener:
                 if settings.fast:
                     in_place(association, receiver.store, _is_storage)
                 association.run = partial(_run, association, stopped)  # type: ignore[method-assign]
+                association.dul.daemon = True  # it must not hold up the end of the process
                 return association
 
         return Handler
