@@ -29,14 +29,17 @@ from triage.dicom.series import choose
 from triage.dicom.volume import read
 
 MEMORY = """
-import resource, sys
+import sys
 from pathlib import Path
 from tests.bench.reading import chosen
 from triage.dicom.volume import read
 series = chosen(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def highest():
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+before = highest()
 array = read(series, 2).array
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, array.nbytes / 1024**2)
+print((highest() - before) / 1024, array.nbytes / 1024**2)
 """
 
 

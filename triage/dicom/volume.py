@@ -148,13 +148,18 @@ def _bytes_of(path: Path, number: int) -> bytes | bytearray:
 def _into_room(path: Path) -> bytearray | None:
     """None where it is not read at once, so that the error is told by ``read_bytes``."""
     try:
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            if len(_kept.room) != size:
-                _kept.room = bytearray(size)
-            return _kept.room if file.readinto(_kept.room) == size else None
+        file = os.open(path, os.O_RDONLY)
     except OSError:
         return None
+    try:
+        size = os.fstat(file).st_size
+        if len(_kept.room) != size:
+            _kept.room = bytearray(size)
+        return _kept.room if os.readv(file, [_kept.room]) == size else None
+    except OSError:
+        return None
+    finally:
+        os.close(file)
 
 
 def _fields(body: memoryview, transfer_syntax_uid: str) -> Fields:
