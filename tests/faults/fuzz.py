@@ -77,12 +77,12 @@ KINDS: dict[str, tuple[Read, Callable[[], Sequence[Sample]], dict[str, Callable[
 
 def images(context: Context) -> Row:
     """Mutated images, real headers and made-up ones in every encoding, and those made wrong by hand."""
-    return _fuzz(context, "image", context.number(4000, 1_000_000))
+    return _fuzz(context, "image", context.number(2500, 1_000_000))
 
 
 def zips(context: Context) -> Row:
     """Mutated zip files, and those that lead elsewhere, blow up, lie or nest."""
-    return _fuzz(context, "archive", context.number(400, 20_000))
+    return _fuzz(context, "archive", context.number(250, 20_000))
 
 
 def _fuzz(context: Context, kind: str, count: int) -> Row:

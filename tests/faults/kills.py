@@ -44,7 +44,7 @@ def while_receiving(context: Context) -> Row:
     Database(settings.database.url).migrate()
     known: dict[str, Path] = {}
     waiting: list[Path] = []
-    for number in range(context.number(14, 270)):
+    for number in range(context.number(10, 270)):
         edge = chance.randrange(400) if number % 2 else None
         start = time.monotonic()
         with listening(path, log, edge) as process:
@@ -171,7 +171,7 @@ def at_each_step(context: Context) -> Row:
         with Ward(context.folder / name.replace(" ", "_"), name) as ward:
             edges = ward.edges()
             edges_seen += edges
-            wanted = context.number(4 if name != "one study" else 5, edges)
+            wanted = context.number(3 if name != "one study" else 4, edges)
             for place in range(wanted):
                 ward.kill(place * edges // wanted, place, row)
     row.figure = f"{edges_seen} edges in {len(STUDIES)} ways of a study, one report a revision"

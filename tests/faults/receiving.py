@@ -430,7 +430,7 @@ def clock_steps(here: Station, row: Row) -> None:
 
 def mutated_pdus(here: Station, row: Row) -> None:
     """Whole conversations in which one PDU is wrong; each is answered or closed, and the next one served."""
-    count, longest = here.context.number(500, 20_000), [0.0]
+    count, longest = here.context.number(300, 20_000), [0.0]
     path = here.slices(1)[0]
     spoken = [wire.request(), *wire.store(dcmread(path), encoded(path), piece=150), wire.echo(), wire.RELEASE]
     samples = [Sample(str(n), one, tuple(range(2, min(len(one), 240), 2))) for n, one in enumerate(spoken)]
