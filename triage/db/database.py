@@ -86,6 +86,7 @@ class Database:
         self._engine = connect(url, sync=sync)
         self._writing = self._engine.execution_options(writes=True)
         self._arrivals = Together(self._register)
+        self._arriving: Connection | None = None
         self.reading = Reading(self._read, self._write)
         self.people = People(self._read, self._write)
         self.trail = Trail(self._read, self._write)
@@ -97,6 +98,8 @@ class Database:
         migrate(self._engine)
 
     def close(self) -> None:
+        if self._arriving is not None:
+            self._arriving.close()
         self._engine.dispose()
 
     # --- back-up -----------------------------------------------------------------------------
@@ -130,9 +133,12 @@ class Database:
         self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
 
     def _register(self, arrivals: Sequence[Arrival]) -> None:
-        with self._write() as connection:
-            for arrival in arrivals:
-                intake.register(connection, arrival)
+        """One thread at a time; its connection is kept, for to borrow one takes as long as to commit."""
+        with translated():
+            self._arriving = self._arriving or self._writing.connect()
+            with self._arriving.begin():
+                for arrival in arrivals:
+                    intake.register(self._arriving, arrival)
 
     def sop_instance_uids(self, study_instance_uid: str) -> set[str]:
         """What is on record of a study, by SOP Instance UID."""

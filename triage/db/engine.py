@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,6 +65,8 @@ def translated() -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise Retryable(f"database: {error.orig}") from error
+    except sqlite3.Error as error:  # of a statement that went to the driver itself
+        raise Retryable(f"database: {error}") from error
 
 
 def _tune_sqlite(sync: bool, connection: Any, _record: Any) -> None:

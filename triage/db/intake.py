@@ -6,14 +6,16 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Boolean, Connection, RowMapping, bindparam, exists, insert, or_, select, update
 
 from triage.db import orders, records
 from triage.db.orders import Pending
+from triage.db.prepared import Prepared
 from triage.db.tables import instance, study
 from triage.domain import Instance, StudyState
 
 IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
+SAID = ("scanner", *(name for name in IDENTITY if name != "accession_number"))
 CONCLUDED = (StudyState.ANALYZED, StudyState.REJECTED, StudyState.FAILED)
 ANEW: dict[str, Any] = {
     "state": StudyState.RECEIVING,
@@ -30,7 +32,6 @@ ANEW: dict[str, Any] = {
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
 OTHER_PATIENT_NOTE = "images of another patient ID came with this study's UID"
 
-# Statements of every arrival: to build them anew takes as long as to run them.
 KNOWN = "known_digest"
 BEFORE = (
     select(study, instance.c.digest.label(KNOWN))
@@ -42,12 +43,25 @@ BEFORE = (
     .where(study.c.study_instance_uid == bindparam("uid"))
 )
 """The study, and the digest of the instance where it is on record."""
-KEEP = insert(instance)
-TOUCH = (
+
+# Nearly every image is one more of a study that is being received: two statements, and nothing is read.
+KEEP = Prepared(insert(instance))
+ONE_MORE = Prepared(
     update(study)
-    .where(study.c.study_instance_uid == bindparam("uid"))
-    .values(last_received_at=bindparam("now"))
+    .where(
+        study.c.study_instance_uid == bindparam("study_instance_uid"),
+        study.c.accession_number == bindparam("accession_number"),  # another one may have a STAT order
+        *(or_(study.c[name] == bindparam(name), bindparam(name) == "") for name in SAID),
+        or_(study.c.stat, bindparam("stat", type_=Boolean()).is_(False)),
+        *(study.c[name] == value for name, value in {**ANEW, "reason": ""}.items()),
+        ~exists().where(
+            instance.c.study_instance_uid == bindparam("study_instance_uid"),
+            instance.c.sop_instance_uid == bindparam("sop_instance_uid"),
+        ),
+    )
+    .values(last_received_at=bindparam("received_at"))
 )
+"""Says that an image came, of a study of which it says nothing new."""
 
 
 class Arrival(NamedTuple):
@@ -64,6 +78,10 @@ def register(connection: Connection, arrival: Arrival) -> None:
     """Put the instance on record; the same one again changes nothing, other bytes are noted."""
     received, now, judgeable, stat, pending = arrival
     uid = received.study_instance_uid
+    values = {**records.instance_values(received), "received_at": now, "judgeable": judgeable}
+    if judgeable and ONE_MORE.run(connection, {**values, **_identity(received, judgeable), "stat": stat}):
+        KEEP.run(connection, values)
+        return
     found = connection.execute(BEFORE, {"uid": uid, "sop_instance_uid": received.sop_instance_uid})
     before = found.mappings().first()
     if before is not None and before[KNOWN] is not None:
@@ -78,8 +96,7 @@ def register(connection: Connection, arrival: Arrival) -> None:
         _open(connection, received, _identity(received, judgeable), now, stat, pending)
     else:
         _complete(connection, before, _identity(received, judgeable), stat, pending)
-    values = {**records.instance_values(received), "received_at": now, "judgeable": judgeable}
-    connection.execute(KEEP, values)
+    KEEP.run(connection, values)
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
 
@@ -143,9 +160,6 @@ def _complete(
 
 def _reopen(connection: Connection, before: RowMapping, now: datetime, pending: Pending) -> None:
     """New content: what was concluded is out of date; a closed study comes back to the list."""
-    if before["reason"] == "" and all(before[name] == value for name, value in ANEW.items()):
-        connection.execute(TOUCH, {"uid": before["study_instance_uid"], "now": now})
-        return
     values: dict[str, Any] = {}
     if before["state"] in CONCLUDED:
         values = place_again(before, pending, "new images came")
