@@ -97,6 +97,11 @@ def storescp(folder: Path):
     return serving(command, port)
 
 
+def bare(folder: Path, *, sync: bool = True):
+    port = free_port()
+    return serving([sys.executable, "-m", "tests.bench.bare", str(port), str(folder), str(sync)], port)
+
+
 def ours(folder: Path, *, sync: bool = True, **listener: object):
     port = free_port()
     listener = {"host": HOST, "port": port, "maximum_associations": 100, **listener}
@@ -201,6 +206,9 @@ def measured(cases: dict[str, Case], rounds: int, folder: Path) -> dict[str, flo
 def compared(what: str, seconds: dict[str, float], our: str, peer: str, goal: float) -> Line:
     """``goal``: how many times faster than the peer, or below 0 how many times slower we may be."""
     ratio = seconds[peer] / seconds[our]
+    if not goal:
+        least = f"{seconds[our]:.2f} s, {1 / ratio:.2f} × {seconds[peer]:.2f} s of the bytes alone"
+        return Line(what, least, ratio)
     if goal > 0:
         return Line(
             what, f"{seconds[our]:.2f} s, {peer} {seconds[peer]:.2f} s", ratio, f"≥ {goal:g}", ratio >= goal
@@ -215,15 +223,17 @@ def four(objects, rounds: int, folder: Path) -> list[Line]:
         "Orthanc": (orthanc, send),
         "pynetdicom": (naive, send),
         "storescp --fork": (storescp, send),
+        "bytes, durable": (bare, send),
+        "bytes, not flushed": (partial(bare, sync=False), send),
         "ours, durable": (ours, send),
         "ours, not flushed": (partial(ours, sync=False), send),
     }
     seconds = measured(cases, rounds, folder)
     goals = {"Orthanc": (2, 3), "pynetdicom": (4.5, 6), "storescp --fork": (-1.6, -1.2)}
     return [
-        compared(f"300 slices, 4 senders, {our.removeprefix('ours, ')}", seconds, our, peer, goal[number])
-        for number, our in enumerate(["ours, durable", "ours, not flushed"])
-        for peer, goal in goals.items()
+        compared(f"300 slices, 4 senders, {how}", seconds, f"ours, {how}", peer, goal[number])
+        for number, how in enumerate(["durable", "not flushed"])
+        for peer, goal in {**goals, f"bytes, {how}": (0, 0)}.items()
     ]
 
 
