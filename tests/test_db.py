@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import sqlite3
 import stat
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,12 +15,15 @@ import alembic.config
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
 from triage.config import PriorityPolicy
-from triage.db import Database
+from triage.db import Database, intake
 from triage.db.engine import MIGRATIONS, connect
 from triage.db.records import result_document, result_of
-from triage.db.tables import metadata
+from triage.db.tables import instance as instance_table
+from triage.db.tables import metadata, stat_order
+from triage.db.tables import study as study_table
 from triage.domain import (
     Band,
     CtSeverityScore,
@@ -39,6 +43,7 @@ from triage.priority import pending
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 POLICY = PriorityPolicy()
+Way = Callable[[Connection, intake.Arrival], None]
 
 
 def an_instance(study: str = "1.2", sop: str = "1.2.3.1", digest: str = "d1") -> Instance:
@@ -143,6 +148,61 @@ def test_other_bytes_under_a_known_uid_are_noted_and_never_replace(db: Database)
     assert entry is not None
     assert "different content" in entry.study.notes[0]
     assert db.instances("1.2")[0].digest == "d1"
+
+
+def said(**choices: list[object]) -> st.SearchStrategy[dict[str, object]]:
+    return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in choices.items()})
+
+
+ONE = said(
+    sop=["1", "2", "3", "4", "5", "6"],
+    digest=["d1", "d1", "d2"],
+    patient_id=["P1", "P1", "", "P2"],
+    patient_name=["Doe^Jane", ""],
+    accession_number=["A1", "A1", "", "STAT"],
+    scanner=["Acme", "Acme", ""],
+    judgeable=[True, True, True, False],
+    stat=[False, False, True],
+)
+MOVED = said(state=[StudyState.READY, StudyState.ANALYZED, StudyState.FAILED])
+EVENTS = st.tuples(*[ONE] * 4, MOVED | ONE, *[ONE] * 3)
+
+
+def test_the_short_way_of_an_image_comes_to_the_same(tmp_path: Path) -> None:
+    """Of two databases one goes the long way with every image."""
+    ways = [Database(f"sqlite:///{tmp_path}/{name}.db", sync=False) for name in ("short", "long")]
+    for db in ways:
+        metadata.create_all(db._engine)
+
+    @settings(max_examples=80)
+    @given(EVENTS)
+    def compare(events: Sequence[dict[str, object]]) -> None:
+        for db, way in zip(ways, (intake.register, intake.weigh), strict=True):
+            with db._write() as connection:
+                for table in (instance_table, study_table, stat_order):
+                    connection.execute(table.delete())
+                connection.execute(stat_order.insert().values(accession_number="STAT", ordered_at=NOW))
+                for number, event in enumerate(events):
+                    happen(connection, way, event, NOW + timedelta(seconds=number))
+        assert rows(ways[0]) == rows(ways[1])
+
+    compare()
+
+
+def happen(connection: Connection, way: Way, event: dict[str, object], now: datetime) -> None:
+    if "state" in event:
+        connection.execute(study_table.update().values(state=event["state"], reason="", attempts=1))
+        return
+    facts = dict(event)
+    judgeable, stat = bool(facts.pop("judgeable")), bool(facts.pop("stat"))
+    one = an_instance(sop=str(facts.pop("sop")), digest=str(facts.pop("digest")))
+    way(connection, intake.Arrival(dataclasses.replace(one, **facts), now, judgeable, stat, waiting))
+
+
+def rows(db: Database) -> list[object]:
+    with db._read() as connection:
+        studies = [{**row, "changed": 0} for row in connection.execute(select(study_table)).mappings()]
+        return [studies, sorted(map(tuple, connection.execute(select(instance_table))), key=str)]
 
 
 def test_objects_that_are_not_ct_images_never_reopen_a_study(db: Database) -> None:

@@ -76,12 +76,18 @@ class Arrival(NamedTuple):
 
 def register(connection: Connection, arrival: Arrival) -> None:
     """Put the instance on record; the same one again changes nothing, other bytes are noted."""
+    received, stat, judgeable = arrival.received, arrival.stat, arrival.judgeable
+    values = {**_row(arrival), **_identity(received, judgeable), "stat": stat}
+    if judgeable and ONE_MORE.run(connection, values):
+        KEEP.run(connection, values)
+    else:
+        weigh(connection, arrival)
+
+
+def weigh(connection: Connection, arrival: Arrival) -> None:
+    """The same for any image, also one that comes again, or says what its study did not know."""
     received, now, judgeable, stat, pending = arrival
     uid = received.study_instance_uid
-    values = {**records.instance_values(received), "received_at": now, "judgeable": judgeable}
-    if judgeable and ONE_MORE.run(connection, {**values, **_identity(received, judgeable), "stat": stat}):
-        KEEP.run(connection, values)
-        return
     found = connection.execute(BEFORE, {"uid": uid, "sop_instance_uid": received.sop_instance_uid})
     before = found.mappings().first()
     if before is not None and before[KNOWN] is not None:
@@ -96,9 +102,14 @@ def register(connection: Connection, arrival: Arrival) -> None:
         _open(connection, received, _identity(received, judgeable), now, stat, pending)
     else:
         _complete(connection, before, _identity(received, judgeable), stat, pending)
-    KEEP.run(connection, values)
+    KEEP.run(connection, _row(arrival))
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
+
+
+def _row(arrival: Arrival) -> dict[str, Any]:
+    values = records.instance_values(arrival.received)
+    return {**values, "received_at": arrival.now, "judgeable": arrival.judgeable}
 
 
 def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
