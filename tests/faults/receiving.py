@@ -36,7 +36,7 @@ TIMEOUT = 2.5
 """Seconds after which the listener lets go of a peer here."""
 LARGEST = 24 << 20
 """Bytes that an object may have here."""
-MORE_MEGABYTES = 96
+MORE_MEGABYTES = 64
 """By which a listener may be larger after a fault: allocators keep what they had."""
 
 
