@@ -98,7 +98,7 @@ class TestHealth:
         ready = reader.get("/health/ready")
         assert (ready.status_code, ready.json()["problems"]) == (503, ["The database does not answer."])
         ward.database.close()
-        Path(ward.config.database.url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+        ward.config.database.file.write_bytes(b"no database" * 1000)
         assert reader.get("/health/ready").status_code == 503
         assert reader.get("/health/live").json() == {"ok": True}
 

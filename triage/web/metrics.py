@@ -10,7 +10,6 @@ import shutil
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -155,7 +154,7 @@ class Metrics(Collector):
             "warn": storage.warned_gb * GIGABYTE,
         }
         yield _gauge("triage_disk_limit_bytes", "Free space below which this happens.", limits, "then")
-        database = Path(self._config.database.url.removeprefix("sqlite:///"))
+        database = self._config.database.file
         if database.is_file():
             size = {"": database.stat().st_size}
             yield _gauge("triage_database_bytes", "Size of the database.", size)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
@@ -188,7 +187,7 @@ class MonitoringPage:
             needed = self.config.storage.minimum_free_gb
             free, total = disk.free / GIGABYTE, disk.total / GIGABYTE
             yield "Disk of the spool", f"{free:.0f} of {total:.0f} GB free, {needed:g} are needed"
-        database = Path(self.config.database.url.removeprefix("sqlite:///"))
+        database = self.config.database.file
         if database.exists():
             yield "Database", f"{database.stat().st_size / 1024**2:.1f} MB"
         minutes = os.getloadavg()
