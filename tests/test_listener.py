@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -37,6 +39,8 @@ from triage import config
 from triage.config import Destination
 from triage.dicom import header, sender, spool, uids
 from triage.dicom.listener import Listener, index_spool
+from triage.dicom.receiving import Receiver
+from triage.dicom.status import StoreStatus
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
 
@@ -429,6 +433,14 @@ def test_a_mistake_in_the_callback_costs_one_object(
     assert second.sent
     assert "ZeroDivisionError at dicom/receiving.py" in caplog.text
     assert "a mistake of ours" not in caplog.text, "it may quote a patient"
+
+
+def test_a_request_that_nobody_understands_is_counted_as_refused(tmp_path: Path) -> None:
+    counted: list[str] = []
+    receiver = Receiver(tmp_path, lambda _: None, lambda: True, on_refused=counted.append)
+    event: Any = SimpleNamespace()
+    assert receiver.on_store(event) == StoreStatus.PROCESSING_FAILURE
+    assert counted == [StoreStatus.PROCESSING_FAILURE.label]
 
 
 def test_no_patient_in_the_log(tmp_path: Path, received: Received, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ from triage import config
 from triage.config import Storage
 from triage.domain import Status
 from triage.errors import ConfigError
-from triage.web.health import free_bytes
+from triage.web.health import disk
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -77,15 +77,15 @@ class TestHealth:
 
     def test_warnings_come_early(self, ward: Ward, tmp_path: Path) -> None:
         all_alive(ward)
-        free = (free_bytes(ward.config) or 0) / 1024**3
+        free = disk(ward.config).free / 1024**3
         storage = Storage(spool=ward.config.storage.spool, minimum_free_gb=free / 2, warning_free_gb=free * 2)
         ward.config = ward.config.model_copy(update={"storage": storage})
         ward.arrive("1.1", ago=60)
         ward.claim("1.1")
         answer = browse(ward).get("/health/ready")
         assert answer.status_code == 200
-        disk, waiting = answer.json()["warnings"]
-        assert "nearly full" in disk
+        full, waiting = answer.json()["warnings"]
+        assert "nearly full" in full
         assert "wait for analysis" in waiting
         with pytest.raises(ConfigError, match="warning_free_gb"):
             config.parse({"storage": {"minimum_free_gb": 10, "warning_free_gb": 5}})

@@ -4,11 +4,13 @@ watches over machines, whether all that is needed is here, and what will be miss
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from triage.config import Config
 from triage.db import Database
@@ -89,26 +91,39 @@ def _spool(config: Config) -> Iterator[str]:
 
 
 def _early(config: Config) -> Iterator[str]:
-    free = free_bytes(config)
-    if free is not None and config.storage.minimum_free_gb <= free / GIGABYTE < config.storage.warned_gb:
+    free = _free_gigabytes(config)
+    if config.storage.minimum_free_gb <= free < config.storage.warned_gb:
         yield (
-            f"The disk is nearly full: {free / GIGABYTE:.1f} GB are free, "
+            f"The disk is nearly full: {free:.1f} GB are free, "
             f"below {config.storage.minimum_free_gb:g} GB new images are refused."
         )
 
 
-def free_bytes(config: Config) -> int | None:
-    """Of the disk of the spool; None before the first start, when there is no spool."""
+class Disk(NamedTuple):
+    """Bytes."""
+
+    free: int
+    total: int
+
+
+def disk(config: Config) -> Disk | None:
+    """Of the spool; None before the first start, when there is no spool."""
     try:
-        return shutil.disk_usage(config.storage.spool).free
+        usage = shutil.disk_usage(config.storage.spool)
     except OSError:
         return None
+    return Disk(usage.free, usage.total)
+
+
+def _free_gigabytes(config: Config) -> float:
+    found = disk(config)
+    return math.inf if found is None else found.free / GIGABYTE
 
 
 def _disk(config: Config) -> Iterator[str]:
-    free, needed = free_bytes(config), config.storage.minimum_free_gb
-    if free is not None and free / GIGABYTE < needed:
-        yield f"New images are refused: {free / GIGABYTE:.1f} GB of disk are free, {needed:g} GB are needed."
+    free, needed = _free_gigabytes(config), config.storage.minimum_free_gb
+    if free < needed:
+        yield f"New images are refused: {free:.1f} GB of disk are free, {needed:g} GB are needed."
 
 
 def _analysis(database: Database, config: Config, now: datetime) -> Iterator[str]:
