@@ -155,6 +155,8 @@ def run_analyzer(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
     released = db.release_leases(now(), owner)
     log.info("analyzer ready; %d interrupted studies will be judged again", released)
     model = models.load(config.analysis)
+    device = str(model.settings.get("device", "cpu"))
+    db.roles.computes_on("analyzer", device, chosen=config.analysis.device == "cpu")
     turn = pulse.loop("judging", config.analysis.lease_seconds + 60)
 
     def step() -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from triage.config import Config
 from triage.db import Database
+from triage.db.roles import LOST
 from triage.errors import Retryable
 from triage.web import words
 
@@ -44,6 +45,7 @@ def troubles(database: Database, config: Config, now: datetime) -> list[str]:
     return [
         *_disk(config),
         *_silent(database, config, now),
+        *_device(database),
         *_analysis(database, config, now),
         *_delivery(database, config, now),
     ]
@@ -53,7 +55,7 @@ def health(database: Database, config: Config, now: datetime) -> Health:
     """Whether everything that the daemon needs is here: database, spool with room, every role."""
     try:
         roles = role_states(database, config, now)
-        soon = [*_analysis(database, config, now), *_delivery(database, config, now)]
+        soon = [*_device(database), *_analysis(database, config, now), *_delivery(database, config, now)]
     except Retryable:
         return Health(("The database does not answer.",), (), {})
     missing = [f"{role}: {how}, {WITHOUT[role]}." for role, how in roles.items() if how != "alive"]
@@ -81,6 +83,14 @@ def _silent(database: Database, config: Config, now: datetime) -> Iterator[str]:
     for role, how in role_states(database, config, now).items():
         if how.startswith("silent"):
             yield f"The {role} is {how}: {WITHOUT[role]}."
+
+
+def _device(database: Database) -> Iterator[str]:
+    if any(state.device == LOST for state in database.roles.all()):
+        yield (
+            "The GPU cannot be used any more: studies are judged on the CPU, which takes longer. "
+            "Mend it and start the analyzer again, or set analysis.device to cpu."
+        )
 
 
 def _spool(config: Config) -> Iterator[str]:
