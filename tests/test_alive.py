@@ -212,19 +212,28 @@ def test_a_clerk_leaves_a_peer_that_holds_it_up(tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("role", ["listener", "web"])
+BEGUN = {
+    "listener": b"\x01\x00\x00\x00\x01\x00",
+    "web": b"GET / HTTP/1.1\r\n",
+    "orders": b"\x0bMSH|^~\\&|",
+}
+"""What a peer has said that says no more."""
+
+
+@pytest.mark.parametrize("role", BEGUN)
 def test_who_has_open_connections_stops_in_time(tmp_path: Path, role: str) -> None:
-    path, settings, database = prepared(tmp_path)
-    database.close()
-    port = settings.listener.port if role == "listener" else settings.web.port
+    section = {"port": peers.free_port(), "host": peers.HOST}
+    if role == "orders":
+        section["peers"] = [peers.HOST]
+    path = peers.write_config(tmp_path / "daemon", **{role: section})
     opened: list[socket.socket] = []
 
     def connected() -> bool:
         try:
-            opened.append(socket.create_connection((peers.HOST, port), timeout=5))
+            opened.append(socket.create_connection((peers.HOST, section["port"]), timeout=5))
         except OSError:
             return False
-        opened[0].sendall(b"\x01\x00\x00\x00\x01\x00" if role == "listener" else b"GET / HTTP/1.1\r\n")
+        opened[0].sendall(BEGUN[role])
         return True
 
     with told_to_stop(role, path, connected, tmp_path / "sign") as log:

@@ -241,7 +241,7 @@ def test_sights_in_memory_are_bounded(ward: Ward, monkeypatch: pytest.MonkeyPatc
 
 
 def _file(ward: Ward) -> str:
-    return ward.config.database.url.removeprefix("sqlite:///")
+    return str(ward.config.database.file)
 
 
 def filled(ward: Ward, rows: int = 8) -> None:

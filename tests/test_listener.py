@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,6 +32,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
+from tests import wire
 from tests.needs import DATA, dcmtk, needs_data, needs_dcmtk
 from tests.objects import PATIENT, SERIES, STUDY, body, ct, save, with_body
 from tests.peers import free_port
@@ -37,6 +40,8 @@ from triage import config
 from triage.config import Destination
 from triage.dicom import header, sender, spool, uids
 from triage.dicom.listener import Listener, index_spool
+from triage.dicom.receiving import Receiver
+from triage.dicom.status import StoreStatus
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
 
@@ -431,6 +436,14 @@ def test_a_mistake_in_the_callback_costs_one_object(
     assert "a mistake of ours" not in caplog.text, "it may quote a patient"
 
 
+def test_a_request_that_nobody_understands_is_counted_as_refused(tmp_path: Path) -> None:
+    counted: list[str] = []
+    receiver = Receiver(tmp_path, lambda _: None, lambda: True, on_refused=counted.append)
+    event: Any = SimpleNamespace()
+    assert receiver.on_store(event) == StoreStatus.PROCESSING_FAILURE
+    assert counted == [StoreStatus.PROCESSING_FAILURE.label]
+
+
 def test_no_patient_in_the_log(tmp_path: Path, received: Received, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     good = save(ct(1), tmp_path / "1.dcm")
@@ -544,38 +557,30 @@ def test_a_peer_that_stalls_in_an_association_is_let_go(
     fast: bool, begin: bytes, drip: bytes, tmp_path: Path
 ) -> None:
     with listening(tmp_path, timeout_seconds=QUICK, maximum_associations=1, fast=fast) as received:
-        with open_association(received.port) as connection:
+        with wire.associate(received.port)[0] as connection:
             connection.sendall(begin)
             assert closed_after(connection, drip) < 6 * QUICK
         wait_for_echo(received)
 
 
+def test_who_is_just_connecting_does_not_keep_it_from_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python counts a thread from the moment at which it is asked to start."""
+    beginning = Association(AE(), "acceptor")
+    with listening(tmp_path):
+        monkeypatch.setattr(AE, "active_associations", [beginning])
+
+
 def test_stopping_does_not_wait_for_stalled_peers(tmp_path: Path) -> None:
     with listening(tmp_path, timeout_seconds=60) as received:
         silent = socket.create_connection((HOST, received.port))
-        stalled = open_association(received.port)
+        stalled = wire.associate(received.port)[0]
         stalled.sendall(b"\x04\x00\x00\x00\x10\x00x")
         start = time.monotonic()
     assert time.monotonic() - start < 5
     silent.close()
     stalled.close()
-
-
-def open_association(port: int) -> socket.socket:
-    """A socket on which an association for C-ECHO has been accepted, spoken by hand (PS3.8 section 9.3)."""
-
-    def item(kind: int, value: bytes) -> bytes:
-        return bytes([kind, 0]) + len(value).to_bytes(2, "big") + value
-
-    context = b"\x01\x00\x00\x00" + item(0x30, b"1.2.840.10008.1.1") + item(0x40, b"1.2.840.10008.1.2")
-    user = item(0x51, (16384).to_bytes(4, "big")) + item(0x52, b"1.2.3")
-    items = item(0x10, b"1.2.840.10008.3.1.1.1") + item(0x20, context) + item(0x50, user)
-    fields = b"\x00\x01\x00\x00" + b"TRIAGE".ljust(16) + b"STALLS".ljust(16) + b"\x00" * 32 + items
-    connection = socket.create_connection((HOST, port), timeout=5)
-    connection.sendall(b"\x01\x00" + len(fields).to_bytes(4, "big") + fields)
-    answer = connection.recv(4096)
-    assert answer[0] == 2, "A-ASSOCIATE-AC"
-    return connection
 
 
 # --- the process dies -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,13 +17,14 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from tests.boxes import Boxes
 from tests.test_web import TOKEN, browse, guarded
 from tests.web_studies import Ward, configured
-from triage import config
+from triage import config, daemon, models
 from triage.config import Storage
 from triage.domain import Status
 from triage.errors import ConfigError
-from triage.web.health import free_bytes
+from triage.web.health import disk
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
@@ -77,19 +79,41 @@ class TestHealth:
 
     def test_warnings_come_early(self, ward: Ward, tmp_path: Path) -> None:
         all_alive(ward)
-        free = (free_bytes(ward.config) or 0) / 1024**3
+        free = disk(ward.config).free / 1024**3
         storage = Storage(spool=ward.config.storage.spool, minimum_free_gb=free / 2, warning_free_gb=free * 2)
         ward.config = ward.config.model_copy(update={"storage": storage})
         ward.arrive("1.1", ago=60)
         ward.claim("1.1")
         answer = browse(ward).get("/health/ready")
         assert answer.status_code == 200
-        disk, waiting = answer.json()["warnings"]
-        assert "nearly full" in disk
+        full, waiting = answer.json()["warnings"]
+        assert "nearly full" in full
         assert "wait for analysis" in waiting
         with pytest.raises(ConfigError, match="warning_free_gb"):
             config.parse({"storage": {"minimum_free_gb": 10, "warning_free_gb": 5}})
         assert Storage(minimum_free_gb=10).warned_gb == 20
+
+    def test_a_gpu_that_is_gone_is_said(self, ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+        all_alive(ward)
+        reader, stop = browse(ward), threading.Event()
+        stop.set()
+        monkeypatch.setattr(daemon, "open_database", lambda _: ward.database)
+
+        def told_after_a_start_on(device: str, wanted: str = "auto") -> bool:
+            monkeypatch.setattr(models, "load", lambda _: Boxes(settings={"device": device}))
+            analysis = ward.config.analysis.model_copy(update={"device": wanted})
+            daemon.run_analyzer(ward.config.model_copy(update={"analysis": analysis}), stop)
+            said = "judged on the CPU" in "".join(reader.get("/health/ready").json()["warnings"])
+            assert said == ("judged on the CPU" in reader.get("/").text), "the page's banner"
+            return said
+
+        assert not told_after_a_start_on("cpu"), "there never was one"
+        assert not told_after_a_start_on("cuda")
+        assert told_after_a_start_on("cpu")
+        assert told_after_a_start_on("cpu"), "it still is gone"
+        assert not told_after_a_start_on("cuda")
+        assert told_after_a_start_on("cpu")
+        assert not told_after_a_start_on("cpu", wanted="cpu")
 
     def test_without_a_database_it_lives_but_is_not_ready(self, ward: Ward) -> None:
         reader = browse(ward)
@@ -98,7 +122,7 @@ class TestHealth:
         ready = reader.get("/health/ready")
         assert (ready.status_code, ready.json()["problems"]) == (503, ["The database does not answer."])
         ward.database.close()
-        Path(ward.config.database.url.removeprefix("sqlite:///")).write_bytes(b"no database" * 1000)
+        ward.config.database.file.write_bytes(b"no database" * 1000)
         assert reader.get("/health/ready").status_code == 503
         assert reader.get("/health/live").json() == {"ok": True}
 

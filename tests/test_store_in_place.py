@@ -23,8 +23,8 @@ from triage.dicom.store_in_place import Gate, decoded
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 """pynetdicom's thread ends by an exception for a command that it cannot decode; its association ends then."""
 
-ECHO, IMPLICIT, CAPTURE = "1.2.840.10008.1.1", "1.2.840.10008.1.2", "1.2.840.10008.5.1.4.1.1.7"
-CONTEXTS = {1: (wire.CT, [wire.EXPLICIT]), 3: (ECHO, [IMPLICIT]), 5: (CAPTURE, [IMPLICIT])}
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+CONTEXTS = (*wire.CONTEXTS, wire.context(5, CAPTURE, wire.IMPLICIT))
 QUIET, LONG_QUIET = 0.25, 3.0
 """Seconds without an answer after which none is expected; the longer where the two ways seem to differ."""
 
@@ -79,7 +79,7 @@ def messages(draw: st.DrawFn, whole: bool) -> Message:
         st.fixed_dictionaries(
             {},
             optional={
-                "sop_class": st.sampled_from([CAPTURE, ECHO, "1.2.3", "", None]),
+                "sop_class": st.sampled_from([CAPTURE, wire.VERIFICATION, "1.2.3", "", None]),
                 "field": st.sampled_from([0x30, 0x20, 0x8001, 0x7777, None]),
                 "message": st.sampled_from([0, 65535, b"", b"\1\0\2\0", None]),
                 "priority": st.sampled_from([2, 9, None]),
@@ -105,8 +105,8 @@ def encoded(message: Message, made: tuple[str, bytes]) -> bytes:
 ODD = st.sampled_from(
     [
         b"",
-        wire.RELEASE,
-        wire.pdu(wire.ABORT, b"\0\0\0\0"),
+        wire.RELEASED,
+        wire.ABORTED,
         wire.pdu(9, b"xxxx"),
         wire.pdu(wire.P_DATA, b""),
         wire.pdu(wire.P_DATA, b"\0\0\0\1\1"),
@@ -116,7 +116,7 @@ ODD = st.sampled_from(
         packed([(1, 1, wire.command()[:40]), (1, 3, wire.command()[40:]), (1, 2, b"x")], 1),
         packed([(1, 3, wire.command()), (1, 3, wire.command()), (1, 2, b"x")], 1),
         packed([(1, 3, wire.command()), (1, 0x82, b"x")], 2),
-        packed([(3, 3, wire.command(sop_class=ECHO, field=0x30, data_set=0x101, sop_instance=None))], 1),
+        packed([(3, 3, wire.command(**wire.ECHO, sop_instance=None))], 1),
         wire.pdu(wire.P_DATA, b"")[:3],
         b"\x04\x00\x7f\xff\xff\xff",
         b"\x04\x00\x00\x10\x00\x00" + bytes(100),

@@ -190,7 +190,7 @@ def test_a_change_that_cannot_be_recorded_is_not_made(ward: Ward, json: bool) ->
     ward.arrive("1.1", ago=60)
     ward.judge("1.1", Status.POSITIVE, probability=0.55, affected_fraction=0.0)
     reader = browse(ward)
-    with closing(sqlite3.connect(ward.config.database.url.removeprefix("sqlite:///"))) as file, file:
+    with closing(sqlite3.connect(ward.config.database.file)) as file, file:
         file.execute("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END")
     if json:
         wanted = {"policy": {"positive_probability": 0.7}, "reason": "quieter", "after": 1}

@@ -530,7 +530,7 @@ def test_health_counts_open_studies_by_state(ward: Ward) -> None:
 
 def test_a_lost_database_is_said_and_not_taken_for_an_empty_list(ward: Ward) -> None:
     ward.arrive("1.1", patient_name="SECRET^NAME")
-    with sqlite3.connect(ward.config.database.url.removeprefix("sqlite:///")) as connection:
+    with sqlite3.connect(ward.config.database.file) as connection:
         connection.execute("ALTER TABLE study RENAME TO lost")
     connection.close()
     assert browse(ward).get("/").status_code == 503

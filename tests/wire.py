@@ -1,16 +1,21 @@
-"""DICOM on the wire, by hand (PS3.8 section 9.3, PS3.7 annex E): for peers quick or rude as no library is."""
+"""DICOM's upper layer by hand (PS3.8 section 9.3, PS3.7 annex E): for peers quick or rude as none else is."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from tests.peers import HOST
 
 ASSOCIATE_RQ, ASSOCIATE_AC, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 1, 2, 4, 5, 6, 7
-RELEASE = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 COMMAND, LAST = 1, 2
 """Bits of the message control header."""
-CT = "1.2.840.10008.5.1.4.1.1.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
+CT, VERIFICATION = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.1"
+IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+C_ECHO, NO_DATA_SET = 0x0030, 0x0101
 
 
 def pdu(kind: int, value: bytes) -> bytes:
@@ -25,16 +30,28 @@ def item(kind: int, value: bytes) -> bytes:
     return bytes([kind, 0]) + len(value).to_bytes(2, "big") + value
 
 
+def context(number: int, abstract: str, *transfers: str) -> bytes:
+    """A presentation context that is proposed."""
+    syntaxes = item(0x30, abstract.encode()) + b"".join(item(0x40, uid.encode()) for uid in transfers)
+    return item(0x20, bytes([number, 0, 0, 0]) + syntaxes)
+
+
+RELEASED, ABORTED = pdu(RELEASE_RQ, bytes(4)), pdu(ABORT, bytes(4))
+CONTEXTS = context(1, CT, EXPLICIT), context(3, VERIFICATION, IMPLICIT)
+
+
 def request(
-    contexts: Mapping[int, tuple[str, Sequence[str]]], called: str = "TRIAGE", maximum: int = 131072
+    contexts: Iterable[bytes] = CONTEXTS,
+    *,
+    called: str = "TRIAGE",
+    calling: str = "SCANNER",
+    maximum: int = 131072,
+    user: bytes = b"",
 ) -> bytes:
-    """An A-ASSOCIATE-RQ; ``contexts``: abstract and transfer syntaxes by presentation context ID."""
-    items = item(0x10, b"1.2.840.10008.3.1.1.1")
-    for number, (abstract, transfers) in contexts.items():
-        syntaxes = item(0x30, abstract.encode()) + b"".join(item(0x40, uid.encode()) for uid in transfers)
-        items += item(0x20, bytes([number, 0, 0, 0]) + syntaxes)
-    items += item(0x50, item(0x51, maximum.to_bytes(4, "big")) + item(0x52, b"1.2.3"))
-    titles = called.encode().ljust(16) + b"WIRE".ljust(16)
+    """An A-ASSOCIATE-RQ; ``user``: further items of user information."""
+    about = item(0x51, maximum.to_bytes(4, "big")) + item(0x52, b"1.2.3") + user
+    items = item(0x10, b"1.2.840.10008.3.1.1.1") + b"".join(contexts) + item(0x50, about)
+    titles = called.encode().ljust(16) + calling.encode().ljust(16)
     return pdu(ASSOCIATE_RQ, b"\x00\x01\x00\x00" + titles + bytes(32) + items)
 
 
@@ -58,15 +75,27 @@ def command(**changes: bytes | str | int | None) -> bytes:
     return element(0, len(body).to_bytes(4, "little")) + body
 
 
-def store(context: int, sop_instance: str, body: bytes, maximum: int = 131072, **changes: object) -> bytes:
-    """All PDUs of one C-STORE-RQ: the command in one, the data set in as many as ``maximum`` makes."""
-    said = command(sop_instance=sop_instance, **changes)
-    parts = [pdu(P_DATA, pdv(context, COMMAND | LAST, said))]
+def store(context: int, sop_instance: str, body: bytes, maximum: int = 131072) -> list[bytes]:
+    """The PDUs of one C-STORE-RQ: the command in one, the data set in as many as ``maximum`` makes."""
+    parts = [pdu(P_DATA, pdv(context, COMMAND | LAST, command(sop_instance=sop_instance)))]
     size = maximum - 6
     for at in range(0, len(body), size):
         last = LAST if at + size >= len(body) else 0
         parts.append(pdu(P_DATA, pdv(context, last, body[at : at + size])))
-    return b"".join(parts)
+    return parts
+
+
+ECHO = {"sop_class": VERIFICATION, "field": C_ECHO, "data_set": NO_DATA_SET}
+"""Changes that make a command a C-ECHO-RQ."""
+
+
+def echo(context: int = 3) -> bytes:
+    said = command(**ECHO, priority=None, sop_instance=None)
+    return pdu(P_DATA, pdv(context, COMMAND | LAST, said))
+
+
+def connect(port: int, seconds: float = 10) -> socket.socket:
+    return socket.create_connection((HOST, port), timeout=seconds)
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
@@ -77,24 +106,55 @@ def receive(connection: socket.socket, count: int) -> bytes:
     return data
 
 
+def answered(connection: socket.socket) -> bytes:
+    """The next PDU; b"" where the peer hung up instead."""
+    with suppress(ConnectionError):
+        if len(head := receive(connection, 6)) == 6:
+            return head + receive(connection, int.from_bytes(head[2:], "big"))
+    return b""
+
+
 def answers(connection: socket.socket) -> Iterator[bytes]:
     """Every PDU that comes until the peer hangs up."""
-    while len(head := receive(connection, 6)) == 6:
-        yield head + receive(connection, int.from_bytes(head[2:], "big"))
+    while answer := answered(connection):
+        yield answer
 
 
-def maximum_of(accepted: bytes) -> int:
-    """The longest P-DATA that whoever sent this A-ASSOCIATE-AC takes."""
-    at = accepted.index(b"\x51\x00\x00\x04")
-    return int.from_bytes(accepted[at + 4 : at + 8], "big") or 131072
+def associate(port: int, connection: socket.socket | None = None) -> tuple[socket.socket, int]:
+    """A socket on which CT images may be stored in context 1, and the longest P-DATA to send on it.
+
+    Raises ConnectionError where the association is not accepted.
+    """
+    connection = connection or connect(port)
+    connection.sendall(request())
+    answer = answered(connection)
+    if answer[:1] != bytes([ASSOCIATE_AC]):
+        connection.close()
+        raise ConnectionError(f"not accepted: {answer[:10]!r}")
+    at = answer.index(b"\x51\x00\x00\x04")
+    return connection, int.from_bytes(answer[at + 4 : at + 8], "big") or 131072
 
 
-def associate(
-    port: int, called: str = "TRIAGE", connection: socket.socket | None = None
-) -> tuple[socket.socket, int]:
-    """A socket on which CT images may be stored in context 1, and the longest P-DATA to send on it."""
-    connection = connection or socket.create_connection(("127.0.0.1", port), timeout=60)
-    connection.sendall(request({1: (CT, [EXPLICIT])}, called))
-    answer = next(answers(connection))
-    assert answer[0] == ASSOCIATE_AC
-    return connection, maximum_of(answer)
+def closed_within(connection: socket.socket, seconds: float, drip: bytes = b"") -> bool:
+    """Whether the peer closes in time; meanwhile ``drip`` is sent, byte by byte."""
+    deadline = time.monotonic() + seconds
+    connection.settimeout(0.1 if drip else seconds)
+    while time.monotonic() < deadline:
+        try:
+            if drip:
+                connection.send(drip)
+            if not connection.recv(65536):
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+def hang_up(connection: socket.socket, *, rudely: bool = False) -> None:
+    """With FIN, or with RST as a crashed peer."""
+    if rudely:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with suppress(OSError):
+        connection.close()

@@ -36,7 +36,7 @@ from triage.domain import (
     Study,
     Volume,
 )
-from triage.errors import DeviceLost, FreshProcess, Rejected, Retryable
+from triage.errors import NO_MEMORY, DeviceLost, FreshProcess, Rejected, Retryable
 from triage.logs import about
 from triage.models import Model
 from triage.unjudged import report_at_hand
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 
 ANSWER_VERSION = 10
 """Raised whenever the same images, weights and settings give another answer or other objects than before."""
-NO_MEMORY = "not enough memory to judge this study"
 UNDRAWABLE = (ValueError, RuntimeError, MemoryError)
 """What drawing may raise: an answer never waits for what only its page or a picture shows."""
 

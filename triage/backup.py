@@ -65,7 +65,7 @@ def restore(config: Config, source: Path) -> Saved:
     What the spool holds already stays: images that the back-up does not know are put on record at start.
     Raises ConfigError where there is a database.
     """
-    database = Path(config.database.url.removeprefix("sqlite:///"))
+    database = config.database.file
     if database.exists():
         raise ConfigError(f"there is a database at {database}: stop the daemon and move it away first")
     spool = config.storage.spool

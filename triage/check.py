@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from triage import daemon, deliver, models, policies, pull
@@ -86,7 +85,7 @@ def _listener_tls(tls: ServerTls) -> Check:
 
 
 def _database(config: Config) -> Check:
-    known = Path(config.database.url.removeprefix("sqlite:///")).exists()
+    known = config.database.file.exists()
     try:
         database = daemon.open_database(config)
         open_studies = sum(database.counts(daemon.now(), config.retention.leave_list_after_days).values())

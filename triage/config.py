@@ -88,6 +88,11 @@ class Storage(Section):
 class Database(Section):
     url: str = "sqlite:///var/triage.db"
 
+    @property
+    def file(self) -> Path:
+        """Where SQLite keeps it."""
+        return Path(self.url.removeprefix("sqlite:///"))
+
 
 class Tls(Section):
     """How to be sure of a peer, and of us: without ``ca`` the system's authorities count."""
@@ -825,7 +830,7 @@ def _anchored(config: Config, folder: Path) -> Config:
         "database": database,
         "analysis": analysis,
         "delivery": delivery,
-        "audit": _anchored_audit(config.audit, url, folder),
+        "audit": _anchored_audit(config.audit, database, folder),
         "pull": config.pull.model_copy(update={"sources": sources}),
     }
     if (ris := config.orders.worklist) is not None:
@@ -834,12 +839,12 @@ def _anchored(config: Config, folder: Path) -> Config:
     return config.model_copy(update=sections)
 
 
-def _anchored_audit(audit: Audit, url: str, folder: Path) -> Audit:
+def _anchored_audit(audit: Audit, database: Database, folder: Path) -> Audit:
     """The file lies beside the database, where the daemon can surely write."""
     syslog = audit.syslog
     if syslog is not None:
         syslog = syslog.model_copy(update={"tls": _anchored_tls(syslog.tls, folder)})
-    file = None if audit.file is None else Path(url.removeprefix("sqlite:///")).parent / audit.file
+    file = None if audit.file is None else database.file.parent / audit.file
     return audit.model_copy(update={"file": file, "syslog": syslog})
 
 

@@ -168,6 +168,8 @@ def run_analyzer(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
     released = db.release_leases(now(), owner)
     log.info("analyzer ready; %d interrupted studies will be judged again", released)
     model = models.load(config.analysis)
+    device = str(model.settings.get("device", "cpu"))
+    db.roles.computes_on("analyzer", device, chosen=config.analysis.device == "cpu")
     turn = pulse.loop("judging", config.analysis.lease_seconds + 60)
 
     def step() -> bool:
@@ -398,9 +400,7 @@ def supervise(config_path: Path, roles: Sequence[str], stop: threading.Event) ->
             _let_begin(children[role], ear, stop)
     told = _Told(children.values())
     while not stop.wait(IDLE_SECONDS):
-        for process, states in ear.heard():
-            for child in children.values():
-                child.hear(process, states)
+        _hear(ear, children.values())
         for child in children.values():
             if child.ended() == os.EX_CONFIG and not child.has_worked:
                 status = os.EX_CONFIG
@@ -424,7 +424,12 @@ def _let_begin(child: _Child, ear: Ear, stop: threading.Event) -> None:
     """The others would take the processor from it for seconds, in which nobody could send."""
     deadline = monotonic() + HEAD_START_SECONDS
     while not (child.is_ready or child.ended() is not None or monotonic() > deadline or stop.wait(0.02)):
-        for process, states in ear.heard():
+        _hear(ear, [child])
+
+
+def _hear(ear: Ear, children: Collection[_Child]) -> None:
+    for process, states in ear.heard():
+        for child in children:
             child.hear(process, states)
 
 

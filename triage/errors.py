@@ -10,6 +10,7 @@ from pathlib import Path
 from traceback import extract_tb
 
 OURS = Path(__file__).parent
+NO_MEMORY = "not enough memory to judge this study"
 
 
 class TriageError(Exception):

@@ -127,7 +127,7 @@ def sender(port: int, objects: list[tuple[str, bytes]], tls: ssl.SSLContext | No
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection, maximum = wire.associate(port, connection=tls.wrap_socket(plain) if tls else plain)
     maximum = min(maximum, 131072)
-    messages = [wire.store(1, uid, body, maximum) for uid, body in objects]
+    messages = [b"".join(wire.store(1, uid, body, maximum)) for uid, body in objects]
     gate.wait()
     start = monotonic()
     for message in messages:
@@ -137,7 +137,7 @@ def sender(port: int, objects: list[tuple[str, bytes]], tls: ssl.SSLContext | No
         at = answer.index(b"\0\0\0\x09\x02\0\0\0") + 8
         assert answer[at : at + 2] == b"\0\0", "refused"
     times.put((start, monotonic()))
-    connection.sendall(wire.RELEASE)
+    connection.sendall(wire.RELEASED)
     wire.receive(connection, 10)
 
 

@@ -166,5 +166,5 @@ def _is_database(descriptor: Path) -> bool:
 
 def ask(settings: Config, query: str) -> list[Any]:
     """Rows of the daemon's database, read beside it."""
-    with closing(sqlite3.connect(settings.database.url.removeprefix("sqlite:///"))) as connection:
+    with closing(sqlite3.connect(settings.database.file)) as connection:
         return connection.execute(query).fetchall()

@@ -14,18 +14,15 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 
-from tests import peers
+from tests import peers, wire
 from tests.boxes import Boxes
-from tests.faults import wire
 from tests.faults.children import Footprint, footprint, listening
 from tests.faults.kills import PHANTOM, check_database, check_kept
 from tests.faults.mutations import Sample, mutated
 from tests.faults.table import Context, Row
-from tests.objects import ct, save
+from tests.objects import body, ct, save
 from triage import analyze, assemble, config, daemon
 from triage.config import Config
 from triage.db import Database
@@ -170,32 +167,27 @@ def aborts(here: Station, row: Row) -> None:
         files = here.slices(6)
         taken = here.send(files[:3])
         row.expect(not taken, "the first three were not taken")
-        one = dcmread(files[3])
         with suppress(ConnectionError):
-            connection = wire.associated(here.port)
-            data = encoded(files[3])
-            pieces = wire.store(one, data, piece=100)
+            connection, _ = wire.associate(here.port)
+            pieces = stored(files[3], maximum=106)
             # An A-ABORT is 10 bytes: it must not complete the object.
             connection.sendall(b"".join(pieces[: 1 + number % len(pieces)])[: -11 - number % 50])
             if number % 3 == 0:
-                connection.sendall(wire.ABORT)
+                connection.sendall(wire.ABORTED)
             wire.hang_up(connection, rudely=number % 3 == 1)
         row.expect(here.send_all(files[3:]), "the rest was not taken")
         row.tries += 1
 
 
-def encoded(path: Path) -> bytes:
-    """The data set in implicit VR."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, True
-    write_dataset(buffer, dcmread(path))
-    return buffer.getvalue()
+def stored(path: Path, context: int = 1, maximum: int = 16_000) -> list[bytes]:
+    """The PDUs that store a file."""
+    return wire.store(context, str(dcmread(path).SOPInstanceUID), body(path), maximum)
 
 
 def stalls(here: Station, row: Row) -> None:
     """Peers fall silent before, in and after a request, and in mid-object; nobody else notices."""
     begun = [b"", b"\1\0", wire.request()[:40], wire.request(), wire.request() + wire.echo()[:9]]
-    begun.append(wire.request() + b"".join(wire.store(ct(1), bytes(4000))[:1]))
+    begun.append(wire.request() + wire.store(1, "1.2", b"")[0])
     connections = []
     for said in begun * here.context.number(2, 4):
         connections.append(wire.connect(here.port))
@@ -234,9 +226,8 @@ def half_open(here: Station, row: Row) -> None:
     """Peers that are gone without a word: with their association open, after an object, or in its midst."""
     connections = []
     for number in range(20):
-        connection = wire.associated(here.port)
-        path = here.slices(1)[0]
-        sent = wire.store(dcmread(path), encoded(path))
+        connection, _ = wire.associate(here.port)
+        sent = stored(here.slices(1)[0])
         connection.sendall(b"".join(sent[: number % 3]))
         connections.append(connection)
     began = time.monotonic()
@@ -289,7 +280,7 @@ def oversized(here: Station, row: Row) -> None:
         wire.pdu(4, bytes(4 << 20)),
     ]
     for said in inside:
-        connection = wire.associated(here.port)
+        connection, _ = wire.associate(here.port)
         with suppress(OSError):
             connection.sendall(said)
         row.expect(wire.closed_within(connection, TIMEOUT * 3 + 5), f"{said[:12]!r} is waited for")
@@ -300,9 +291,9 @@ def oversized(here: Station, row: Row) -> None:
 
 def _endless(here: Station, most: int) -> bool:
     """Whether a sender of an object without an end is stopped before it has sent so many bytes."""
-    connection = wire.associated(here.port)
-    begin = wire.store(ct(1), b"")[0]
-    piece = wire.fragment(1, bytes(16_000), command=False, last=False)
+    connection, _ = wire.associate(here.port)
+    (begin,) = wire.store(1, "1.2", b"")
+    piece = wire.pdu(wire.P_DATA, wire.pdv(1, 0, bytes(16_000)))
     sent = 0
     with connection, suppress(ConnectionError):
         connection.sendall(begin)
@@ -333,15 +324,15 @@ def context_abuse(here: Station, row: Row) -> None:
             wire.answered(connection)
         except TimeoutError:
             row.wrong.append(f"request {row.tries} was not answered")
-        connection.sendall(wire.ABORT)
+        connection.sendall(wire.ABORTED)
         row.expect(wire.closed_within(connection, TIMEOUT * 3), f"request {row.tries} is waited for")
         row.tries += 1
         connection.close()
     path = here.slices(1)[0]
     for number in (5, 0, 255, 3):
-        connection = wire.associated(here.port)
+        connection, _ = wire.associate(here.port)
         with suppress(OSError):
-            connection.sendall(b"".join(wire.store(dcmread(path), encoded(path), number)))
+            connection.sendall(b"".join(stored(path, number)))
         row.expect(wire.closed_within(connection, TIMEOUT * 3 + 5), f"context {number} is waited for")
         connection.close()
     row.expect(path.name not in here.db.sop_instance_uids(dcmread(path).StudyInstanceUID), "was taken in")
@@ -432,7 +423,7 @@ def mutated_pdus(here: Station, row: Row) -> None:
     """Whole conversations in which one PDU is wrong; each is answered or closed, and the next one served."""
     count, longest = here.context.number(300, 20_000), [0.0]
     path = here.slices(1)[0]
-    spoken = [wire.request(), *wire.store(dcmread(path), encoded(path), piece=150), wire.echo(), wire.RELEASE]
+    spoken = [wire.request(), *stored(path, maximum=156), wire.echo(), wire.RELEASED]
     samples = [Sample(str(n), one, tuple(range(2, min(len(one), 240), 2))) for n, one in enumerate(spoken)]
     ends = here.context.ends()
 
@@ -528,14 +519,14 @@ def pause(context: Context, row: Row) -> None:
     seconds = context.number(2, 90)
     with station(context, "patient", timeout_seconds=seconds * 1.5) as here:
         files = here.slices(4)
-        connection = wire.associated(here.port)
+        connection, _ = wire.associate(here.port)
         for number, path in enumerate(files):
             if number == 2:
                 time.sleep(seconds)
-            connection.sendall(b"".join(wire.store(dcmread(path), encoded(path))))
+            connection.sendall(b"".join(stored(path)))
             answer = wire.answered(connection)
             row.expect(answer[:1] == b"\x04", "a slice was not answered")
-        connection.sendall(wire.RELEASE)
+        connection.sendall(wire.RELEASED)
         connection.close()
         uid = str(dcmread(files[0]).StudyInstanceUID)
         row.keep(len(here.db.sop_instance_uids(uid)) == 4, "slices of a slow sender")

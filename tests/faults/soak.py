@@ -17,11 +17,10 @@ from statistics import median
 from pydicom import dcmread
 from pydicom.uid import generate_uid
 
-from tests import peers
-from tests.faults import wire
+from tests import peers, wire
 from tests.faults.children import Footprint, ask, footprint
 from tests.faults.kills import check_database
-from tests.faults.receiving import encoded
+from tests.faults.receiving import stored
 from tests.faults.table import Context, Row
 from tests.test_daemon import children
 from triage import config
@@ -128,8 +127,8 @@ def _send_one(
     uid = str(dcmread(files[0], specific_tags=["StudyInstanceUID"]).StudyInstanceUID)
     if number % 7 == 3:  # hangs up in the midst of an object first
         with suppress(OSError):
-            connection = wire.associated(settings.listener.port)
-            connection.sendall(b"".join(wire.store(dcmread(files[0]), encoded(files[0])))[:-99])
+            connection, _ = wire.associate(settings.listener.port)
+            connection.sendall(b"".join(stored(files[0]))[:-99])
             wire.hang_up(connection, rudely=number % 2 == 0)
     left = files + files[:5] if number % 7 == 5 else files  # some come twice
     while left and alive():

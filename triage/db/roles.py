@@ -11,15 +11,22 @@ from sqlalchemy import Connection, insert, select, update
 
 from triage.db.tables import role, tally
 
+LOST = "lost"
+"""It computed on a GPU, and now on the CPU instead."""
+
 
 @dataclass(frozen=True, slots=True)
 class RoleState:
-    """``beat_at`` is the last sign of life; None: it has stopped in order. ``starts`` counts all."""
+    """``beat_at`` is the last sign of life; None: it has stopped in order. ``starts`` counts all.
+
+    ``device`` is cuda, cpu, or LOST; None for a role that computes nothing.
+    """
 
     name: str
     started_at: datetime
     beat_at: datetime | None
     starts: int
+    device: str | None = None
 
 
 class Roles:
@@ -49,6 +56,14 @@ class Roles:
                 more = update(tally).where(same).values(count=tally.c.count + count)
                 if not connection.execute(more).rowcount:
                     connection.execute(insert(tally).values(what=what, kind=kind, count=count))
+
+    def computes_on(self, name: str, device: str, *, chosen: bool) -> None:
+        """``chosen``: by the settings, which do not want a GPU that may be there."""
+        with self._write() as connection:
+            had = connection.scalar(select(role.c.device).where(role.c.name == name))
+            if device == "cpu" and had in ("cuda", LOST) and not chosen:
+                device = LOST
+            connection.execute(update(role).where(role.c.name == name).values(device=device))
 
     def all(self) -> list[RoleState]:
         with self._read() as connection:

@@ -348,6 +348,7 @@ role = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("beat_at", UtcDateTime),
     Column("starts", Integer, nullable=False),
+    Column("device", String(8)),
 )
 
 tally = Table(

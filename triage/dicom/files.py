@@ -64,7 +64,7 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                flush(file.fileno())
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -86,9 +86,20 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the names in ``folder`` durable (a rename is only a change of its directory)."""
+    """Make the names in ``folder`` durable (a rename is only a change of its directory).
+
+    Raises OSError when there is no such folder, Retryable when the disk refuses.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Raises Retryable: a second flush would say that all is well (Linux tells of an error once)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        raise Retryable(f"cannot write to the disk: {error.strerror}") from error

@@ -9,6 +9,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -172,7 +173,8 @@ class Listener:
         for association in associations:
             hang_up(association)
         for association in associations:
-            association.join(self._settings.timeout_seconds)
+            with suppress(RuntimeError):  # its thread is just beginning, and will hang up itself
+                association.join(self._settings.timeout_seconds)
 
     def __enter__(self) -> Self:
         self.start()

@@ -87,8 +87,10 @@ class Receiver:
         try:
             request, raw = _said(event)
         except Exception as error:  # noqa: BLE001 - as in store
+            failure = StoreStatus.PROCESSING_FAILURE
             logger.warning("a store request cannot be understood: %s", traced(error))
-            return int(StoreStatus.PROCESSING_FAILURE)
+            self._on_refused(failure.label)
+            return int(failure)
         return self.store(request, raw)
 
     def store(self, request: Request, raw: bytes | memoryview) -> int:

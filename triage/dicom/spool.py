@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from triage.dicom import header
-from triage.dicom.files import sync_directory
+from triage.dicom.files import flush, sync_directory
 from triage.dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from triage.domain import Instance
 from triage.errors import Rejected, Retryable
@@ -132,24 +132,12 @@ def _place(
 
 def _sync_files(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
-        _sync(descriptor)
+        flush(descriptor)
 
 
 def _sync_folders(folders: Sequence[Path]) -> None:
     for folder in dict.fromkeys(folders):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            _sync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sync(descriptor: int) -> None:
-    """Raises Retryable: a second flush would say that all is well (Linux tells of an error once)."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise Retryable(f"cannot write to the spool: {error.strerror}") from error
+        sync_directory(folder)
 
 
 _files = Together(_sync_files)

@@ -22,7 +22,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from triage.dicom import upper_layer
 from triage.dicom.receiving import Request
-from triage.dicom.upper_layer import ENDLESS, LONGEST_PDU, GuardedSocket
+from triage.dicom.upper_layer import ENDLESS, LONGEST_PDU, GuardedSocket, Pause
 
 Store = Callable[[Request, memoryview], int]
 """What becomes of a data set; gives the status to answer with."""
@@ -50,12 +50,12 @@ GATE_SECONDS = 0.005
 INCOMPLETE, NOT_OURS = -1, -2
 
 
-class Gate:
-    """Stands in for the event at which an association's reactor pauses; says whether it waits there."""
+class Gate(Pause):
+    """Of an association that a peer asks for: shut while we read, until pynetdicom pauses there itself."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._shut = self._waiting = self._taken = False
+        super().__init__()
+        self._taken = False
 
     def shut(self, seconds: float) -> bool:
         """True once the reactor waits here, and it then waits until ``open``."""
@@ -64,20 +64,6 @@ class Gate:
                 return False
             self._shut = True
             return self._changed.wait_for(lambda: self._waiting, seconds)
-
-    def open(self) -> None:
-        with self._changed:
-            self._shut = False
-            self._changed.notify_all()
-
-    def wait(self, _timeout: float | None = None) -> bool:
-        """Called by the reactor, in each of its rounds."""
-        with self._changed:
-            self._waiting = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._shut)
-            self._waiting = False
-        return True
 
     def clear(self) -> None:
         """pynetdicom pauses its reactor itself, to release or to ask: from then on all is left to it."""

@@ -155,7 +155,30 @@ class GuardedSocket(ClosingSocket):
         return f"it stalled for {self.timeout:g} s within a PDU"
 
 
-class Checkpoint:
+class Pause:
+    """Stands in for the event at which an association's reactor pauses; knows whether it waits there."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._shut = self._waiting = False
+
+    def wait(self, _timeout: float | None = None) -> bool:
+        """Called by the reactor, in each of its rounds."""
+        with self._changed:
+            self._waiting = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._shut)
+            self._waiting = False
+        return True
+
+    def open(self) -> None:
+        """The reactor goes on."""
+        with self._changed:
+            self._shut = False
+            self._changed.notify_all()
+
+
+class Checkpoint(Pause):
     """Where the reactor of an association that we ask for pauses while we wait for an answer.
 
     pynetdicom's own event can be passed once more after it was cleared; in that round the reactor may take
@@ -163,32 +186,20 @@ class Checkpoint:
     """
 
     def __init__(self, association: Association) -> None:
+        super().__init__()
         self._reactor = association
-        self._changed = threading.Condition()
-        self._is_open, self._waiting = True, False
-
-    def wait(self, _timeout: float | None = None) -> bool:
-        """Called by the reactor, in each of its rounds."""
-        with self._changed:
-            self._waiting = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._is_open)
-            self._waiting = False
-        return True
 
     def clear(self) -> None:
         """Returns once the reactor waits."""
         deadline = time.monotonic() + PAUSE_SECONDS
         with self._changed:
-            self._is_open = False
+            self._shut = True
             while not self._waiting and self._is_running() and time.monotonic() < deadline:
                 self._changed.wait(0.01)
 
     def set(self) -> None:
-        """The reactor goes on."""
-        with self._changed:
-            self._is_open = True
-            self._changed.notify_all()
+        """pynetdicom has its answer."""
+        self.open()
 
     def _is_running(self) -> bool:
         return self._reactor.is_alive() and threading.current_thread() is not self._reactor

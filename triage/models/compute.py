@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from triage.config import Analysis
-from triage.errors import ConfigError, DeviceLost, FreshProcess
+from triage.errors import NO_MEMORY, ConfigError, DeviceLost, FreshProcess
 from triage.models import engine
 from triage.models.engine import Network
 
@@ -61,7 +61,7 @@ class Compute:
             ):
                 yield
         except MemoryError as error:
-            raise FreshProcess("not enough memory to judge this study") from error
+            raise FreshProcess(NO_MEMORY) from error
         except RuntimeError as error:
             said = f"the network could not run: {str(error).splitlines()[0]}"
             if any(part in said.lower() for part in MEMORY):

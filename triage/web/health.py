@@ -4,14 +4,17 @@ watches over machines, whether all that is needed is here, and what will be miss
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from triage.config import Config
 from triage.db import Database
+from triage.db.roles import LOST
 from triage.errors import Retryable
 from triage.web import words
 
@@ -42,6 +45,7 @@ def troubles(database: Database, config: Config, now: datetime) -> list[str]:
     return [
         *_disk(config),
         *_silent(database, config, now),
+        *_device(database),
         *_analysis(database, config, now),
         *_delivery(database, config, now),
     ]
@@ -51,7 +55,7 @@ def health(database: Database, config: Config, now: datetime) -> Health:
     """Whether everything that the daemon needs is here: database, spool with room, every role."""
     try:
         roles = role_states(database, config, now)
-        soon = [*_analysis(database, config, now), *_delivery(database, config, now)]
+        soon = [*_device(database), *_analysis(database, config, now), *_delivery(database, config, now)]
     except Retryable:
         return Health(("The database does not answer.",), (), {})
     missing = [f"{role}: {how}, {WITHOUT[role]}." for role, how in roles.items() if how != "alive"]
@@ -81,6 +85,14 @@ def _silent(database: Database, config: Config, now: datetime) -> Iterator[str]:
             yield f"The {role} is {how}: {WITHOUT[role]}."
 
 
+def _device(database: Database) -> Iterator[str]:
+    if any(state.device == LOST for state in database.roles.all()):
+        yield (
+            "The GPU cannot be used any more: studies are judged on the CPU, which takes longer. "
+            "Mend it and start the analyzer again, or set analysis.device to cpu."
+        )
+
+
 def _spool(config: Config) -> Iterator[str]:
     spool = config.storage.spool
     if not os.access(spool, os.W_OK | os.X_OK):
@@ -89,26 +101,39 @@ def _spool(config: Config) -> Iterator[str]:
 
 
 def _early(config: Config) -> Iterator[str]:
-    free = free_bytes(config)
-    if free is not None and config.storage.minimum_free_gb <= free / GIGABYTE < config.storage.warned_gb:
+    free = _free_gigabytes(config)
+    if config.storage.minimum_free_gb <= free < config.storage.warned_gb:
         yield (
-            f"The disk is nearly full: {free / GIGABYTE:.1f} GB are free, "
+            f"The disk is nearly full: {free:.1f} GB are free, "
             f"below {config.storage.minimum_free_gb:g} GB new images are refused."
         )
 
 
-def free_bytes(config: Config) -> int | None:
-    """Of the disk of the spool; None before the first start, when there is no spool."""
+class Disk(NamedTuple):
+    """Bytes."""
+
+    free: int
+    total: int
+
+
+def disk(config: Config) -> Disk | None:
+    """Of the spool; None before the first start, when there is no spool."""
     try:
-        return shutil.disk_usage(config.storage.spool).free
+        usage = shutil.disk_usage(config.storage.spool)
     except OSError:
         return None
+    return Disk(usage.free, usage.total)
+
+
+def _free_gigabytes(config: Config) -> float:
+    found = disk(config)
+    return math.inf if found is None else found.free / GIGABYTE
 
 
 def _disk(config: Config) -> Iterator[str]:
-    free, needed = free_bytes(config), config.storage.minimum_free_gb
-    if free is not None and free / GIGABYTE < needed:
-        yield f"New images are refused: {free / GIGABYTE:.1f} GB of disk are free, {needed:g} GB are needed."
+    free, needed = _free_gigabytes(config), config.storage.minimum_free_gb
+    if free < needed:
+        yield f"New images are refused: {free:.1f} GB of disk are free, {needed:g} GB are needed."
 
 
 def _analysis(database: Database, config: Config, now: datetime) -> Iterator[str]:

@@ -6,11 +6,9 @@ the answers and deliveries of the last hour, each of which is observed once, fro
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -27,7 +25,7 @@ from triage.config import Config
 from triage.db import Database
 from triage.domain import Permission, Status, StudyState
 from triage.web.access import Clock, Page
-from triage.web.health import GIGABYTE, health
+from triage.web.health import GIGABYTE, disk, health
 
 LATEST = timedelta(hours=1)
 """What is judged or sent is on record within this, counted from when that began."""
@@ -143,19 +141,15 @@ class Metrics(Collector):
 
     def _disk(self) -> Iterator[Metric]:
         storage = self._config.storage
-        try:
-            disk = shutil.disk_usage(storage.spool)
-        except OSError:
-            pass  # before the first start there is no spool
-        else:
-            yield _gauge("triage_disk_free_bytes", "Of the spool's disk.", {"": disk.free})
-            yield _gauge("triage_disk_size_bytes", "Of the spool's disk.", {"": disk.total})
+        if (found := disk(self._config)) is not None:
+            yield _gauge("triage_disk_free_bytes", "Of the spool's disk.", {"": found.free})
+            yield _gauge("triage_disk_size_bytes", "Of the spool's disk.", {"": found.total})
         limits = {
             "refuse": storage.minimum_free_gb * GIGABYTE,
             "warn": storage.warned_gb * GIGABYTE,
         }
         yield _gauge("triage_disk_limit_bytes", "Free space below which this happens.", limits, "then")
-        database = Path(self._config.database.url.removeprefix("sqlite:///"))
+        database = self._config.database.file
         if database.is_file():
             size = {"": database.stat().st_size}
             yield _gauge("triage_database_bytes", "Size of the database.", size)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Query
@@ -27,7 +26,7 @@ from triage.web import words
 from triage.web.access import Page
 from triage.web.api import READER
 from triage.web.forms import days_of
-from triage.web.health import GIGABYTE
+from triage.web.health import GIGABYTE, disk
 from triage.whatif import quantile
 
 if TYPE_CHECKING:
@@ -179,16 +178,13 @@ class MonitoringPage:
 
     def _machine(self) -> Iterator[tuple[str, str]]:
         """What the machine of this page has: name and figure."""
-        spool = self.config.storage.spool
-        try:
-            disk = shutil.disk_usage(spool)
-        except OSError:
+        if (found := disk(self.config)) is None:
             yield "Disk of the spool", "there is no spool yet"
         else:
             needed = self.config.storage.minimum_free_gb
-            free, total = disk.free / GIGABYTE, disk.total / GIGABYTE
+            free, total = found.free / GIGABYTE, found.total / GIGABYTE
             yield "Disk of the spool", f"{free:.0f} of {total:.0f} GB free, {needed:g} are needed"
-        database = Path(self.config.database.url.removeprefix("sqlite:///"))
+        database = self.config.database.file
         if database.exists():
             yield "Database", f"{database.stat().st_size / 1024**2:.1f} MB"
         minutes = os.getloadavg()
