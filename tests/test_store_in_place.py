@@ -10,7 +10,7 @@ from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests import wire
@@ -151,6 +151,20 @@ def outcome(
     return answers[:aborted], files  # how often more is aborted in what follows is a matter of time
 
 
+def test_what_begins_here_and_goes_on_oddly_is_finished_by_pynetdicom(
+    both: list[tuple[int, Path]], tmp_path: Path
+) -> None:
+    """A reserved bit of the message control header is set, in the last fragment."""
+    sop_instance, data = slice_of(tmp_path)
+    command = (1, wire.COMMAND | wire.LAST, wire.command(sop_instance=sop_instance))
+    for begun in (b"", data[:1000]):
+        fragments = [command, *([(1, 0, begun)] if begun else []), (1, 0x80 | wire.LAST, data[len(begun) :])]
+        outcomes = [outcome(place, [], packed(fragments, 1), [0.3, 0.6], QUIET) for place in both]
+        for answers, files in outcomes:
+            assert [answer[:1] for answer in answers] == [b"\x04"]
+            assert any(file.endswith(data) for file in files.values())
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sound=st.lists(messages(whole=True), max_size=2),
@@ -159,6 +173,7 @@ def outcome(
     end=st.just(1.0) | st.floats(0, 1),
     pieces=st.lists(st.floats(0, 1), max_size=3),
 )
+@example(sound=[], last=({}, 1, 1, [], 1), noise=[], end=0.5, pieces=[])
 def test_both_ways_answer_and_keep_alike(
     sound: list[Message],
     last: bytes | Message,

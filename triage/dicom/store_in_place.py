@@ -279,10 +279,11 @@ class StoreInPlace(DULServiceProvider):
     def _hand_over(self, guarded: GuardedSocket) -> bool:
         """What has come and is not answered goes to pynetdicom, as if nobody had read it."""
         if (command := self._command) is not None:
-            begun = P_DATA()
-            data = bytes([0]) + self._buffer.data()
-            first = (command.context_id, bytes([COMMAND | LAST]) + command.raw)
-            begun.presentation_data_value_list = [first, (command.context_id, data)]
+            begun, fragments = P_DATA(), [bytes([COMMAND | LAST]) + command.raw]
+            if data := self._buffer.data():
+                fragments.append(bytes([0]) + data)
+            # It asks for lists, though it says tuples.
+            begun.presentation_data_value_list = [[command.context_id, one] for one in fragments]  # type: ignore[misc]
             self.assoc.dimse.receive_primitive(begun)
         guarded.put_back(bytes(self._buffer.unread()))
         self._buffer, self._command, self._begun = _Buffer(), None, None
