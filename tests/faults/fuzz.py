@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[Read, Callable[[], Sequence[Sample]], dict[str, Callable[
 
 def images(context: Context) -> Row:
     """Mutated images, real headers and made-up ones in every encoding, and those made wrong by hand."""
-    return _fuzz(context, "image", context.number(2500, 1_000_000))
+    return _fuzz(context, "image", context.number(1200, 1_000_000))
 
 
 def zips(context: Context) -> Row:
