@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import peers
+from tests.forked import command
 from triage import config, daemon
 from triage.config import Destination
 from triage.db import Database
@@ -124,8 +123,7 @@ def test_what_is_wrong_is_wrong_at_start(
     tmp_path: Path, section: dict[str, dict[str, object]], words: list[str]
 ) -> None:
     path = peers.write_config(tmp_path / "daemon", **section)
-    command = [sys.executable, "-m", "triage", "--config", str(path), "serve"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    ended = command("--config", str(path), "serve")
     assert ended.returncode == 78
     for word in words:
         assert word in ended.stderr
@@ -134,7 +132,6 @@ def test_what_is_wrong_is_wrong_at_start(
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with peers.pacs(tmp_path / "pacs") as (port, _):
         path = peers.write_config(tmp_path / "daemon", listener={"port": port})
-        command = [sys.executable, "-m", "triage", "--config", str(path), "serve"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+        ended = command("--config", str(path), "serve")
     assert ended.returncode == 78
     assert f"listener.port = {port}" in ended.stderr

@@ -14,4 +14,6 @@ from tests.faults.table import Context
 def test_a_fault_is_survived(name: str, tmp_path: Path) -> None:
     for part, row in attempt(name, Context(tmp_path)).items():
         assert (part, row.lost, row.wrong) == (part, [], [])
+        if row.missing:
+            pytest.skip(row.missing)
         assert row.tries > 0

@@ -240,6 +240,17 @@ def test_names_in_their_own_characters(phantom: Path, tmp_path: Path, terms: obj
     assert read_instance(path).patient_name == name
 
 
+def test_a_sequence_in_place_of_a_text_is_none(phantom: Path, tmp_path: Path) -> None:
+    """Nor what is in it: whose name that may be, nobody asked."""
+    within = Dataset()
+    within.PatientName = "DOE^JANE"
+    path = edited(phantom, tmp_path)
+    dataset = pydicom.dcmread(path)
+    dataset.add(pydicom.DataElement("Modality", "SQ", [within]))
+    dataset.save_as(path)
+    assert read_instance(path).modality == ""
+
+
 @ODD_CHARACTERS
 def test_an_unknown_character_set_loses_nothing_but_the_accents(phantom: Path, tmp_path: Path) -> None:
     path = tmp_path / "klingon.dcm"

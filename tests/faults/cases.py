@@ -6,7 +6,7 @@ import traceback
 from dataclasses import replace
 from typing import Any
 
-from tests.faults import disk, fuzz, judging, kills, receiving, soak
+from tests.faults import disk, drawn, fuzz, guided, judging, kills, receiving, soak
 from tests.faults.table import Case, Context, Row, ways_of_receiving
 
 RECEIVING: dict[str, Case] = {
@@ -23,6 +23,8 @@ CASES: dict[str, tuple[Case, dict[str, Any]]] = {
     "killed at each step": (kills.at_each_step, {}),
     "judging": (judging.every_failure, {}),
     "broken images": (fuzz.images, {}),
+    "drawn data sets": (drawn.images, {}),
+    "images guided by coverage": (guided.images, {}),
     "broken archives": (fuzz.zips, {}),
 }
 """{name: (case, settings of the listener)}"""

@@ -6,13 +6,10 @@ import faulthandler
 import json
 import os
 import random
-import resource
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,37 +17,12 @@ from typing import Any
 from tests.faults.children import footprint, running
 from tests.faults.inputs import WRONG, WRONG_ARCHIVES, archives, samples
 from tests.faults.mutations import Sample, mutated
+from tests.faults.readers import LONGEST, Read, attempted, kilobytes, limit_memory, read_image
 from tests.faults.table import Context, Row
-from triage import config, pull
-from triage.dicom import header, series, spool, volume
-from triage.domain import Instance
-from triage.errors import Rejected, Retryable, traced
+from triage import pull
 
-LONGEST = 10
-"""Seconds that one input may take."""
-MOST_ADDRESSED = 4 << 30
 MOST_MEGABYTES = 1024
 """By which an input may make the process grow."""
-RULES = config.Assemble(minimum_slices=2, minimum_coverage_mm=1)
-NOBODY = "DOE^FUZZED"
-
-Read = Callable[[bytes, Path], None]
-
-
-def read_image(raw: bytes, path: Path) -> None:
-    """The way of a received image up to the network: header, choice, pixels."""
-    syntax, body = header.split(raw)
-    instance = replace(spool.read(bytes(body), syntax), path=path)
-    header.read_instance(path)
-    with suppress(Rejected):
-        series.choose([instance, _neighbour(instance)], RULES)
-    volume.read_image(instance)
-
-
-def _neighbour(instance: Instance) -> Instance:
-    """The same slice, 2 mm further up."""
-    x, y, z = instance.image_position_patient or (0.0, 0.0, 0.0)
-    return replace(instance, sop_instance_uid="1.9", image_position_patient=(x, y, z + 2))
 
 
 def read_archive(raw: bytes, path: Path) -> None:
@@ -77,7 +49,7 @@ KINDS: dict[str, tuple[Read, Callable[[], Sequence[Sample]], dict[str, Callable[
 
 def images(context: Context) -> Row:
     """Mutated images, real headers and made-up ones in every encoding, and those made wrong by hand."""
-    return _fuzz(context, "image", context.number(2500, 1_000_000))
+    return _fuzz(context, "image", context.number(1200, 1_000_000))
 
 
 def zips(context: Context) -> Row:
@@ -146,26 +118,18 @@ def work(kind: str, folder: Path, seed: int, begin: int, count: int, seconds: fl
     told: dict[str, Any] = {"done": begin, "slowest": 0.0, "answers": Counter(), "wrong": [], "growth": 0.0}
     log, at = (folder / "log").open("a"), os.open(folder / "at", os.O_WRONLY | os.O_CREAT)
     start, before = time.monotonic(), footprint(os.getpid()).megabytes
-    limit = _kilobytes("VmSize") * 1024 + MOST_ADDRESSED
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # what asks for all memory gets none
+    limit_memory()
 
     def report() -> None:
-        told["growth"] = max(told["growth"], _kilobytes("VmHWM") / 1024 - before)
+        told["growth"] = max(told["growth"], kilobytes("VmHWM") / 1024 - before)
         (folder / "report").write_text(json.dumps(told))
 
     def attempt(name: str, raw: bytes) -> None:
-        path.write_bytes(raw)
         faulthandler.dump_traceback_later(LONGEST, exit=True, file=log)
         began = time.perf_counter()
-        try:
-            read(raw, path)
-            told["answers"]["taken"] += 1
-        except (Rejected, Retryable) as refusal:
-            told["answers"]["refused"] += 1
-            if NOBODY in str(refusal):
-                told["wrong"].append(f"input {name}: says a patient's name")
-        except Exception as error:  # noqa: BLE001 - this is what is looked for
-            told["wrong"].append(f"input {name}: {traced(error)}: {str(error)[:80]}")
+        answer, complaint = attempted(read, raw, path)
+        told["answers"][answer] += 1
+        told["wrong"] += [f"input {name}: {complaint}"] if complaint else []
         faulthandler.cancel_dump_traceback_later()
         told["slowest"] = max(told["slowest"], time.perf_counter() - began)
 
@@ -178,7 +142,3 @@ def work(kind: str, folder: Path, seed: int, begin: int, count: int, seconds: fl
         if seconds is not None and time.monotonic() - start > seconds:
             break
     report()
-
-
-def _kilobytes(name: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])

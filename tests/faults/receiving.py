@@ -267,11 +267,10 @@ def oversized(here: Station, row: Row) -> None:
         wire.request([b"\x20\x00\xff\xff" + bytes(300)]),
         wire.request(user=b"".join(wire.item(0x52, b"1" * 60_000) for _ in range(1))),
     ]
+    spoken = []
     for said in lies:
-        connection = wire.connect(here.port)
-        connection.sendall(said)
-        row.expect(wire.closed_within(connection, TIMEOUT * 3 + 5), f"{said[:8]!r} is waited for")
-        connection.close()
+        spoken.append((said, wire.connect(here.port)))
+        spoken[-1][1].sendall(said)
     inside = [
         b"\x04\x00\xff\xff\xff\xff" + bytes(1000),
         wire.pdu(4, b"\xff\xff\xff\xff\x01\x03" + bytes(100)),
@@ -280,9 +279,10 @@ def oversized(here: Station, row: Row) -> None:
         wire.pdu(4, bytes(4 << 20)),
     ]
     for said in inside:
-        connection, _ = wire.associate(here.port)
+        spoken.append((said, wire.associate(here.port)[0]))
         with suppress(OSError):
-            connection.sendall(said)
+            spoken[-1][1].sendall(said)
+    for said, connection in spoken:
         row.expect(wire.closed_within(connection, TIMEOUT * 3 + 5), f"{said[:12]!r} is waited for")
         connection.close()
     row.tries = len(lies) + len(inside) + 1
@@ -329,10 +329,12 @@ def context_abuse(here: Station, row: Row) -> None:
         row.tries += 1
         connection.close()
     path = here.slices(1)[0]
+    spoken = []
     for number in (5, 0, 255, 3):
-        connection, _ = wire.associate(here.port)
+        spoken.append((number, wire.associate(here.port)[0]))
         with suppress(OSError):
-            connection.sendall(b"".join(stored(path, number)))
+            spoken[-1][1].sendall(b"".join(stored(path, number)))
+    for number, connection in spoken:
         row.expect(wire.closed_within(connection, TIMEOUT * 3 + 5), f"context {number} is waited for")
         connection.close()
     row.expect(path.name not in here.db.sop_instance_uids(dcmread(path).StudyInstanceUID), "was taken in")

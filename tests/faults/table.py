@@ -51,10 +51,12 @@ class Row:
     recovered: list[float] = field(default_factory=list)
     """Seconds until it worked again, each time."""
     figure: str = ""
+    missing: str = ""
+    """What is not installed, for want of which it was not tried."""
 
     @property
     def is_clean(self) -> bool:
-        return self.tries > 0 and not self.lost and not self.wrong
+        return bool(self.tries > 0 or self.missing) and not self.lost and not self.wrong
 
     def keep(self, is_there: bool, what: str) -> None:
         if not is_there:
@@ -84,7 +86,14 @@ def ways_of_receiving() -> dict[str, dict[str, Any]]:
 
 def cells(name: str, row: Row) -> tuple[str, ...]:
     recovered = f"{max(row.recovered):.1f} s" if row.recovered else ""
-    return name, f"{row.tries:,}", str(len(row.lost)), str(len(row.wrong)), recovered, row.figure
+    return (
+        name,
+        f"{row.tries:,}",
+        str(len(row.lost)),
+        str(len(row.wrong)),
+        recovered,
+        row.figure or row.missing,
+    )
 
 
 def markdown(rows: Iterable[tuple[str, ...]]) -> str:

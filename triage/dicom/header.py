@@ -300,7 +300,7 @@ def _value(dataset: Dataset | elements.Facts, keyword: str) -> Any:
 
 def _values(dataset: Dataset | elements.Facts, keyword: str) -> list[Any]:
     value = _value(dataset, keyword)
-    if value is None:
+    if value is None or isinstance(value, pydicom.Sequence):  # what is no text is not made one
         return []
     return list(value) if isinstance(value, pydicom.multival.MultiValue | list) else [value]
 
