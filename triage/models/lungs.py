@@ -23,13 +23,14 @@ def plausible(probability: Tensor, spacing_mm: float, pixel_mm: float = SPACING_
     dropped and 1 in what is filled; elsewhere it stays soft, so that the border keeps its place between
     pixels when it is resampled.
     """
-    mask = (probability > 0.5).numpy()
+    mask = (probability > 0.5).cpu().numpy()
     if not mask.any():
         return probability
     kept = np.zeros_like(mask)
     box = bounding_box(mask)
     kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm), pixel_mm)))
-    dropped, filled = torch.from_numpy(mask & ~kept), torch.from_numpy(kept & ~mask)
+    changed = (torch.from_numpy(one).to(probability.device) for one in (mask & ~kept, kept & ~mask))
+    dropped, filled = changed
     return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
 
 
