@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache
 from itertools import pairwise, product
 
@@ -318,6 +319,38 @@ class TestCompute:
             assert torch.equal(run(slices), network(slices))
         said = "openvino cannot run this network, torch does: no such instruction"
         assert [record.getMessage() for record in caplog.records] == [said, said]
+
+    def test_recordings_are_of_whole_batches_and_few(self):
+        seen = []
+
+        def record(network, slices):
+            seen.append(tuple(slices.shape))
+            return lambda again: network(again) if again.shape == slices.shape else again[:0]
+
+        network = LungsNet((4, 8)).requires_grad_(False).eval()
+        run = engine.Replayed(network, record)
+        sides = [*range(2, 2 * engine.SHAPES + 4, 2), 4, 2]
+        for side in sides:
+            slices = torch.rand(engine.RECORDED + 3, 1, side, 6)
+            assert torch.allclose(run(slices), network(slices), atol=1e-5)
+        assert seen == [(engine.RECORDED, 1, side, 6) for side in (*sides[:-2], 2)], "the first was let go"
+        assert len(run.recordings) == engine.SHAPES
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    def test_a_gpu_replays_what_torch_gives(self, caplog):
+        network = LungsNet((4, 8), inputs=3).requires_grad_(False).eval()
+        run = engine.replayed(deepcopy(network).cuda())
+        with torch.inference_mode():
+            for n, h, w in ((16, 8, 10), (37, 20, 16), (5, 8, 10)):
+                slices = torch.rand(n, 3, h, w)
+                assert torch.allclose(run(slices.cuda()).cpu(), network(slices), atol=1e-2)
+        assert not caplog.records, "nothing was run one by one"
+
+    def test_the_way_on_another_device_gives_the_same(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.second_device"], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "the same on both\n", done.stderr
 
     def test_an_engine_that_is_not_installed_is_told_at_start(self, monkeypatch):
         monkeypatch.setattr(engine, "find_spec", lambda name: None)

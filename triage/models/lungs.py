@@ -31,7 +31,7 @@ def plausible(probability: Tensor, spacing_mm: float, pixel_mm: float = SPACING_
     kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm), pixel_mm)))
     changed = (torch.from_numpy(one).to(probability.device) for one in (mask & ~kept, kept & ~mask))
     dropped, filled = changed
-    return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
+    return probability.masked_fill(dropped, 0).masked_fill_(filled, 1)
 
 
 def _continuous(mask: Mask, step: int, pixel_mm: float) -> Mask:
@@ -43,8 +43,11 @@ def _continuous(mask: Mask, step: int, pixel_mm: float) -> Mask:
     disk = np.hypot(reach[:, None], reach) <= radius
     result = mask.copy()
     for z in np.flatnonzero(alone.sum(axis=(1, 2)) >= disk.sum()):
-        wide = ndimage.binary_opening(alone[z], disk)
-        result[z] &= ~ndimage.binary_propagation(wide, mask=alone[z])
+        labels, _ = ndimage.label(alone[z])
+        for number, place in enumerate(ndimage.find_objects(labels), 1):
+            part = labels[place] == number
+            if min(part.shape) >= len(disk) and ndimage.binary_erosion(part, disk).any():
+                result[z][place] &= ~part
     return result
 
 
