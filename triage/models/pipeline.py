@@ -85,7 +85,8 @@ Conclude = Callable[[Found], Conclusion]
 
 def from_fraction(found: Found) -> Conclusion:
     """A score from the affected fraction of both lungs."""
-    return Conclusion(score(float(found.lesion_mask.sum() / max(1, found.lung_mask.sum()))))
+    lesion, lung = (int(np.count_nonzero(mask)) for mask in (found.lesion_mask, found.lung_mask))
+    return Conclusion(score(lesion / max(1, lung)))
 
 
 class Pipeline:
