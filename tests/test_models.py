@@ -3,7 +3,8 @@
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from copy import deepcopy
+from functools import cache, partial
 from itertools import pairwise, product
 
 import numpy as np
@@ -318,6 +319,34 @@ class TestCompute:
             assert torch.equal(run(slices), network(slices))
         said = "openvino cannot run this network, torch does: no such instruction"
         assert [record.getMessage() for record in caplog.records] == [said, said]
+
+    @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+    def test_recordings_are_of_whole_batches_and_few(self, device):
+        seen = []
+
+        def on_cpu(network, slices):
+            return lambda again: network(again) if again.shape == slices.shape else again[:0]
+
+        on_gpu = partial(engine.cuda_graph, None)
+
+        def record(network, slices):
+            seen.append(tuple(slices.shape))
+            return (on_cpu if device == "cpu" else on_gpu)(network, slices)
+
+        network = LungsNet((4, 8)).requires_grad_(False).eval()
+        run = engine.Replayed(deepcopy(network).to(device), record)
+        sides = [*range(2, 2 * engine.SHAPES + 4, 2), 4, 2]
+        for side in sides:
+            slices = torch.rand(engine.RECORDED + 3, 1, side, 6)
+            assert torch.allclose(run(slices.to(device)).cpu(), network(slices), atol=1e-2)
+        assert seen == [(engine.RECORDED, 1, side, 6) for side in (*sides[:-2], 2)], "the first was let go"
+        assert len(run.recordings) == engine.SHAPES
+
+    def test_the_way_on_another_device_gives_the_same(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.second_device"], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "the same on both\n", done.stderr
 
     def test_an_engine_that_is_not_installed_is_told_at_start(self, monkeypatch):
         monkeypatch.setattr(engine, "find_spec", lambda name: None)

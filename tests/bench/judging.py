@@ -69,12 +69,18 @@ def whole(series, what, rounds, goal):
 
 
 def on_a_gpu(volume, rounds) -> Line:
+    what, goal = f"HU → masks on a GPU, {len(volume.array)} made-up slices", "≤ 0.5 s on an H200"
     if not torch.cuda.is_available():
-        return Line("HU → masks on a GPU", "no GPU here: not measured", goal="≤ 0.5 s on an H200")
+        return Line(what, "no GPU here: not measured", goal=goal)
     model = models.load(Analysis(device="cuda"))
+    start = perf_counter()
+    found = model.predict(volume)
+    first = perf_counter() - start
     seconds = timed({"gpu": lambda: model.predict(volume)}, rounds)["gpu"]
-    name = torch.cuda.get_device_name()
-    return Line(f"HU → masks on {name}", f"{seconds:.2f} s", goal="≤ 0.5 s", met=seconds <= 0.5)
+    apart = 1 - dice(models.load(Analysis(device="cpu")).predict(volume).lesion_mask, found.lesion_mask)
+    told = f"{seconds:.2f} s on {torch.cuda.get_device_name()}, {first:.2f} s when graphs are recorded"
+    measured = f"{told}; 1 − Dice of lesions with the CPU: {apart:.4f}"
+    return Line(what, measured, goal=goal, met=seconds <= 0.5)
 
 
 def lines(quick: bool) -> list[Line]:
@@ -86,7 +92,8 @@ def lines(quick: bool) -> list[Line]:
     with TemporaryDirectory() as name:
         made_up = study(Path(name), 60 if quick else SLICES)
         found.append(whole(made_up, f"files → results, {len(made_up.instances)} made-up slices", rounds, 5))
-    return [*found, on_a_gpu(volume, rounds)]
+        found.append(on_a_gpu(read(made_up), rounds))
+    return found
 
 
 if __name__ == "__main__":

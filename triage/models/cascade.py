@@ -100,8 +100,8 @@ def slice_scores(probability: Tensor, lung: Mask, minimum_area: int) -> NDArray[
     Of each slice (z, h, w) the probability that so many pixels of its lung reach; 0 where less lung is, and
     where only a tip is.
     """
-    inside = (probability.float() * torch.from_numpy(lung)).flatten(1)
-    scores: NDArray[np.float32] = inside.topk(minimum_area, dim=1).values[:, -1].numpy()
+    inside = (probability.float() * torch.from_numpy(lung).to(probability.device)).flatten(1)
+    scores: NDArray[np.float32] = inside.topk(minimum_area, dim=1).values[:, -1].cpu().numpy()
     return scores * judged_slices(lung)
 
 
@@ -115,7 +115,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
     judge = foreground(network, running)
 
     def find_lesions(slices: Tensor, lung: Mask, spacing: Vector) -> Tensor:
-        return judge(slices * torch.from_numpy(lung), spacing[0])
+        return judge(slices * torch.from_numpy(lung).to(slices.device), spacing[0])
 
     find_lungs, lungs_grid = _lungs(package.file("lungs"), running)
     area = _minimum_area(package)

@@ -49,16 +49,15 @@ class Compute:
     def ready(self, network: nn.Module, inputs: int) -> Network:
         """A network of slices (n, inputs, h, w) → one tensor, on the device, as the engine runs it."""
         network = network.to(self.device)
+        if self.device.type == "cuda":
+            return engine.replayed(network)
         return engine.run_by(self.engine, network, inputs, self.dtype, self.threads)
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Inference in this precision. Raises FreshProcess where memory fails, DeviceLost where the GPU."""
         try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(self.device.type, self.dtype, enabled=self.dtype == torch.bfloat16),
-            ):
+            with torch.inference_mode(), self._rounding():
                 yield
         except MemoryError as error:
             raise FreshProcess(NO_MEMORY) from error
@@ -69,6 +68,11 @@ class Compute:
             if any(part in said.lower() for part in DEVICE):
                 raise DeviceLost(said) from error
             raise
+
+    def _rounding(self) -> torch.autocast:
+        enabled = self.dtype == torch.bfloat16
+        # No cache: what a CUDA graph reads must not go when this ends.
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
 
     def map(
         self,

@@ -106,7 +106,7 @@ class DualBranch(InLungs):
 
     def _look(self, slices: Tensor, lung: Mask) -> Looked:
         index = torch.from_numpy(np.flatnonzero(lung.any(axis=(1, 2))))
-        seen = masked(slices[index], torch.from_numpy(lung)[index])
+        seen = masked(slices[index], torch.from_numpy(lung)[index].to(slices.device))
         told = torch.cat(self.compute.map(self._packed, self._batches(seen))).float().cpu()
         _, h, w = slices.shape
         padded = pad(seen[:1], self.network.stride).shape[1:]
@@ -114,7 +114,7 @@ class DualBranch(InLungs):
         areas = [height * width for height, width in sizes]
         *planes, logits, features = told.split([*areas, 1, told.shape[1] - sum(areas) - 1], dim=1)
         logit_map, *maps = (p.unflatten(1, size) for p, size in zip(planes, sizes, strict=True))
-        lesions = torch.zeros_like(slices)
+        lesions = torch.zeros(slices.shape)
         lesions[index] = logit_map[:, :h, :w].sigmoid()
         judged = torch.from_numpy(judged_slices(lung))[index]
         return Looked(index, lesions, logits[:, 0].sigmoid(), judged, tuple(maps), features)

@@ -18,7 +18,7 @@ from math import prod
 from threading import Lock
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,11 +30,20 @@ log = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], Tensor]
 """Slices (n, c, h, w) → values (n, …)."""
+Record = Callable[[Network, Tensor], Network]
+"""A network and the first slices of a shape → the same network for slices of this shape only."""
+Shape = tuple[int, ...]
+Made = TypeVar("Made")
 
 PIECE = 4
 """Slices that OpenVINO sees at once: what they leave between two layers stays in the processor's cache."""
 SHAPES = 8
-"""Sizes of slices for which OpenVINO's plans are kept; it is a third faster where it knows the size."""
+"""Sizes of slices for which a GPU's recordings are kept, and OpenVINO's plans: it is a third faster where it
+knows the size."""
+RECORDED = 16
+"""Slices of a recorded pass: as many as ``pipeline.BATCH``."""
+WARMING = 2
+"""Passes before a recording, in which libraries choose what cannot be chosen while it runs."""
 CLEARLY = 1.2
 """Times faster than the engine named before it that another must be: the choice outlives a busy moment."""
 TRIAL = (4, 1, 192, 192)
@@ -53,7 +62,7 @@ class OpenVino:
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
         }
-        self.compiled: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self.compiled: OrderedDict[Shape, Any] = OrderedDict()
         self.lock = Lock()
 
     def __call__(self, slices: Tensor) -> Tensor:
@@ -61,20 +70,82 @@ class OpenVino:
         request = self._for((PIECE, *slices.shape[1:])).create_infer_request()
         answers = []
         for part in slices.float().contiguous().split(PIECE):
-            missing = part.new_zeros(PIECE - len(part), *part.shape[1:])
-            request.infer([torch.cat([part, missing]).numpy()], share_inputs=True)
+            request.infer([_filled_up(part, PIECE).numpy()], share_inputs=True)
             answers.append(torch.tensor(request.get_output_tensor(0).data[: len(part)]))
         return torch.cat(answers)
 
-    def _for(self, shape: tuple[int, ...]) -> Any:
+    def _for(self, shape: Shape) -> Any:
         with self.lock:
-            if shape not in self.compiled:
-                self.model.reshape(list(shape))
-                self.compiled[shape] = _core().compile_model(self.model, "CPU", self.options)
-            self.compiled.move_to_end(shape)
-            while len(self.compiled) > SHAPES:
-                self.compiled.popitem(last=False)
-            return self.compiled[shape]
+            return _kept(self.compiled, shape, lambda: self._compile(shape))
+
+    def _compile(self, shape: Shape) -> Any:
+        self.model.reshape(list(shape))
+        return _core().compile_model(self.model, "CPU", self.options)
+
+
+class Replayed:
+    """A network whose work on slices of one size is recorded once and then replayed.
+
+    Handing its hundreds of small tasks to a GPU one by one takes longer than the tasks. To record them takes
+    ``WARMING`` + 1 passes for each size and no compiler; torch.compile takes half a minute and needs one.
+    """
+
+    def __init__(self, network: Network, record: Record) -> None:
+        self.network, self.record = network, record
+        self.recordings: OrderedDict[Shape, Network] = OrderedDict()
+
+    def __call__(self, slices: Tensor) -> Tensor:
+        """The last piece is filled up with air."""
+        answers = []
+        for part in slices.split(RECORDED):
+            whole = _filled_up(part, RECORDED)
+            replay = _kept(self.recordings, tuple(whole.shape), partial(self.record, self.network, whole))
+            answers.append(replay(whole)[: len(part)])
+        return torch.cat(answers)
+
+
+def replayed(network: nn.Module) -> Network:
+    """A network on a GPU, as CUDA graphs that share their memory; one by one where that fails."""
+    record = partial(cuda_graph, torch.cuda.graph_pool_handle())
+    return _WithTorch("a CUDA graph", Replayed(network, record), network)
+
+
+def cuda_graph(pool: Any, network: Network, slices: Tensor) -> Network:
+    """Records what the network does with slices of this shape, in this pool of the GPU's memory.
+
+    Answers are copied at once, for the next graph of the pool uses the same memory.
+    """
+    given, aside = slices.clone(memory_format=torch.channels_last), torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARMING):
+            network(given)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        answer = network(given)
+
+    def replay(slices: Tensor) -> Tensor:
+        given.copy_(slices)
+        graph.replay()
+        return answer.clone()
+
+    return replay
+
+
+def _filled_up(slices: Tensor, count: int) -> Tensor:
+    """So many, with air behind them."""
+    return torch.cat([slices, slices.new_zeros(count - len(slices), *slices.shape[1:])])
+
+
+def _kept(made: OrderedDict[Shape, Made], shape: Shape, make: Callable[[], Made]) -> Made:
+    """What was made for this shape, now or before; what of ``SHAPES`` others was used last stays, too."""
+    if shape not in made:
+        made[shape] = make()
+    made.move_to_end(shape)
+    while len(made) > SHAPES:
+        made.popitem(last=False)
+    return made[shape]
 
 
 class OnnxRuntime:

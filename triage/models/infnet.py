@@ -32,7 +32,7 @@ from triage.models.pipeline import (
     from_fraction,
     lungs_network,
 )
-from triage.models.preprocessing import bounding_box, prepare, resample, restore, shrink, spread
+from triage.models.preprocessing import bounding_box, resample, restore, spread
 
 
 def squared(layers: Tensor, side: int) -> Tensor:
@@ -66,9 +66,9 @@ class SelfSupervised(Pipeline):
         As there, a picture comes without a lung mask.
         """
         with self.compute.running():
-            slices = prepare(volume)
+            slices = self._slices(volume)
             everywhere = np.ones(slices.shape, dtype=bool)
-            lung = everywhere if lung_mask is None else shrink(lung_mask, volume)
+            lung = everywhere if lung_mask is None else self._shrunk(lung_mask, volume)
             lesions = self._lesions(slices, lung, volume)
             share = self._consolidation(slices, lung, lesions)
         whole, dense = spread(lesions, volume), spread(share, volume)
@@ -105,7 +105,7 @@ class SelfSupervised(Pipeline):
         size = (layers.shape[2], layers.shape[3])
 
         def kept(values: Tensor) -> Tensor:
-            return resample(activation(values.float())[:, 0].cpu(), size)
+            return resample(activation(values.float())[:, 0], size).to(layers.device)
 
         return torch.cat(self.compute.map(network, self._batches(layers), kept))
 

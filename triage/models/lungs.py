@@ -23,14 +23,15 @@ def plausible(probability: Tensor, spacing_mm: float, pixel_mm: float = SPACING_
     dropped and 1 in what is filled; elsewhere it stays soft, so that the border keeps its place between
     pixels when it is resampled.
     """
-    mask = (probability > 0.5).numpy()
+    mask = (probability > 0.5).cpu().numpy()
     if not mask.any():
         return probability
     kept = np.zeros_like(mask)
     box = bounding_box(mask)
     kept[box] = _filled(_large(_continuous(mask[box], neighbour_step(spacing_mm), pixel_mm)))
-    dropped, filled = torch.from_numpy(mask & ~kept), torch.from_numpy(kept & ~mask)
-    return probability.masked_fill(dropped, 0).masked_fill(filled, 1)
+    changed = (torch.from_numpy(one).to(probability.device) for one in (mask & ~kept, kept & ~mask))
+    dropped, filled = changed
+    return probability.masked_fill(dropped, 0).masked_fill_(filled, 1)
 
 
 def _continuous(mask: Mask, step: int, pixel_mm: float) -> Mask:
@@ -42,8 +43,11 @@ def _continuous(mask: Mask, step: int, pixel_mm: float) -> Mask:
     disk = np.hypot(reach[:, None], reach) <= radius
     result = mask.copy()
     for z in np.flatnonzero(alone.sum(axis=(1, 2)) >= disk.sum()):
-        wide = ndimage.binary_opening(alone[z], disk)
-        result[z] &= ~ndimage.binary_propagation(wide, mask=alone[z])
+        labels, _ = ndimage.label(alone[z])
+        for number, place in enumerate(ndimage.find_objects(labels), 1):
+            part = labels[place] == number
+            if min(part.shape) >= len(disk) and ndimage.binary_erosion(part, disk).any():
+                result[z][place] &= ~part
     return result
 
 

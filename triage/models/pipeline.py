@@ -85,7 +85,8 @@ Conclude = Callable[[Found], Conclusion]
 
 def from_fraction(found: Found) -> Conclusion:
     """A score from the affected fraction of both lungs."""
-    return Conclusion(score(float(found.lesion_mask.sum() / max(1, found.lung_mask.sum()))))
+    lesion, lung = (int(np.count_nonzero(mask)) for mask in (found.lesion_mask, found.lung_mask))
+    return Conclusion(score(lesion / max(1, lung)))
 
 
 class Pipeline:
@@ -125,10 +126,10 @@ class Pipeline:
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. The lesion mask lies within the lung mask."""
         with self.compute.running():
-            slices = prepare(volume, self.lungs_grid)
+            slices = prepare(volume, self.lungs_grid, self.compute.device)
             lung, lung_mask = self._lungs(slices, volume)
             if self.grid != self.lungs_grid:
-                slices, lung = prepare(volume, self.grid), shrink(lung_mask, volume, self.grid)
+                slices, lung = self._slices(volume), self._shrunk(lung_mask, volume)
             probability = self._lesions(slices, lung, volume)
             lesion_mask = restore(probability, self.lesion_threshold, volume)
             lesion_mask &= lung_mask
@@ -147,16 +148,22 @@ class Pipeline:
     def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> NDArray[np.float32]:
         """See ``triage.models.Model``."""
         with self.compute.running():
-            slices = prepare(volume, self.grid)
+            slices = self._slices(volume)
             everywhere = np.ones(slices.shape, dtype=bool)
-            lung = everywhere if lung_mask is None else shrink(lung_mask, volume, self.grid)
+            lung = everywhere if lung_mask is None else self._shrunk(lung_mask, volume)
             return spread(self._lesions(slices, lung, volume), volume)
+
+    def _slices(self, volume: Volume) -> Tensor:
+        return prepare(volume, self.grid, self.compute.device)
+
+    def _shrunk(self, lung_mask: Mask, volume: Volume) -> Mask:
+        return shrink(lung_mask, volume, self.grid, self.compute.device)
 
     def _lungs(self, slices: Tensor, volume: Volume) -> tuple[Mask, Mask]:
         """Of these slices and of the volume."""
         z, y, x = self.lungs_grid.millimetres(volume)
         probability = self.find_lungs(slices, z, (y * x) ** 0.5)
-        return (probability > 0.5).numpy(), restore(probability, 0.5, volume)
+        return (probability > 0.5).cpu().numpy(), restore(probability, 0.5, volume)
 
     def _lesions(self, slices: Tensor, lung: Mask, volume: Volume) -> Tensor:
         """Lesion probability (z, h, w), 0 outside the lungs' box. Raises Rejected where no lungs are."""
@@ -178,7 +185,7 @@ class InLungs(Pipeline):
         """
         if lung_mask is None:
             with self.compute.running():
-                _, lung_mask = self._lungs(prepare(volume), volume)
+                _, lung_mask = self._lungs(self._slices(volume), volume)
         return super().lesion_map(volume, lung_mask)
 
     def _prepared(self, volume: Volume) -> tuple[Tensor, Mask, Mask, Box]:
@@ -186,7 +193,7 @@ class InLungs(Pipeline):
 
         Raises Rejected where there is no lung.
         """
-        slices = prepare(volume)
+        slices = self._slices(volume)
         lung, lung_mask = self._lungs(slices, volume)
         if not lung.any():
             raise Rejected("no lungs found")
@@ -236,13 +243,13 @@ def slice_by_slice(
     """A network of slices (n, inputs, H, W) → values (n, 1, H, W), for any number and size of slices.
 
     With one input it sees the slice alone, with three the slice between its neighbours (see ``context``).
-    Raises Retryable where it gives no numbers: they are looked at before ``activation``, which is given
-    a batch of values as float32 and may choose a channel of several.
+    The answer lies where the slices do. Raises Retryable where it gives no numbers: they are looked at before
+    ``activation``, which is given a batch of values as float32 and may choose a channel of several.
     """
 
     def batches(slices: Tensor, step: int) -> Iterator[Tensor]:
         for start in range(0, len(slices), BATCH):
-            index = torch.arange(start, min(start + BATCH, len(slices)))
+            index = torch.arange(start, min(start + BATCH, len(slices)), device=slices.device)
             padded = pad(context(slices, index, step, inputs), stride).to(running.device)
             yield padded.contiguous(memory_format=torch.channels_last)
 
@@ -250,7 +257,7 @@ def slice_by_slice(
         _, h, w = slices.shape
 
         def kept(values: Tensor) -> Tensor:
-            return activation(values[:, :, :h, :w].float())[:, 0].contiguous().cpu()
+            return activation(values[:, :, :h, :w].float())[:, 0].contiguous().to(slices.device)
 
         return torch.cat(running.map(network, batches(slices, neighbour_step(spacing_mm)), kept))
 

@@ -27,6 +27,7 @@ SPACING_MM = 2.0
 HU_WINDOW = (-1000, 300)
 MARGIN = 8
 """Pixels kept around the lungs' box before the network that finds lesions."""
+CPU = torch.device("cpu")
 NEIGHBOUR_MM = 6.0
 """Distance of the slices that a network with three inputs sees below and above: the usual thick slice."""
 THICKNESS_MM = 5.0
@@ -114,16 +115,19 @@ def _extent_mm(volume: Volume) -> tuple[float, float]:
     return (x, y) if Layout.of(volume.orientation).swapped else (y, x)
 
 
-def prepare(volume: Volume, grid: Grid = CANONICAL) -> Tensor:
-    """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane or as the grid says."""
+def prepare(volume: Volume, grid: Grid = CANONICAL, device: torch.device = CPU) -> Tensor:
+    """Volume in HU → canonical slices (z, h, w), float32 in [0, 1], 2 × 2 mm in plane or as the grid says.
+
+    They are made, and lie, on the device.
+    """
     array = Layout.of(volume.orientation).canonical(volume.array)
     size = grid.slice_size(volume)
     low, high = grid.window
-    slices = torch.empty((len(array), *size))
+    slices = torch.empty((len(array), *size), device=device)
 
     def fill(chunk: slice) -> None:
         part = np.clip(array[chunk], low, high)
-        slices[chunk] = resample(torch.from_numpy(part).float(), size)
+        slices[chunk] = resample(torch.from_numpy(part).to(device).float(), size)
 
     _in_chunks(fill, len(array))
     return thicken(slices.sub_(low).div_(high - low), volume.spacing[0], grid.thickness_mm)
@@ -152,7 +156,7 @@ def thicken(slices: Tensor, spacing_mm: float, thickness_mm: float) -> Tensor:
         return slices
     far = int(np.ceil(reach - 0.5))
     share = [max(0.0, min(k + 0.5, reach) - max(k - 0.5, -reach)) / (2 * reach) for k in range(-far, far + 1)]
-    index = torch.arange(len(slices))
+    index = torch.arange(len(slices), device=slices.device)
     result = torch.zeros_like(slices)
     for k, weight in zip(range(-far, far + 1), share, strict=True):
         result.add_(slices[(index + k).clamp(0, len(slices) - 1)], alpha=weight)
@@ -172,7 +176,8 @@ def restore(values: Tensor, threshold: float, volume: Volume) -> Mask:
     canonical = layout.canonical(mask)
 
     def fill(chunk: slice) -> None:
-        canonical[chunk] = (resample(values[chunk].float(), canonical.shape[1:]) > threshold).numpy()
+        above = resample(values[chunk].float(), canonical.shape[1:]) > threshold
+        canonical[chunk] = above.cpu().numpy()
 
     _in_chunks(fill, len(canonical))
     return mask
@@ -184,7 +189,7 @@ def spread(values: Tensor, volume: Volume) -> NDArray[np.float32]:
     canonical = Layout.of(volume.orientation).canonical(result)
     for start in range(0, len(canonical), CHUNK):
         part = values[start : start + CHUNK].float()
-        canonical[start : start + CHUNK] = resample(part, canonical.shape[1:]).numpy()
+        canonical[start : start + CHUNK] = resample(part, canonical.shape[1:]).cpu().numpy()
     return result
 
 
@@ -193,14 +198,14 @@ def stored_order(values: NDArray[Any], volume: Volume) -> NDArray[Any]:
     return values[::-1] if 0 in Layout.of(volume.orientation).reversed_axes else values
 
 
-def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL) -> Mask:
+def shrink(mask: Mask, volume: Volume, grid: Grid = CANONICAL, device: torch.device = CPU) -> Mask:
     """A mask on the volume's own grid → canonical slices: the share of a pixel's area counts."""
     canonical, size = Layout.of(volume.orientation).canonical(mask), grid.slice_size(volume)
     answer = np.empty((len(canonical), *size), dtype=bool)
 
     def fill(chunk: slice) -> None:
-        part = torch.from_numpy(canonical[chunk].astype(np.float32))
-        answer[chunk] = (resample(part, size) > 0.5).numpy()
+        part = torch.from_numpy(np.ascontiguousarray(canonical[chunk])).to(device).float()
+        answer[chunk] = (resample(part, size) > 0.5).cpu().numpy()
 
     _in_chunks(fill, len(canonical))
     return answer

@@ -79,12 +79,12 @@ class Classifier:
     def predict(self, volume: Volume) -> Findings:
         """See ``triage.models.Model``. No lesion mask: the affected fraction is unknown."""
         with self.compute.running():
-            slices = prepare(volume)
+            slices = prepare(volume, device=self.compute.device)
             lung = self.find_lungs(slices, volume.spacing[0])
             if not (lung > 0.5).any():
                 raise Rejected("no lungs found")
             lung_mask = restore(lung, 0.5, volume)
-            probability = self._probability(slices[bounding_box((lung > 0.5).numpy(), MARGIN)])
+            probability = self._probability(slices[bounding_box((lung > 0.5).cpu().numpy(), MARGIN)])
         return Findings(probability, "classifier", self.info.calibrated, lung_mask, None)
 
     def lesion_map(self, volume: Volume, lung_mask: Mask | None) -> None:  # noqa: ARG002 - the contract's

@@ -92,7 +92,7 @@ class SingleShot(InLungs):
 
     def _look(self, slices: Tensor, lung: Mask) -> Looked:
         index = torch.from_numpy(np.flatnonzero(lung.any(axis=(1, 2))))
-        masked = slices[index] * torch.from_numpy(lung)[index]
+        masked = slices[index] * torch.from_numpy(lung)[index].to(slices.device)
         told = torch.cat(self.compute.map(self._packed, self._batches(masked))).cpu()
         areas = (self.network.classes, DETECTIONS, 4 * DETECTIONS, DETECTIONS * MASK * MASK)
         classes, scores, boxes, masks = told.split(areas, dim=1)

@@ -33,7 +33,7 @@ def load(package: Package, analysis: Analysis) -> Pipeline:
         raise package.wrong(f"parameters.sigma_mm = {sigma_mm!r}: must be a number of mm, 0 or more")
 
     def lesions(slices: Tensor, lung: Mask, spacing: Vector) -> Tensor:
-        return torch.from_numpy(find(slices, lung, spacing, sigma_mm, threshold))
+        return torch.from_numpy(find(slices.cpu(), lung, spacing, sigma_mm, threshold))
 
     return assemble(package, analysis, running, lesions)
 

@@ -68,6 +68,6 @@ def window_by_window(network: VolumeNet, running: Compute) -> Callable[[Tensor],
             window, sw_batch_size=running.threads, overlap=OVERLAP, mode="gaussian"
         )
         answer = torch.as_tensor(inferer(slices[None, None].to(running.device), logits))
-        return answer[0, 0].sigmoid().cpu()
+        return answer[0, 0].sigmoid().to(slices.device)
 
     return probability
