@@ -71,8 +71,8 @@ class Compute:
 
     def _rounding(self) -> torch.autocast:
         enabled = self.dtype == torch.bfloat16
-        # No cache: what a CUDA graph reads must not go when this ends.
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=False)
+        cached = self.device.type == "cpu"  # what a CUDA graph reads must not go when this ends
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled, cache_enabled=cached)
 
     def map(
         self,
