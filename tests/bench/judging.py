@@ -90,7 +90,7 @@ def lines(quick: bool) -> list[Line]:
     found = list(of_engines(volume, rounds))
     found.append(whole(real, f"files → results, {len(volume.array)} real slices", rounds, 5))
     with TemporaryDirectory() as name:
-        made_up = study(Path(name), 60 if quick else SLICES)
+        made_up = study(Path(name), 125 if quick else SLICES)
         found.append(whole(made_up, f"files → results, {len(made_up.instances)} made-up slices", rounds, 5))
         found.append(on_a_gpu(read(made_up), rounds))
     return found

@@ -49,7 +49,7 @@ def study(folder, slices):
         dataset.InstanceNumber = number + 1
         dataset.ImagePositionPatient = [*drawn[0].ImagePositionPatient[:2], 1.25 * number]
         dataset.save_as(below / f"{number:04}.dcm")
-    return choose(find_instances([below])[0], Assemble())
+    return choose(find_instances([below])[0], Assemble(minimum_coverage_mm=1))
 
 
 def ball(slices, centre, radii):
