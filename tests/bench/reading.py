@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from monai.data import PydicomReader
 from monai.transforms import LoadImage
 from pydicom import uid
 from pydicom.encaps import encapsulate
@@ -72,7 +73,8 @@ def by_pydicom(files: list[str]):
 
 
 def by_monai(files: list[str]):
-    return LoadImage(reader="PydicomReader", image_only=True)(files)
+    """Of a folder, for a list of files is to it one of channels."""
+    return LoadImage(reader=PydicomReader(), image_only=True)(str(Path(files[0]).parent))
 
 
 def floor(places: list[tuple[str, int]], shape):
