@@ -24,7 +24,7 @@ from triage.dicom.listener import Listener
 from triage.domain import Instance
 
 HOST = "127.0.0.1"
-WAIT_SECONDS = 60
+WAIT_SECONDS = 120
 
 
 _ports = iter(random.SystemRandom().sample(range(20_000, 30_000), 10_000))

@@ -66,7 +66,10 @@ async function keep(job) {
 async function get(address) {
   try {
     const response = await fetch(address, {cache: "no-store", headers: unattended(), signal: AbortSignal.timeout(10000)});
-    if (response.status === 401) location.reload();
+    if (response.status === 401) {
+      location.reload();
+      await new Promise(() => {}); // the page goes: nothing more is asked, or complained of
+    }
     if (response.status === 409) restart(); // the ordering has changed
     if (!response.ok) throw new Error(response.statusText);
     return response;
