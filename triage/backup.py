@@ -114,7 +114,7 @@ def _save_file(db: Database, spool: Path, target: Path, saved: Saved) -> Saved:
             facts.write_text(json.dumps(asdict(saved), indent=2))
             tar.add(facts, FACTS)
     with part.open("rb") as whole:
-        os.fsync(whole.fileno())
+        files.flush(whole.fileno())
     os.replace(part, target)
     files.sync_directory(target.parent)
     return saved

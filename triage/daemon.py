@@ -114,13 +114,14 @@ def run_listener(config: Config, stop: threading.Event, pulse: Silent = SILENT) 
     )
     if not config.storage.sync:
         log.warning("%s", files.NOT_DURABLE)
+    gc.collect()
+    gc.freeze()  # what is there stays, and need not be looked through again and again
     try:
         listener.start()
     except OSError as error:
         where = f"listener.port = {config.listener.port}"
         raise ConfigError(f"{where}: cannot listen on {config.listener.host}: {error.strerror}") from error
     pulse.ready()
-    gc.freeze()  # what is there stays: to look through it again and again takes a tenth of the time
     try:
         stop.wait()
     finally:

@@ -70,6 +70,6 @@ def move(connection: Connection, old: Path, new: Path) -> None:
 
 def forget_processes(connection: Connection, *, audit_file: bool) -> None:
     """Nobody who was alive then is now; without ``audit_file`` the trail is written to a new one, whole."""
-    connection.execute(text("UPDATE role SET beat_at = NULL"))
+    connection.execute(text("UPDATE role SET beat_at = NULL, device = NULL"))
     if not audit_file:
         connection.execute(text("DELETE FROM audit_sent WHERE sink = 'file'"))

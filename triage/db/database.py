@@ -98,8 +98,8 @@ class Database:
         migrate(self._engine)
 
     def close(self) -> None:
-        if self._arriving is not None:
-            self._arriving.close()
+        if self._arriving is not None and not self._arriving.in_transaction():
+            self._arriving.close()  # else it would roll back what another thread is just recording
         self._engine.dispose()
 
     # --- back-up -----------------------------------------------------------------------------

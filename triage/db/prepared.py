@@ -22,11 +22,12 @@ class Prepared:
         compiled = statement.compile(dialect=DIALECT)
         self._sql = str(compiled)
         binds = {name: compiled.binds[name] for name in compiled.params}
-        self._fixed = {name: bind.value for name, bind in binds.items() if not bind.required}
-        self._given = {
-            name: bind.type.dialect_impl(DIALECT).bind_processor(DIALECT)
+        ways = {name: bind.type.dialect_impl(DIALECT).bind_processor(DIALECT) for name, bind in binds.items()}
+        self._given = {name: to_bind for name, to_bind in ways.items() if binds[name].required}
+        self._fixed = {
+            name: bind.value if (to_bind := ways[name]) is None else to_bind(bind.value)
             for name, bind in binds.items()
-            if bind.required
+            if not bind.required
         }
 
     def run(self, connection: Connection, values: Mapping[str, Any]) -> int:

@@ -282,6 +282,7 @@ class StoreInPlace(DULServiceProvider):
             begun, fragments = P_DATA(), [bytes([COMMAND | LAST]) + command.raw]
             if data := self._buffer.data():
                 fragments.append(bytes([0]) + data)
+                guarded.object_bytes = len(data)
             # It asks for lists, though it says tuples.
             begun.presentation_data_value_list = [[command.context_id, one] for one in fragments]  # type: ignore[misc]
             self.assoc.dimse.receive_primitive(begun)

@@ -1,4 +1,5 @@
-"""What runs networks of slices on a processor: torch, or OpenVINO or ONNX Runtime where they are faster.
+"""What runs networks of slices: on a processor torch, or OpenVINO or ONNX Runtime where they are faster; on a
+GPU CUDA graphs.
 
 A network leaves torch as ONNX, in memory and in a tenth of a second, when it is loaded: no second file could
 disagree with the weights that its package's card vouches for. What an engine cannot do, torch does.
@@ -38,10 +39,10 @@ Made = TypeVar("Made")
 PIECE = 4
 """Slices that OpenVINO sees at once: what they leave between two layers stays in the processor's cache."""
 SHAPES = 8
-"""Sizes of slices for which a GPU's recordings are kept, and OpenVINO's plans: it is a third faster where it
-knows the size."""
+"""Sizes of slices for which a GPU's recordings are kept, and OpenVINO's plans: OpenVINO is a third faster
+where it knows the size."""
 RECORDED = 16
-"""Slices of a recorded pass: as many as ``pipeline.BATCH``."""
+"""Slices of a recorded pass, and of every batch."""
 WARMING = 2
 """Passes before a recording, in which libraries choose what cannot be chosen while it runs."""
 CLEARLY = 1.2
@@ -122,7 +123,8 @@ def cuda_graph(pool: Any, network: Network, slices: Tensor) -> Network:
             network(given)
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # A recording that fails would leave its own stream behind; the outer one is set back in any case.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
         answer = network(given)
 
     def replay(slices: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ def _filled_up(slices: Tensor, count: int) -> Tensor:
 
 
 def _kept(made: OrderedDict[Shape, Made], shape: Shape, make: Callable[[], Made]) -> Made:
-    """What was made for this shape, now or before; what of ``SHAPES`` others was used last stays, too."""
+    """What was made for this shape, now or before; the ``SHAPES`` used last are kept."""
     if shape not in made:
         made[shape] = make()
     made.move_to_end(shape)
