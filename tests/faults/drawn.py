@@ -23,7 +23,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 from tests.faults.children import running
 from tests.faults.inputs import image
 from tests.faults.mutations import LENGTHS, TAGS, TEXTS, VRS
-from tests.faults.readers import LONGEST, attempted, limit_memory, read_image
+from tests.faults.readers import STUCK, attempted, limit_memory, read_image
 from tests.faults.table import Context, Row
 from tests.objects import save
 from triage.dicom import header
@@ -154,7 +154,7 @@ def work(folder: Path, number: int, count: int, seconds: float | None) -> None:
     @settings(
         max_examples=min(count, BATCH),
         database=None,
-        deadline=timedelta(seconds=LONGEST),
+        deadline=timedelta(seconds=STUCK),
         suppress_health_check=list(HealthCheck),
     )
     @given(files())

@@ -17,7 +17,7 @@ from typing import Any
 from tests.faults.children import footprint, running
 from tests.faults.inputs import WRONG, WRONG_ARCHIVES, archives, samples
 from tests.faults.mutations import Sample, mutated
-from tests.faults.readers import LONGEST, Read, attempted, kilobytes, limit_memory, read_image
+from tests.faults.readers import STUCK, Read, attempted, kilobytes, limit_memory, read_image
 from tests.faults.table import Context, Row
 from triage import pull
 
@@ -125,7 +125,7 @@ def work(kind: str, folder: Path, seed: int, begin: int, count: int, seconds: fl
         (folder / "report").write_text(json.dumps(told))
 
     def attempt(name: str, raw: bytes) -> None:
-        faulthandler.dump_traceback_later(LONGEST, exit=True, file=log)
+        faulthandler.dump_traceback_later(STUCK, exit=True, file=log)
         began = time.perf_counter()
         answer, complaint = attempted(read, raw, path)
         told["answers"][answer] += 1

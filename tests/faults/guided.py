@@ -58,7 +58,7 @@ def main(folder: Path, options: list[str]) -> None:
     warnings.simplefilter("ignore")
     with atheris.instrument_imports(include=WATCHED, exclude=UNWATCHED):
         from tests.faults.inputs import samples
-        from tests.faults.readers import LONGEST, attempted, limit_memory, read_image
+        from tests.faults.readers import STUCK, attempted, limit_memory, read_image
     corpus, path, seen = folder / "corpus", folder / "input.dcm", set[str]()
     corpus.mkdir()
     for number, sample in enumerate(samples()):
@@ -74,7 +74,7 @@ def main(folder: Path, options: list[str]) -> None:
             with (folder / "wrong").open("a") as told:
                 told.write(f"{complaint}; base64 of the deflated input: {packed}\n")
 
-    limits = [f"-max_len={LONGEST_INPUT}", f"-timeout={LONGEST}", f"-rss_limit_mb={MOST_MEGABYTES}"]
+    limits = [f"-max_len={LONGEST_INPUT}", f"-timeout={STUCK}", f"-rss_limit_mb={MOST_MEGABYTES}"]
     atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={folder}/", *limits, *options], one)
     atheris.Fuzz()
 

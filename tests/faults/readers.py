@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +15,9 @@ from triage.domain import Instance
 from triage.errors import Rejected, Retryable, traced
 
 LONGEST = 10
-"""Seconds that one input may take."""
+"""Seconds of a processor that one input may take: neighbours on a busy machine do not count."""
+STUCK = 60
+"""Seconds after which it hangs, whether it works or waits."""
 MOST_ADDRESSED = 4 << 30
 RULES = config.Assemble(minimum_slices=2, minimum_coverage_mm=1)
 NOBODY = "DOE^FUZZED"
@@ -41,13 +44,16 @@ def _neighbour(instance: Instance) -> Instance:
 def attempted(read: Read, raw: bytes, path: Path) -> tuple[str, str]:
     """Whether an input is taken, refused or wrong; and what is wrong with how it was answered."""
     path.write_bytes(raw)
+    began = time.process_time()
     try:
         read(raw, path)
+        answer, complaint = "taken", ""
     except (Rejected, Retryable) as refusal:
-        return "refused", "says a patient's name" if NOBODY in str(refusal) else ""
+        answer, complaint = "refused", "says a patient's name" if NOBODY in str(refusal) else ""
     except Exception as error:  # noqa: BLE001 - this is what is looked for
         return "wrong", f"{traced(error)}: {str(error)[:80]}"
-    return "taken", ""
+    taken = time.process_time() - began
+    return answer, complaint or (f"took {taken:.0f} s" if taken > LONGEST else "")
 
 
 def limit_memory() -> None:

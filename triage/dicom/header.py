@@ -11,11 +11,11 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from io import BytesIO
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,9 @@ def parse(
         # Mislabelled files exist; the first element says the truth for little endian.
         implicit = little and not _is_explicit(plain)
         tags = [tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None]
-        stop = None if pixels else _at_pixels
+        stop = _end(pixels=pixels)
         elements = data_element_generator(BytesIO(plain), implicit, little, stop, specific_tags=tags or None)
-        # The rest would count as cut off, or is padding: megabytes of zeros are millions of empty elements.
-        dataset = Dataset({element.tag: element for element in islice(elements, MOST_ELEMENTS)})
+        dataset = Dataset({element.tag: element for element in elements})
         dataset.set_original_encoding(implicit, little, convert_encodings(character_set(dataset)))
     except (zlib.error, *BROKEN) as error:
         raise Rejected("not a readable DICOM data set") from error
@@ -216,8 +215,13 @@ def _inflated(body: bytes | memoryview) -> bytes:
     return plain
 
 
-def _at_pixels(tag: int, _vr: str | None, _length: int) -> bool:
-    return int(tag) >= PIXEL_GROUP
+def _end(*, pixels: bool) -> Callable[[int, str | None, int], bool]:
+    """Ends a data set before its pixels unless they are wanted, and behind MOST_ELEMENTS whatever they are.
+
+    Megabytes of zeros behind the pixels, as some archives pad with, are millions of empty elements.
+    """
+    seen = count(1)
+    return lambda tag, _vr, _length: next(seen) > MOST_ELEMENTS or (not pixels and int(tag) >= PIXEL_GROUP)
 
 
 def _file_meta(raw: bytes | bytearray, start: int) -> tuple[str, int]:
