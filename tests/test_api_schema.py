@@ -22,7 +22,6 @@ from tests.test_people import entered, token, user
 from tests.web_studies import Ward, configured
 from triage import policies
 from triage.domain import Permission, Role, Status
-from triage.web.app import create_app
 
 EXAMPLES = 10
 CHECKS = [
@@ -71,7 +70,7 @@ def cases(operation: APIOperation) -> st.SearchStrategy[Case]:
 
 
 def test_no_request_breaks_the_api(ward: Ward, subtests: pytest.Subtests) -> None:
-    app = create_app(ward.database, ward.config, ward.clock)
+    app = ward.app()
     cookie = entered(ward, "boss")._client.cookies["triage_session"]
     headers = {"Cookie": f"triage_session={cookie}", "Sec-Fetch-Site": "same-origin"}
     schema = schemathesis.openapi.from_asgi("/api/v1/openapi.json", app).exclude(path=ENDLESS)

@@ -28,7 +28,6 @@ from triage.passwords import token_hash
 from triage.web import people
 from triage.web.access import AT_THIS_MACHINE, MAY, NOBODY, SCOPES, Page
 from triage.web.api import Needs
-from triage.web.app import create_app
 
 PASSWORD = "correct horse battery"
 KEPT = passwords.hashed(PASSWORD)
@@ -94,7 +93,7 @@ def walk(routes: list[BaseRoute], above: str = "") -> Iterator[tuple[str, str, B
 
 
 def everything(ward: Ward) -> list[tuple[str, str, BaseRoute]]:
-    return list(walk(list(create_app(ward.database, ward.config, ward.clock).routes)))
+    return list(walk(list(ward.app().routes)))
 
 
 def send(reader: Reader, method: str, path: str, **asked: Any) -> int:
@@ -249,7 +248,7 @@ def test_without_users_nobody_is_let_in_through_a_proxy(ward: Ward, header: str)
 
 
 def test_without_users_nobody_is_let_in_from_another_machine(ward: Ward) -> None:
-    app = create_app(ward.database, ward.config, ward.clock)
+    app = ward.app()
     transport = httpx.ASGITransport(app, client=("10.1.2.3", 4711))
     client = httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
     assert asyncio.run(client.get("/api/worklist")).status_code == 401

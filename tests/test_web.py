@@ -33,7 +33,7 @@ from triage.domain import CtSeverityScore, Grade, ResultKind, Status
 from triage.errors import ConfigError
 from triage.rows import entry_row, result_row
 from triage.web import words
-from triage.web.app import STATIC, _listen, create_app, serve
+from triage.web.app import STATIC, _listen, serve
 
 TOKEN = "a-token-of-the-reading-room"
 PAGES = (
@@ -67,7 +67,7 @@ class Reader:
     """A browser's requests to the application, without scripts and without following redirects."""
 
     def __init__(self, ward: Ward, raise_errors: bool = True) -> None:
-        app = create_app(ward.database, ward.config, ward.clock)
+        app = ward.app()
         transport = httpx.ASGITransport(app, raise_app_exceptions=raise_errors)
         self._client = httpx.AsyncClient(
             transport=transport, base_url="http://127.0.0.1:8080", headers={"Origin": "http://127.0.0.1:8080"}

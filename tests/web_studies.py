@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from starlette.applications import Starlette
 
 from triage import assemble, priority
 from triage import config as settings
 from triage.config import Config
 from triage.db import Database
 from triage.domain import Grade, Instance, Owed, Priority, Result, ResultKind, ResultObject, Status, Study
+from triage.web.app import create_app
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -38,10 +40,17 @@ class Ward:
     config: Config
     now: datetime = NOON
     database: Database = field(init=False)
+    _served: tuple[Config, Starlette] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.database = Database(self.config.database.url)
         self.database.migrate()
+
+    def app(self) -> Starlette:
+        """What serves all who browse here; another only for other settings."""
+        if self._served is None or self._served[0] is not self.config:
+            self._served = self.config, create_app(self.database, self.config, self.clock)
+        return self._served[1]
 
     def clock(self) -> datetime:
         return self.now
