@@ -346,7 +346,7 @@ def test_what_came_before_an_archive_left_or_hung_stays(tmp_path: Path, leaves: 
             yield item
 
     source = {**SOURCE, "port": (port := peers.free_port())}
-    with hospital(tmp_path / "here", pull=pulling(source, timeout=30 if leaves else 3)) as ward:
+    with hospital(tmp_path / "here", pull=pulling(source, timeout=30 if leaves else 10)) as ward:
         with archive(held, on_get=on_get, port=port):
             take(ward, tmp_path, held.images[:1])
             assert compare(ward)

@@ -228,7 +228,7 @@ class TestAugmentation:
 class TestTrainer:
     @pytest.mark.parametrize("network", ["lungs", "multitask"])
     def test_the_loss_falls(self, scans, tmp_path, network):
-        training = trainer(scans, tmp_path, network, steps=100)
+        training = trainer(scans, tmp_path, network, steps=50)
         before = np.mean([training.take_step() for _ in range(2)])
         assert training.train([]) < 0.9 * before
 
