@@ -353,6 +353,14 @@ class TestCompute:
         with pytest.raises(ConfigError, match="engine = 'openvino' is not installed"):
             compute.choose(Analysis(device="cpu", engine="openvino"))
 
+    def test_an_engine_that_has_one_precision_says_which(self, monkeypatch):
+        monkeypatch.setattr(compute, "fast_bfloat16", lambda on_gpu: True)
+        names = ("torch", *engine.ENGINES)
+        precise = {name: compute.choose(Analysis(device="cpu", engine=name)).precision for name in names}
+        assert precise == {"torch": "bfloat16", "openvino": "bfloat16", "onnxruntime": "float32"}
+        with pytest.raises(ConfigError, match="'onnxruntime' computes in float32 only: set analysis"):
+            compute.choose(Analysis(device="cpu", engine="onnxruntime", precision="bfloat16"))
+
     def test_another_engine_must_be_clearly_faster(self, monkeypatch):
         for torchs, chosen in ((2.0, "openvino"), (1.7, "openvino"), (1.5, "torch")):
             monkeypatch.setattr(engine, "trial", lambda *_, t=torchs: {"openvino": 2.0, "torch": t})

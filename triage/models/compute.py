@@ -115,7 +115,7 @@ def choose(analysis: Analysis) -> Compute:
     """From the settings; ``auto`` takes a GPU where there is one, bfloat16 where it is fast, and on a CPU the
     engine that a short trial finds fastest.
 
-    Raises ConfigError for a GPU or an engine that is asked for and missing.
+    Raises ConfigError for a GPU or an engine that is asked for and missing, or that has not this precision.
     """
     on_gpu = analysis.device != "cpu" and _gpu_works()
     if analysis.device == "cuda" and not on_gpu:
@@ -123,8 +123,7 @@ def choose(analysis: Analysis) -> Compute:
     if analysis.device == "auto" and not on_gpu and torch.version.cuda is not None:
         log.warning("no GPU can be used: studies are judged on the CPU, which takes longer")
     torch.set_num_threads(1)
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    dtype = dtypes.get(analysis.precision) or (torch.bfloat16 if fast_bfloat16(on_gpu) else torch.float32)
+    dtype = _dtype(analysis, on_gpu)
     device, threads = torch.device("cuda" if on_gpu else "cpu"), analysis.threads or os.cpu_count() or 1
     return Compute(device, dtype, threads, "torch" if on_gpu else _engine(analysis, dtype, threads))
 
@@ -133,6 +132,18 @@ def speeds(analysis: Analysis) -> Mapping[str, float] | None:
     """Milliseconds a slice by engine, the preferred one first; None on a GPU, which torch alone uses."""
     running = choose(analysis)
     return engine.trial(running.dtype, running.threads) if running.device.type == "cpu" else None
+
+
+def _dtype(analysis: Analysis, on_gpu: bool) -> torch.dtype:
+    only_float32 = not on_gpu and analysis.engine in engine.FLOAT32_ONLY
+    if only_float32 and analysis.precision == "bfloat16":
+        raise ConfigError(
+            f"analysis.engine = {analysis.engine!r} computes in float32 only: "
+            "set analysis.precision to auto, or the engine to auto"
+        )
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    fastest = torch.bfloat16 if fast_bfloat16(on_gpu) and not only_float32 else torch.float32
+    return dtypes.get(analysis.precision, fastest)
 
 
 def _engine(analysis: Analysis, dtype: torch.dtype, threads: int) -> str:

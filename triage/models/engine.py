@@ -171,6 +171,7 @@ ENGINES: dict[str, Callable[[bytes, torch.dtype, int], Network]] = {
     "onnxruntime": OnnxRuntime,
 }
 """Beside torch, in the order in which they are taken where none is clearly faster."""
+FLOAT32_ONLY = {"onnxruntime"}
 
 
 @cache
@@ -253,7 +254,7 @@ def trial(dtype: torch.dtype, threads: int) -> Mapping[str, float]:
     """
     with torch.random.fork_rng(devices=[]):
         network = LungsNet((8, 16, 32, 64)).requires_grad_(False).eval()
-    known = [name for name in ENGINES if name == "openvino" or dtype == torch.float32]
+    known = [name for name in ENGINES if name not in FLOAT32_ONLY or dtype == torch.float32]
     names = [name for name in (*known, "torch") if installed(name)]
     taken = {}
     for name in names:
