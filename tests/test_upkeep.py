@@ -11,15 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydicom import dcmread
 
 from tests import peers
 from tests.hospital import Hospital, hospital
-from triage import config, upkeep
+from triage import assemble, config, upkeep
 from triage.config import Config
-from triage.dicom import files, phantom
+from triage.dicom import files, header, phantom, spool
 from triage.dicom.spool import QUARANTINE, RESULTS
-from triage.domain import StudyState
-from triage.errors import ConfigError
+from triage.domain import Instance, StudyState
+from triage.errors import ConfigError, Retryable
 from triage.web.app import create_app
 
 
@@ -88,6 +89,62 @@ def test_images_go_when_they_are_old_and_delivered_and_not_before(tmp_path: Path
         here.pass_time(28 * 86400)
         assert upkeep.delete_images(here.db, here.config, here.now), "the second one is delivered now"
         assert len(images(here.config, delivered)) == 30, "what came again stays as long again"
+
+
+def test_images_that_come_after_others_were_deleted_are_judged_backed_up_and_deleted_in_their_turn(
+    tmp_path: Path,
+) -> None:
+    with hospital(tmp_path / "here", retention={"delete_images_after_days": 30}) as here:
+        uid = scanned(here, tmp_path / "first", 1)
+        here.work()
+        here.pass_time(31 * 86400)
+        assert upkeep.delete_images(here.db, here.config, here.now)
+        for path in phantom.write_study(tmp_path / "late", seed=2, slices=60, rows=64, slice_spacing=4):
+            image = dcmread(path)
+            image.StudyInstanceUID, image.PatientID = uid, here.entry(uid).study.patient_id
+            image.save_as(path)
+        here.pass_time(1)
+        peers.scan(tmp_path / "late", here.config)
+        here.requeue(uid)
+        here.work()
+        entry = here.entry(uid)
+        assert entry.study.state is StudyState.ANALYZED
+        assert any("images deleted here on" in remark for remark in entry.study.remarks)
+        there = set(images(here.config, uid))
+        assert len(there) == 60
+        named = {path for path in here.db.paths() if RESULTS not in path.parts}
+        assert named == there, "a back-up knows of each"
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+        here.pass_time(31 * 86400)
+        assert upkeep.delete_images(here.db, here.config, here.now)
+        assert not images(here.config, uid)
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+
+
+def test_what_comes_while_images_are_deleted_is_kept_or_refused(tmp_path: Path) -> None:
+    with hospital(tmp_path / "here") as here:
+        uid = scanned(here, tmp_path / "first", 1)
+        here.work()
+        known, other = images(here.config, uid)[0], dcmread(tmp_path / "first" / "002-0001.dcm")
+        other.SOPInstanceUID = "1.2.3"
+        other.save_as(tmp_path / "other.dcm")
+        came: list[Instance] = []
+
+        def delete(recorded: set[Path]) -> None:
+            for path in (known, tmp_path / "other.dcm"):
+                syntax, body = header.split(path.read_bytes())
+                parsed = spool.read(bytes(body), syntax)
+                came.append(spool.file(here.config.storage.spool, bytes(body), parsed, "SCANNER").instance)
+            upkeep._delete_images(known.parent.parent, here.now - timedelta(days=1), recorded)
+
+        later = here.now + timedelta(days=1)
+        assert here.db.delete_images(uid, here.now, later, delete)
+        again, new = came
+        assert images(here.config, uid) == [new.path]
+        with pytest.raises(Retryable, match="send it again"):
+            assemble.register(here.db, here.config, again, later)
+        assemble.register(here.db, here.config, new, later)
+        assert not here.db.delete_images(uid, here.now, later, delete), "it got an image since then"
 
 
 def test_nothing_is_deleted_by_default_nor_while_it_is_on_the_list() -> None:

@@ -10,7 +10,9 @@ import os
 import re
 import shutil
 from collections.abc import Container, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from triage import assemble
@@ -36,16 +38,27 @@ def delete_images(db: Database, config: Config, now: datetime) -> bool:
     days, spool = config.retention.delete_images_after_days, config.storage.spool
     if days is None:
         return False
+    before, count = now - timedelta(days=days), 0
     with files.may_delete(spool) as may:
-        uids = db.images_to_delete(now - timedelta(days=days)) if may else []
-        for uid in uids:
-            for folder in _folders(spool / uid):
-                if folder.name != RESULTS:
-                    shutil.rmtree(folder)
-        db.mark_images_deleted(uids, now)
-    if uids:
-        log.info("the images of %d studies were deleted: older than %g days and delivered", len(uids), days)
-    return bool(uids)
+        for uid in db.images_to_delete(before) if may else []:
+            count += db.delete_images(uid, before, now, partial(_delete_images, spool / uid, before))
+    if count:
+        log.info("the images of %d studies were deleted: older than %g days and delivered", count, days)
+    return count > 0
+
+
+def _delete_images(study: Path, before: datetime, recorded: set[Path]) -> None:
+    """Those on record, and whatever else is as old; what is new is an image that just comes."""
+    series = [folder for folder in _folders(study) if folder.name != RESULTS]
+    for folder in [part for one in series for part in (*_folders(one), one)]:
+        try:
+            for path in folder.iterdir():
+                if path in recorded or (_touched(path) <= before and not path.is_dir()):
+                    path.unlink()
+        except OSError as error:
+            raise Retryable(f"images of {study.name} cannot be deleted: {error.strerror}") from error
+        with suppress(OSError):  # it holds what is new
+            folder.rmdir()
 
 
 class Quarantine:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, or_, select, text
 
 from triage.db.tables import delivery, instance, result, study
 from triage.errors import Retryable
@@ -44,7 +44,9 @@ def copy(engine: Engine, path: Path) -> None:
 
 def paths(connection: Connection) -> Iterator[Path]:
     """Every file that the rows name, but images that were deleted on purpose."""
-    images = select(instance.c.path).join(study).where(study.c.images_deleted_at.is_(None))
+    deleted = study.c.images_deleted_at
+    there = or_(deleted.is_(None), deleted < instance.c.received_at)
+    images = select(instance.c.path).join(study).where(there)
     owed = select(delivery.c.path).where(delivery.c.path.is_not(None))
     for query in (images, owed):
         for path in connection.execution_options(yield_per=PIECE).execute(query).scalars():

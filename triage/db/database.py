@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     delete,
     exists,
     func,
@@ -338,28 +339,26 @@ class Database:
 
     def images_to_delete(self, received_before: datetime) -> list[str]:
         """Some studies that are concluded and wholly delivered, and got no image since then."""
-        unfinished = exists().where(
-            delivery.c.study_instance_uid == study.c.study_instance_uid,
-            delivery.c.state.not_in((DeliveryState.SENT, DeliveryState.COMMITTED)),
-        )
-        newer = exists().where(
-            instance.c.study_instance_uid == study.c.study_instance_uid,
-            instance.c.received_at > received_before,
-        )
-        query = select(study.c.study_instance_uid).where(
-            study.c.state.in_((StudyState.ANALYZED, StudyState.REJECTED)),
-            study.c.last_received_at <= received_before,
-            study.c.images_deleted_at.is_(None),
-            ~unfinished,
-            ~newer,
-        )
+        query = select(study.c.study_instance_uid).where(_has_images_to_delete(received_before))
         with self._read() as connection:
             return list(connection.execute(query.limit(AT_ONCE)).scalars())
 
-    def mark_images_deleted(self, uids: Collection[str], now: datetime) -> None:
-        these = update(study).where(study.c.study_instance_uid.in_(uids))
+    def delete_images(
+        self, uid: str, received_before: datetime, now: datetime, delete: Callable[[set[Path]], None]
+    ) -> bool:
+        """Have the images of one of these studies deleted. False where it is none of them any more.
+
+        ``delete`` gets the files on record; until it is through, no other image can be put on record.
+        """
+        own = study.c.study_instance_uid == uid
+        still = select(study.c.state).where(own, _has_images_to_delete(received_before))
         with self._write() as connection:
-            connection.execute(these.values(images_deleted_at=now))
+            if connection.execute(still).first() is None:
+                return False
+            paths = select(instance.c.path).where(instance.c.study_instance_uid == uid)
+            delete({Path(path) for path in connection.execute(paths).scalars()})
+            connection.execute(update(study).where(own).values(images_deleted_at=now))
+        return True
 
     # --- delivering --------------------------------------------------------------------------
 
@@ -782,6 +781,25 @@ def _anew(now: datetime) -> dict[str, Any]:
         "next_attempt_at": now,
         "away": False,
     }
+
+
+def _has_images_to_delete(received_before: datetime) -> ColumnElement[bool]:
+    unfinished = exists().where(
+        delivery.c.study_instance_uid == study.c.study_instance_uid,
+        delivery.c.state.not_in((DeliveryState.SENT, DeliveryState.COMMITTED)),
+    )
+    newer = exists().where(
+        instance.c.study_instance_uid == study.c.study_instance_uid,
+        instance.c.received_at > received_before,
+    )
+    deleted = study.c.images_deleted_at
+    return and_(
+        study.c.state.in_((StudyState.ANALYZED, StudyState.REJECTED)),
+        study.c.last_received_at <= received_before,
+        or_(deleted.is_(None), deleted < study.c.last_received_at),  # others came since
+        ~unfinished,
+        ~newer,
+    )
 
 
 def _transition(connection: Connection, seen: Study, state: StudyState, **values: Any) -> bool:

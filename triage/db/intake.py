@@ -13,6 +13,7 @@ from triage.db.orders import Pending
 from triage.db.prepared import Prepared
 from triage.db.tables import instance, study
 from triage.domain import Instance, StudyState
+from triage.errors import Retryable
 
 IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
 SAID = ("scanner", *(name for name in IDENTITY if name != "accession_number"))
@@ -113,8 +114,13 @@ def _row(arrival: Arrival) -> dict[str, Any]:
 
 
 def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
-    """Images that were deleted come again: they are new to the spool, and say nothing new of the study."""
+    """Images that were deleted come again: they are new to the spool, and say nothing new of the study.
+
+    Raises Retryable where it was found in the spool, taken for the same as ever, and deleted just then.
+    """
     uid = received.study_instance_uid
+    if not received.path.exists():
+        raise Retryable(f"{received.sop_instance_uid} is deleted just now; send it again")
     _update(connection, uid, images_deleted_at=None)
     own = (instance.c.study_instance_uid == uid) & (instance.c.sop_instance_uid == received.sop_instance_uid)
     connection.execute(update(instance).where(own).values(received_at=now))
