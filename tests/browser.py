@@ -22,7 +22,7 @@ ARGUMENTS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftsh
 PICTURES = Path(os.environ.get("TRIAGE_SCREENSHOTS", Path(__file__).parents[1] / ".pytest-screenshots"))
 """What the pages look like, for people to look at."""
 SIZES = {1280: 900, 400: 800}
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 Browse = Callable[..., Page]
 
 expect.set_options(timeout=1000 * WAIT_SECONDS)
