@@ -134,7 +134,7 @@ def test_instances_come_back_as_they_were_registered(db: Database) -> None:
 def test_the_same_instance_again_changes_nothing(db: Database) -> None:
     register(db, an_instance())
     judged(db)
-    register(db, an_instance(), NOW + timedelta(hours=1))
+    register(db, an_instance(), NOW + timedelta(minutes=59))
     assert len(db.instances("1.2")) == 1
     entry = db.entry("1.2")
     assert entry is not None

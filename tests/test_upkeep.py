@@ -6,7 +6,10 @@ import asyncio
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +21,7 @@ from tests.hospital import Hospital, hospital
 from triage import assemble, config, upkeep
 from triage.config import Config
 from triage.dicom import files, header, phantom, spool
-from triage.dicom.spool import QUARANTINE, RESULTS
+from triage.dicom.spool import DELETED, QUARANTINE, RESULTS
 from triage.domain import Instance, StudyState
 from triage.errors import ConfigError, Retryable
 from triage.web.app import create_app
@@ -114,6 +117,7 @@ def test_images_that_come_after_others_were_deleted_are_judged_backed_up_and_del
         assert len(there) == 60
         named = {path for path in here.db.paths() if RESULTS not in path.parts}
         assert named == there, "a back-up knows of each"
+        assert get(here, f"/studies/{uid}/viewer.json").status_code == 200
         assert not upkeep.delete_images(here.db, here.config, here.now)
         here.pass_time(31 * 86400)
         assert upkeep.delete_images(here.db, here.config, here.now)
@@ -135,16 +139,90 @@ def test_what_comes_while_images_are_deleted_is_kept_or_refused(tmp_path: Path) 
                 syntax, body = header.split(path.read_bytes())
                 parsed = spool.read(bytes(body), syntax)
                 came.append(spool.file(here.config.storage.spool, bytes(body), parsed, "SCANNER").instance)
-            upkeep._delete_images(known.parent.parent, here.now - timedelta(days=1), recorded)
+            before = peers.now() - timedelta(days=1)
+            upkeep._put_aside(known.parent.parent, tmp_path / "aside", before, recorded)
 
         later = here.now + timedelta(days=1)
-        assert here.db.delete_images(uid, here.now, later, delete)
+        assert here.db.mark_images_deleted(uid, here.now, later, delete)
         again, new = came
         assert images(here.config, uid) == [new.path]
         with pytest.raises(Retryable, match="send it again"):
             assemble.register(here.db, here.config, again, later)
         assemble.register(here.db, here.config, new, later)
-        assert not here.db.delete_images(uid, here.now, later, delete), "it got an image since then"
+        assert not here.db.mark_images_deleted(uid, here.now, later, delete), "it got an image since then"
+
+
+def test_what_is_sent_again_before_its_images_are_deleted_stays_as_long_again(tmp_path: Path) -> None:
+    with hospital(tmp_path / "here", retention={"delete_images_after_days": 30}) as here:
+        uid = scanned(here, tmp_path / "first", 1)
+        here.work()
+        here.pass_time(31 * 86400)
+        one = tmp_path / "one" / "002-0001.dcm"
+        one.parent.mkdir()
+        shutil.copy(tmp_path / "first" / "002-0001.dcm", one)
+        peers.scan(one.parent, here.config)
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+        assert len(images(here.config, uid)) == 30
+        here.pass_time(31 * 86400)
+        assert upkeep.delete_images(here.db, here.config, here.now)
+
+
+def test_one_image_that_is_just_deleted_refuses_none_of_those_beside_it(tmp_path: Path) -> None:
+    with hospital(tmp_path / "here") as here, ThreadPoolExecutor() as pool:
+        uid = scanned(here, tmp_path / "first", 1)
+        here.work()
+        known = here.db.instances(uid)
+        others = [replace(known[0], study_instance_uid=f"1.{n}", sop_instance_uid=f"1.{n}.1") for n in (1, 2)]
+        later = here.now + timedelta(days=1)
+        waiting: list[Future[None]] = []
+
+        def come_together(recorded: set[Path]) -> None:
+            """The first waits for the database, and the others for the first."""
+            for number, one in enumerate((others[0], known[1], others[1])):
+                waiting.append(pool.submit(assemble.register, here.db, here.config, one, later))
+                peers.wait_until(lambda expected=number: len(here.db._arrivals._waiting) == expected)
+            upkeep._put_aside(known[0].path.parents[1], tmp_path / "aside", later, recorded)
+
+        assert here.db.mark_images_deleted(uid, here.now, later, come_together)
+        assert [type(one.exception()) for one in waiting] == [type(None), Retryable, type(None)]
+        assert [here.db.sop_instance_uids(f"1.{n}") for n in (1, 2)] == [{"1.1.1"}, {"1.2.1"}]
+
+
+def test_who_is_killed_while_images_are_deleted_loses_none_that_should_stay(tmp_path: Path) -> None:
+    with hospital(tmp_path / "here", retention={"delete_images_after_days": 30}) as here:
+        first, second = (scanned(here, tmp_path / str(seed), seed) for seed in (1, 2))
+        here.work()
+        here.pass_time(31 * 86400)
+        spool = here.config.storage.spool
+        moved = partial(upkeep._put_aside, spool / first, spool / DELETED / first, here.now)
+        moved(here.db.image_paths(first))  # killed before that was on record
+        here.requeue(first)
+        marked = partial(upkeep._put_aside, spool / second, spool / DELETED / second, here.now)
+        before = here.now - timedelta(days=30)
+        assert here.db.mark_images_deleted(
+            second, before, here.now, marked
+        )  # killed before they were deleted
+        assert not images(here.config, first) + images(here.config, second)
+        assert not upkeep.delete_images(here.db, here.config, here.now)
+        assert len(images(here.config, first)) == 30
+        assert not images(here.config, second)
+        assert not list((spool / DELETED).iterdir())
+
+
+def test_a_study_whose_images_cannot_be_deleted_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with hospital(tmp_path / "here", retention={"delete_images_after_days": 30}) as here:
+        first, second = (scanned(here, tmp_path / str(seed), seed) for seed in (1, 2))
+        here.work()
+        here.pass_time(31 * 86400)
+        aside = here.config.storage.spool / DELETED
+        aside.mkdir()
+        (aside / first).write_bytes(b"no folder")
+        assert upkeep.delete_images(here.db, here.config, here.now)
+        assert len(images(here.config, first)) == 30
+        assert not images(here.config, second)
+        assert f"images of study {first} cannot be deleted: " in caplog.text
 
 
 def test_nothing_is_deleted_by_default_nor_while_it_is_on_the_list() -> None:

@@ -20,7 +20,7 @@ from triage import __version__
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import files
-from triage.dicom.spool import INCOMING, QUARANTINE
+from triage.dicom.spool import NO_STUDIES
 from triage.errors import ConfigError, Retryable
 
 DATABASE, SPOOL, FACTS = "triage.db", "spool", "backup.json"
@@ -144,7 +144,7 @@ def _files(spool: Path) -> Iterator[Path]:
     for name, folders, names in os.walk(spool):
         folder = Path(name)
         if folder == spool:
-            folders[:] = [one for one in folders if one not in (INCOMING, QUARANTINE)]
+            folders[:] = [one for one in folders if one not in NO_STUDIES]
         whole = (folder / one for one in sorted(names) if not one.startswith("."))
         yield from (path for path in whole if not path.is_symlink())
 

@@ -186,6 +186,12 @@ class Analysis(Section):
     maximum_attempts: Annotated[int, Field(ge=1, le=100)] = 5
     retry_seconds: Seconds = 30.0
 
+    @model_validator(mode="after")
+    def _precision_of_the_engine(self) -> Self:
+        if self.engine == "onnxruntime" and self.precision == "bfloat16":
+            raise ValueError("engine onnxruntime computes in float32 only; set precision to auto")
+        return self
+
 
 class Results(Section):
     sr: Literal["comprehensive_3d", "comprehensive", "enhanced"] = "comprehensive_3d"

@@ -19,7 +19,7 @@ from triage import assemble
 from triage.config import Config
 from triage.db import Database
 from triage.dicom import files, header
-from triage.dicom.spool import QUARANTINE, RESULTS
+from triage.dicom.spool import DELETED, QUARANTINE, RESULTS
 from triage.errors import Rejected, Retryable
 
 log = logging.getLogger(__name__)
@@ -40,25 +40,61 @@ def delete_images(db: Database, config: Config, now: datetime) -> bool:
         return False
     before, count = now - timedelta(days=days), 0
     with files.may_delete(spool) as may:
-        for uid in db.images_to_delete(before) if may else []:
-            count += db.delete_images(uid, before, now, partial(_delete_images, spool / uid, before))
+        if not may:
+            return False
+        for uid in [*(left.name for left in _folders(spool / DELETED)), *db.images_to_delete(before)]:
+            try:
+                count += _delete_images(db, spool, uid, before, now)
+            except Retryable as failure:  # the others need not wait for it
+                log.warning("%s", failure)
     if count:
         log.info("the images of %d studies were deleted: older than %g days and delivered", count, days)
     return count > 0
 
 
-def _delete_images(study: Path, before: datetime, recorded: set[Path]) -> None:
-    """Those on record, and whatever else is as old; what is new is an image that just comes."""
-    series = [folder for folder in _folders(study) if folder.name != RESULTS]
-    for folder in [part for one in series for part in (*_folders(one), one)]:
-        try:
-            for path in folder.iterdir():
-                if path in recorded or (_touched(path) <= before and not path.is_dir()):
-                    path.unlink()
-        except OSError as error:
-            raise Retryable(f"images of {study.name} cannot be deleted: {error.strerror}") from error
-        with suppress(OSError):  # it holds what is new
-            folder.rmdir()
+def _delete_images(db: Database, spool: Path, uid: str, before: datetime, now: datetime) -> bool:
+    """Put aside while nothing can be put on record, which takes a moment; deleted when others can go on."""
+    study, aside = spool / uid, spool / DELETED / uid
+    try:
+        if aside.exists():
+            _recover(db, aside, study, before)
+        marked = db.mark_images_deleted(uid, before, now, partial(_put_aside, study, aside, before))
+        if aside.exists():
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise Retryable(f"images of study {uid} cannot be deleted: {error.strerror}") from error
+    return marked
+
+
+def _recover(db: Database, aside: Path, study: Path, before: datetime) -> None:
+    """Of one who was killed: all is put back, or of images marked as deleted what came meanwhile."""
+    entry = db.entry(study.name)
+    if entry is not None and entry.study.images_deleted_at is not None:
+        _put_back(aside, study, before, db.image_paths(study.name))
+    else:
+        _put_back(aside, study, datetime.min.replace(tzinfo=UTC), set())
+    shutil.rmtree(aside)
+
+
+def _put_aside(study: Path, aside: Path, before: datetime, recorded: set[Path]) -> None:
+    aside.mkdir(parents=True)
+    for series in _folders(study):
+        if series.name != RESULTS:
+            series.rename(aside / series.name)
+    _put_back(aside, study, before, recorded)
+
+
+def _put_back(aside: Path, study: Path, before: datetime, recorded: set[Path]) -> None:
+    """Whatever is neither on record nor old: an image that just comes."""
+    for path in aside.rglob("*"):
+        own = study / path.relative_to(aside)
+        if own in recorded or _touched(path) <= before or path.is_dir():
+            continue
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # it came once more
+            os.link(path, own)
+        for folder in (own.parent, study):
+            files.sync_directory(folder)
 
 
 class Quarantine:

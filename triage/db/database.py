@@ -61,6 +61,7 @@ from triage.domain import (
     StudyState,
     WorklistEntry,
 )
+from triage.errors import Retryable
 from triage.together import Together
 
 PIECE = 5000
@@ -131,7 +132,10 @@ class Database:
         ``pending`` gives the place of a study that nobody has judged yet. What several threads register at
         the same time is one transaction.
         """
-        self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
+        try:
+            self._arrivals.do(Arrival(received, now, judgeable, stat, pending))
+        except intake.DeletedNow as gone:  # not Retryable before: all who came with it would be refused
+            raise Retryable(f"SOP instance {gone} is being deleted; send it again") from gone
 
     def _register(self, arrivals: Sequence[Arrival]) -> None:
         """One thread at a time; its connection is kept, for to borrow one takes as long as to commit."""
@@ -343,22 +347,31 @@ class Database:
         with self._read() as connection:
             return list(connection.execute(query.limit(AT_ONCE)).scalars())
 
-    def delete_images(
-        self, uid: str, received_before: datetime, now: datetime, delete: Callable[[set[Path]], None]
+    def mark_images_deleted(
+        self, uid: str, received_before: datetime, now: datetime, put_aside: Callable[[set[Path]], None]
     ) -> bool:
-        """Have the images of one of these studies deleted. False where it is none of them any more.
+        """The images of one of these studies are gone once ``put_aside`` has put them aside.
 
-        ``delete`` gets the files on record; until it is through, no other image can be put on record.
+        It gets the files on record, and is to be quick: nothing can be written meanwhile. False where the
+        study is none of these any more.
         """
         own = study.c.study_instance_uid == uid
         still = select(study.c.state).where(own, _has_images_to_delete(received_before))
         with self._write() as connection:
             if connection.execute(still).first() is None:
                 return False
-            paths = select(instance.c.path).where(instance.c.study_instance_uid == uid)
-            delete({Path(path) for path in connection.execute(paths).scalars()})
-            connection.execute(update(study).where(own).values(images_deleted_at=now))
+            put_aside(self._paths(connection, uid))
+            connection.execute(update(study).where(own).values(images_deleted_at=now, images_back=False))
         return True
+
+    def image_paths(self, uid: str) -> set[Path]:
+        """The files of a study's images on record, there or deleted."""
+        with self._read() as connection:
+            return self._paths(connection, uid)
+
+    def _paths(self, connection: Connection, uid: str) -> set[Path]:
+        paths = select(instance.c.path).where(instance.c.study_instance_uid == uid)
+        return {Path(path) for path in connection.execute(paths).scalars()}
 
     # --- delivering --------------------------------------------------------------------------
 
@@ -792,11 +805,10 @@ def _has_images_to_delete(received_before: datetime) -> ColumnElement[bool]:
         instance.c.study_instance_uid == study.c.study_instance_uid,
         instance.c.received_at > received_before,
     )
-    deleted = study.c.images_deleted_at
     return and_(
         study.c.state.in_((StudyState.ANALYZED, StudyState.REJECTED)),
         study.c.last_received_at <= received_before,
-        or_(deleted.is_(None), deleted < study.c.last_received_at),  # others came since
+        or_(study.c.images_deleted_at.is_(None), study.c.images_back),
         ~unfinished,
         ~newer,
     )

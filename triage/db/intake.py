@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Connection, RowMapping, bindparam, exists, insert, or_, select, update
@@ -13,7 +13,6 @@ from triage.db.orders import Pending
 from triage.db.prepared import Prepared
 from triage.db.tables import instance, study
 from triage.domain import Instance, StudyState
-from triage.errors import Retryable
 
 IDENTITY = ("patient_id", "patient_name", "accession_number", "study_date", "study_description")
 SAID = ("scanner", *(name for name in IDENTITY if name != "accession_number"))
@@ -33,9 +32,12 @@ ANEW: dict[str, Any] = {
 CONFLICT_NOTE = "an instance arrived twice with different content; the first one is judged"
 OTHER_PATIENT_NOTE = "images of another patient ID came with this study's UID"
 
-KNOWN = "known_digest"
+AGED = timedelta(hours=1)
+"""An image on record for so long that comes again is as good as new to retention."""
+
+KNOWN, KNOWN_SINCE = "known_digest", "known_since"
 BEFORE = (
-    select(study, instance.c.digest.label(KNOWN))
+    select(study, instance.c.digest.label(KNOWN), instance.c.received_at.label(KNOWN_SINCE))
     .outerjoin(
         instance,
         (instance.c.study_instance_uid == study.c.study_instance_uid)
@@ -43,7 +45,7 @@ BEFORE = (
     )
     .where(study.c.study_instance_uid == bindparam("uid"))
 )
-"""The study, and the digest of the instance where it is on record."""
+"""The study; of the instance, where it is on record, the digest and when it came."""
 
 # Nearly every image is one more of a study that is being received: two statements, and nothing is read.
 KEEP = Prepared(insert(instance))
@@ -52,6 +54,7 @@ ONE_MORE = Prepared(
     .where(
         study.c.study_instance_uid == bindparam("study_instance_uid"),
         study.c.accession_number == bindparam("accession_number"),  # another one may have a STAT order
+        study.c.images_deleted_at.is_(None),
         *(or_(study.c[name] == bindparam(name), bindparam(name) == "") for name in SAID),
         or_(study.c.stat, bindparam("stat", type_=Boolean()).is_(False)),
         *(study.c[name] == value for name, value in {**ANEW, "reason": ""}.items()),
@@ -63,6 +66,10 @@ ONE_MORE = Prepared(
     .values(last_received_at=bindparam("received_at"))
 )
 """Says that an image came, of a study of which it says nothing new."""
+
+
+class DeletedNow(Exception):
+    """An image was in the spool, was taken for the same as ever, and is deleted before that is on record."""
 
 
 class Arrival(NamedTuple):
@@ -91,11 +98,11 @@ def weigh(connection: Connection, arrival: Arrival) -> None:
     uid = received.study_instance_uid
     found = connection.execute(BEFORE, {"uid": uid, "sop_instance_uid": received.sop_instance_uid})
     before = found.mappings().first()
+    if before is not None and (deleted_at := before["images_deleted_at"]) is not None:
+        now = max(now, deleted_at + timedelta(microseconds=1))  # it may have waited while they were deleted
+        _update(connection, uid, images_back=True)
     if before is not None and before[KNOWN] is not None:
-        if before[KNOWN] != received.digest:
-            add_note(connection, uid, CONFLICT_NOTE)
-        elif before["images_deleted_at"] is not None:
-            _is_back(connection, received, now)
+        _again(connection, before, received, now)
         return
     if before is None or before["accession_number"] != received.accession_number:  # else the order was told
         stat = stat or orders.is_stat(connection, received.accession_number)
@@ -103,7 +110,7 @@ def weigh(connection: Connection, arrival: Arrival) -> None:
         _open(connection, received, _identity(received, judgeable), now, stat, pending)
     else:
         _complete(connection, before, _identity(received, judgeable), stat, pending)
-    KEEP.run(connection, _row(arrival))
+    KEEP.run(connection, _row(arrival._replace(now=now)))
     if judgeable and before is not None:
         _reopen(connection, before, now, pending)
 
@@ -113,17 +120,22 @@ def _row(arrival: Arrival) -> dict[str, Any]:
     return {**values, "received_at": arrival.now, "judgeable": arrival.judgeable}
 
 
-def _is_back(connection: Connection, received: Instance, now: datetime) -> None:
-    """Images that were deleted come again: they are new to the spool, and say nothing new of the study.
-
-    Raises Retryable where it was found in the spool, taken for the same as ever, and deleted just then.
-    """
-    uid = received.study_instance_uid
+def _again(connection: Connection, before: RowMapping, received: Instance, now: datetime) -> None:
+    """It says nothing new of its study; after long, it stays as long as if it came for the first time."""
+    uid, deleted_at = received.study_instance_uid, before["images_deleted_at"]
+    if before[KNOWN] != received.digest:
+        add_note(connection, uid, CONFLICT_NOTE)
+    if deleted_at is None and before[KNOWN_SINCE] > now - AGED:
+        return
     if not received.path.exists():
-        raise Retryable(f"{received.sop_instance_uid} is deleted just now; send it again")
-    _update(connection, uid, images_deleted_at=None)
-    own = (instance.c.study_instance_uid == uid) & (instance.c.sop_instance_uid == received.sop_instance_uid)
-    connection.execute(update(instance).where(own).values(received_at=now))
+        raise DeletedNow(received.sop_instance_uid)
+    of_study = instance.c.study_instance_uid == uid
+    own = instance.c.sop_instance_uid == received.sop_instance_uid
+    connection.execute(update(instance).where(of_study, own).values(received_at=now))
+    if deleted_at is not None:
+        still_gone = select(instance.c.path).where(of_study, instance.c.received_at <= deleted_at)
+        if connection.execute(still_gone.limit(1)).first() is None:
+            _update(connection, uid, images_deleted_at=None, images_back=False)
 
 
 def add_note(connection: Connection, uid: str, note: str) -> None:

@@ -108,6 +108,7 @@ study = Table(
     Column("closed_reason", Text, nullable=False, default=""),
     Column("forgotten", Boolean, nullable=False, default=False),
     Column("images_deleted_at", UtcDateTime),
+    Column("images_back", Boolean, nullable=False, default=False),  # some, since then
     Column("changed", Integer, nullable=False, default=NEXT_CHANGE, onupdate=NEXT_CHANGE),
     Column("strict_rank", Integer, Computed("CASE WHEN band = 5 THEN 4 ELSE band END", persisted=False)),
     Column("strict_score", Float, Computed("-score", persisted=False)),

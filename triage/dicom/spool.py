@@ -28,6 +28,9 @@ INCOMING = "incoming"
 """Folder of files that are being written; what lies here after a restart was never acknowledged."""
 QUARANTINE = "quarantine"
 """Folder of what lay in the spool and is no object that anybody can read."""
+DELETED = "deleted"
+"""Folder of images that retention is just deleting."""
+NO_STUDIES = (INCOMING, QUARANTINE, DELETED)
 CONFLICTS = "conflicts"
 """Folder, in a series, of objects that reused the SOP Instance UID of another one."""
 RESULTS = "results"
@@ -84,7 +87,7 @@ def index_spool(
     """
     for leftover in (spool / INCOMING).glob("*"):
         leftover.unlink(missing_ok=True)
-    for study in sorted(path for path in spool.glob("*") if path.name not in (INCOMING, QUARANTINE)):
+    for study in sorted(path for path in spool.glob("*") if path.name not in NO_STUDIES):
         known = recorded(study.name)
         for path in sorted(study.glob("*/*.dcm")):
             if path.parent.name == RESULTS or path.stem in known:

@@ -115,7 +115,7 @@ def choose(analysis: Analysis) -> Compute:
     """From the settings; ``auto`` takes a GPU where there is one, bfloat16 where it is fast, and on a CPU the
     engine that a short trial finds fastest.
 
-    Raises ConfigError for a GPU or an engine that is asked for and missing, or that has not this precision.
+    Raises ConfigError for a GPU or an engine that is asked for and missing.
     """
     on_gpu = analysis.device != "cpu" and _gpu_works()
     if analysis.device == "cuda" and not on_gpu:
@@ -135,15 +135,9 @@ def speeds(analysis: Analysis) -> Mapping[str, float] | None:
 
 
 def _dtype(analysis: Analysis, on_gpu: bool) -> torch.dtype:
-    only_float32 = not on_gpu and analysis.engine in engine.FLOAT32_ONLY
-    if only_float32 and analysis.precision == "bfloat16":
-        raise ConfigError(
-            f"analysis.engine = {analysis.engine!r} computes in float32 only: "
-            "set analysis.precision to auto, or the engine to auto"
-        )
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    fastest = torch.bfloat16 if fast_bfloat16(on_gpu) and not only_float32 else torch.float32
-    return dtypes.get(analysis.precision, fastest)
+    fast = fast_bfloat16(on_gpu) and (on_gpu or analysis.engine not in engine.FLOAT32_ONLY)
+    return dtypes.get(analysis.precision, torch.bfloat16 if fast else torch.float32)
 
 
 def _engine(analysis: Analysis, dtype: torch.dtype, threads: int) -> str:

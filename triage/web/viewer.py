@@ -198,10 +198,12 @@ class Viewer:
         entry = self.database.entry(uid)
         patient = entry.study.patient_id if entry else ""
         same = [one for one in found if not (one.patient_id and patient) or one.patient_id == patient]
-        deleted = entry is not None and entry.study.images_deleted_at is not None
-        if not same or (deleted and not same[0].path.exists()):
+        others = len(same) < len(found)
+        if entry is not None and entry.study.images_deleted_at is not None:
+            same = [one for one in same if one.path.exists()]
+        if not same:
             raise HTTPException(404, "There are no images of this study to show.")
-        return same, len(same) < len(found)
+        return same, others
 
     def _images(
         self, found: list[Instance], result: Result | None
