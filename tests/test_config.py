@@ -62,6 +62,10 @@ def test_every_setting_has_a_line_that_says_what_it_does() -> None:
         ({"priority": {"target_wait_minutes": {"critical": 90}}}, ["target_wait_minutes", "must grow"]),
         ({"analysis": {"positive_probability": 1.5}}, ["analysis.positive_probability", "1.5"]),
         ({"analysis": {"positive_probability": 0.1}}, ["priority.indeterminate_probability"]),
+        (
+            {"analysis": {"engine": "onnxruntime", "precision": "bfloat16"}},
+            ["analysis: ", "float32 only; set precision to auto"],
+        ),
         ({"results": {"sr": "pdf"}}, ["results.sr", "pdf", "comprehensive"]),
         (
             {"delivery": {"destinations": [{"name": "A", "ae_title": "X", "host": "h", "port": 1}] * 2}},
