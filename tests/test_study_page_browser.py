@@ -353,6 +353,21 @@ def test_without_webgl_the_page_says_so(
 
 
 @needs_npm
+def test_a_3d_view_without_room_draws_nothing_and_goes_on_when_there_is_some(screen: Screen) -> None:
+    button, space = screen.viewer.get_by_role("button", name="3D view"), screen.page.locator(".space")
+    button.click()
+    button.click()  # before it is there
+    expect(space).to_be_hidden()
+    button.click()
+    expect(space).to_have_attribute("data-shown", "")
+    two_frames = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    for style in ("height: 0; min-height: 0", ""):
+        space.evaluate("(one, style) => { one.style = style; }", style)
+        screen.page.evaluate(two_frames)
+        space.press("ArrowLeft")
+    expect(space.locator("canvas")).to_be_visible()
+
+
 def test_lungs_and_infection_in_3d(screen: Screen) -> None:
     button, space = screen.viewer.get_by_role("button", name="3D view"), screen.page.locator(".space")
     button.click()

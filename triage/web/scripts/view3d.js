@@ -10,7 +10,10 @@ const STEP = 10;  // degrees a key
 export async function show(container, bytes) {
   const view = vtkGenericRenderWindow.newInstance({background: GROUND, listenWindowResize: false});
   view.setContainer(container);
-  const renderer = view.getRenderer(), camera = renderer.getActiveCamera(), draw = () => view.getRenderWindow().render();
+  const renderer = view.getRenderer(), camera = renderer.getActiveCamera();
+  const draw = () => {
+    if (container.clientWidth && container.clientHeight) view.getRenderWindow().render();
+  };
   const importer = vtkGLTFImporter.newInstance({renderer});
   await new Promise((ready, failed) => {
     importer.onReady(ready);
@@ -40,12 +43,13 @@ export async function show(container, bytes) {
     draw();
   };
   container.addEventListener("keydown", turn);
-  const resized = new ResizeObserver(() => {
-    view.resize();
+  const fit = () => {
+    if (container.clientWidth && container.clientHeight) view.resize();
     draw();
-  });
+  };
+  const resized = new ResizeObserver(fit);
   resized.observe(container);
-  view.resize();
+  fit();
   reset();
   return () => {
     resized.disconnect();

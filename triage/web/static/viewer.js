@@ -175,7 +175,8 @@ class Viewer extends HTMLElement {
   async open3d() {
     this.space.hidden = false;
     this.solid.setAttribute("aria-expanded", "true");
-    const say = textContent => this.space.replaceChildren(make("p", {textContent}));
+    const opening = this.opening = {}, givenUp = () => this.opening !== opening || !this.isConnected;  // by another click
+    const say = textContent => givenUp() || this.space.replaceChildren(make("p", {textContent}));
     if (!this.scan.built) return say("The 3D view is not part of this installation. Whoever runs it can add it with deploy/install, where the npm registry can be reached.");
     if (!make("canvas").getContext("webgl2")) return say("This browser draws no 3D (WebGL 2 is off or missing).");
     say("Surfaces are being made …");
@@ -183,8 +184,11 @@ class Viewer extends HTMLElement {
       const [{show}, surfaces] = await Promise.all([import("./built/view3d.js"), fetch(`${this.scan.address}/surfaces.glb`)]);
       if (!surfaces.ok) return say("The surfaces of this study cannot be drawn.");
       const bytes = await surfaces.arrayBuffer();
+      if (givenUp()) return;
       this.space.replaceChildren();
-      if (!this.space.hidden) this.end3d = await show(this.space, bytes);
+      const end = await show(this.space, bytes);
+      if (givenUp()) return end();
+      this.end3d = end;
       this.space.dataset.shown = "";
     } catch {
       say("The 3D view could not be started.");
@@ -193,7 +197,7 @@ class Viewer extends HTMLElement {
 
   close3d() {
     this.end3d?.();
-    this.end3d = null;
+    this.end3d = this.opening = null;
     delete this.space.dataset.shown;
     this.space.hidden = true;
     this.solid.setAttribute("aria-expanded", "false");
