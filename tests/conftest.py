@@ -12,7 +12,9 @@ from sqlalchemy import Engine
 
 from triage.db import database
 
-settings.register_profile("triage", deadline=None)  # a busy machine is no failure
+NOTHING_SKIPPED = bool(os.environ.get("TRIAGE_NOTHING_SKIPPED"))
+# A busy machine is no failure. Each run draws new cases; where a change is judged, always the same ones.
+settings.register_profile("triage", deadline=None, derandomize=NOTHING_SKIPPED)
 settings.load_profile("triage")
 
 
@@ -53,7 +55,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[Any]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("TRIAGE_NOTHING_SKIPPED"):
+    if report.skipped and not hasattr(report, "wasxfail") and NOTHING_SKIPPED:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped where nothing may be: {report.longrepr}"
     return report
