@@ -69,12 +69,12 @@ def _migrated_once() -> Iterator[None]:
     def copied(new: Engine) -> None:
         with closing(new.raw_connection()) as pooled:
             connection = cast(sqlite3.Connection, pooled.driver_connection)
-            is_new = not _has_tables(connection)
-            if is_new and _has_tables(kept):
+            if _has_tables(connection):
+                migrate(new)
+            elif _has_tables(kept):
                 kept.backup(connection)
-                return
-            migrate(new)
-            if is_new:
+            else:
+                migrate(new)
                 connection.backup(kept)
 
     with pytest.MonkeyPatch.context() as patch:

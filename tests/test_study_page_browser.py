@@ -368,6 +368,7 @@ def test_a_3d_view_without_room_draws_nothing_and_goes_on_when_there_is_some(scr
     expect(space.locator("canvas")).to_be_visible()
 
 
+@needs_npm
 def test_lungs_and_infection_in_3d(screen: Screen) -> None:
     button, space = screen.viewer.get_by_role("button", name="3D view"), screen.page.locator(".space")
     button.click()

@@ -178,9 +178,10 @@ def test_one_image_that_is_just_deleted_refuses_none_of_those_beside_it(tmp_path
 
         def come_together(recorded: set[Path]) -> None:
             """The first waits for the database, and the others for the first."""
+            arrivals = here.db._arrivals
             for number, one in enumerate((others[0], known[1], others[1])):
                 waiting.append(pool.submit(assemble.register, here.db, here.config, one, later))
-                peers.wait_until(lambda expected=number: len(here.db._arrivals._waiting) == expected)
+                peers.wait_until(lambda n=number: arrivals._working and len(arrivals._waiting) == n)
             upkeep._put_aside(known[0].path.parents[1], tmp_path / "aside", later, recorded)
 
         assert here.db.mark_images_deleted(uid, here.now, later, come_together)
@@ -195,13 +196,11 @@ def test_who_is_killed_while_images_are_deleted_loses_none_that_should_stay(tmp_
         here.pass_time(31 * 86400)
         spool = here.config.storage.spool
         moved = partial(upkeep._put_aside, spool / first, spool / DELETED / first, here.now)
-        moved(here.db.image_paths(first))  # killed before that was on record
+        moved({one.path for one in here.db.instances(first)})  # killed before that was on record
         here.requeue(first)
         marked = partial(upkeep._put_aside, spool / second, spool / DELETED / second, here.now)
         before = here.now - timedelta(days=30)
-        assert here.db.mark_images_deleted(
-            second, before, here.now, marked
-        )  # killed before they were deleted
+        assert here.db.mark_images_deleted(second, before, here.now, marked)  # killed before the rest
         assert not images(here.config, first) + images(here.config, second)
         assert not upkeep.delete_images(here.db, here.config, here.now)
         assert len(images(here.config, first)) == 30

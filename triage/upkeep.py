@@ -59,7 +59,7 @@ def _delete_images(db: Database, spool: Path, uid: str, before: datetime, now: d
         if aside.exists():
             _recover(db, aside, study, before)
         marked = db.mark_images_deleted(uid, before, now, partial(_put_aside, study, aside, before))
-        if aside.exists():
+        if marked:
             shutil.rmtree(aside)
     except OSError as error:
         raise Retryable(f"images of study {uid} cannot be deleted: {error.strerror}") from error
@@ -70,7 +70,7 @@ def _recover(db: Database, aside: Path, study: Path, before: datetime) -> None:
     """Of one who was killed: all is put back, or of images marked as deleted what came meanwhile."""
     entry = db.entry(study.name)
     if entry is not None and entry.study.images_deleted_at is not None:
-        _put_back(aside, study, before, db.image_paths(study.name))
+        _put_back(aside, study, before, {one.path for one in db.instances(study.name)})
     else:
         _put_back(aside, study, datetime.min.replace(tzinfo=UTC), set())
     shutil.rmtree(aside)

@@ -28,7 +28,7 @@ POISON = 32
 """Slices of the study at which the network fails."""
 ATTEMPTS = 2
 LEASE = 6.0
-"""Seconds: what a healthy study may be kept waiting for by a busy machine, and no more is lost than that."""
+"""Seconds in which a busy machine, too, judges the healthy study; those that crash wait as long."""
 CPU = Compute(torch.device("cpu"), torch.float32, 1)
 
 

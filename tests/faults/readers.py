@@ -52,8 +52,8 @@ def attempted(read: Read, raw: bytes, path: Path) -> tuple[str, str]:
         answer, complaint = "refused", "says a patient's name" if NOBODY in str(refusal) else ""
     except Exception as error:  # noqa: BLE001 - this is what is looked for
         return "wrong", f"{traced(error)}: {str(error)[:80]}"
-    taken = time.process_time() - began
-    return answer, complaint or (f"took {taken:.0f} s" if taken > LONGEST else "")
+    seconds = time.process_time() - began
+    return answer, complaint or (f"took {seconds:.0f} s" if seconds > LONGEST else "")
 
 
 def limit_memory() -> None:

@@ -360,18 +360,10 @@ class Database:
         with self._write() as connection:
             if connection.execute(still).first() is None:
                 return False
-            put_aside(self._paths(connection, uid))
+            paths = select(instance.c.path).where(instance.c.study_instance_uid == uid)
+            put_aside({Path(path) for path in connection.execute(paths).scalars()})
             connection.execute(update(study).where(own).values(images_deleted_at=now, images_back=False))
         return True
-
-    def image_paths(self, uid: str) -> set[Path]:
-        """The files of a study's images on record, there or deleted."""
-        with self._read() as connection:
-            return self._paths(connection, uid)
-
-    def _paths(self, connection: Connection, uid: str) -> set[Path]:
-        paths = select(instance.c.path).where(instance.c.study_instance_uid == uid)
-        return {Path(path) for path in connection.execute(paths).scalars()}
 
     # --- delivering --------------------------------------------------------------------------
 

@@ -11,9 +11,8 @@ export async function show(container, bytes) {
   const view = vtkGenericRenderWindow.newInstance({background: GROUND, listenWindowResize: false});
   view.setContainer(container);
   const renderer = view.getRenderer(), camera = renderer.getActiveCamera();
-  const draw = () => {
-    if (container.clientWidth && container.clientHeight) view.getRenderWindow().render();
-  };
+  const hasRoom = () => container.clientWidth && container.clientHeight;
+  const draw = () => hasRoom() && view.getRenderWindow().render(), fit = () => hasRoom() && view.resize();
   const importer = vtkGLTFImporter.newInstance({renderer});
   await new Promise((ready, failed) => {
     importer.onReady(ready);
@@ -43,11 +42,10 @@ export async function show(container, bytes) {
     draw();
   };
   container.addEventListener("keydown", turn);
-  const fit = () => {
-    if (container.clientWidth && container.clientHeight) view.resize();
+  const resized = new ResizeObserver(() => {
+    fit();
     draw();
-  };
-  const resized = new ResizeObserver(fit);
+  });
   resized.observe(container);
   fit();
   reset();
